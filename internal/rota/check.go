@@ -1,0 +1,222 @@
+package rota
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Kind names what a check does; internal/probe holds one function a kind.
+type Kind string
+
+// The kinds of checks this version probes.
+const (
+	KindHTTP  Kind = "http"
+	KindHTTPS Kind = "https"
+	KindTCP   Kind = "tcp"
+	KindTLS   Kind = "tls"
+	KindICMP  Kind = "icmp"
+)
+
+// Kinds lists the kinds in the order documents name them.
+func Kinds() []Kind { return []Kind{KindHTTP, KindHTTPS, KindTCP, KindTLS, KindICMP} }
+
+// Verify says how the certificate of an endpoint is judged.
+type Verify string
+
+// The ways to judge a certificate.
+const (
+	VerifyStrict Verify = "strict" // trusted by the system's roots and valid for the host name
+	VerifyCA     Verify = "ca"     // trusted, whatever its name
+	VerifyNone   Verify = "none"   // not judged, but for CertDays
+)
+
+// Timing is how often and how patiently a check asks, and how many answers change a mind.
+type Timing struct {
+	Interval     time.Duration `json:"interval_ns"`      // between probes while nothing is pending
+	FastInterval time.Duration `json:"fast_interval_ns"` // between probes while a change of mind is pending
+	Timeout      time.Duration `json:"timeout_ns"`       // total, from the first packet to the last byte
+	Fall         int           `json:"fall"`             // failures that make a target down; at least 1
+	Rise         int           `json:"rise"`             // successes in a row that bring it up; at least 1
+	OK           int           `json:"ok"`               // successes in a row that forget earlier failures; at least 1
+}
+
+// DefaultTiming is what a check has that says nothing.
+func DefaultTiming() Timing {
+	return Timing{
+		Interval: 10 * time.Second, FastInterval: time.Second, Timeout: 3 * time.Second,
+		Fall: 3, Rise: 2, OK: 3,
+	}
+}
+
+// StatusRange is an inclusive range of HTTP status codes.
+type StatusRange struct {
+	From int `json:"from"`
+	To   int `json:"to"`
+}
+
+func (r StatusRange) String() string {
+	if r.From == r.To {
+		return strconv.Itoa(r.From)
+	}
+	return fmt.Sprintf("%d-%d", r.From, r.To)
+}
+
+// Header is one header field of an HTTP request or of what is expected in the answer.
+type Header struct {
+	Name  string `json:"name"`
+	Value string `json:"value"` // in expectations a regular expression (RE2); empty means present
+}
+
+// Check says what to ask of an endpoint. Which fields count depends on Kind; the others are zero.
+type Check struct {
+	Name string `json:"name"` // as configured; not part of the question
+	Kind Kind   `json:"kind"`
+	Port uint16 `json:"port,omitempty"` // all kinds but icmp
+	Timing
+
+	// http, https
+	Method       string        `json:"method,omitempty"` // empty: GET
+	Path         string        `json:"path,omitempty"`   // with query; empty: /
+	Host         string        `json:"host,omitempty"`   // Host header and, when ServerName is empty, SNI; empty: the address
+	Header       []Header      `json:"header,omitempty"` // sent
+	Status       []StatusRange `json:"status,omitempty"` // empty: 200-399
+	ExpectHeader []Header      `json:"expect_header,omitempty"`
+	Body         string        `json:"body,omitempty"`     // regular expression (RE2) that the first MaxBody bytes must match
+	Follow       bool          `json:"follow,omitempty"`   // follow redirects to the same address and port, never elsewhere
+	MaxBody      int           `json:"max_body,omitempty"` // bytes read of an answer; 0: DefaultMaxBody
+
+	// https, tls
+	ServerName string `json:"server_name,omitempty"` // SNI and the name the certificate must carry; empty: Host
+	Verify     Verify `json:"verify,omitempty"`      // empty: strict
+	CertDays   int    `json:"cert_days,omitempty"`   // fewer days left than this is down
+
+	// tcp, tls
+	Send   string `json:"send,omitempty"`   // bytes written after connecting
+	Expect string `json:"expect,omitempty"` // regular expression (RE2) that the first MaxBody bytes read must match
+
+	// icmp
+	Count int     `json:"count,omitempty"` // echo requests a probe, 1 to MaxCount; 0: 1
+	Loss  float64 `json:"loss,omitempty"`  // a share of lost requests of this much or more is down, 0 to 1; 0: only all lost is down
+}
+
+// Bounds of a check.
+const (
+	DefaultMaxBody = 64 << 10 // bytes of an answer read when the check says nothing
+	LimitMaxBody   = 4 << 20  // the most a check may ask for
+	MaxCount       = 20       // echo requests a probe
+)
+
+// Key is the question without the address: checks with equal keys ask the same thing in the same way, and services whose
+// targets have equal keys and addresses share one probe. It is readable and leaves out what is at its default.
+func (c Check) Key() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s://{}", c.Kind)
+	if c.Port != 0 {
+		fmt.Fprintf(&b, ":%d", c.Port)
+	}
+	b.WriteString(c.Path)
+	sep := byte('#')
+	add := func(key, value string) {
+		b.WriteByte(sep)
+		sep = '&'
+		b.WriteString(key)
+		b.WriteByte('=')
+		b.WriteString(strconv.Quote(value))
+	}
+	text := func(key, value string) {
+		if value != "" {
+			add(key, value)
+		}
+	}
+	number := func(key string, value int) {
+		if value != 0 {
+			add(key, strconv.Itoa(value))
+		}
+	}
+	text("method", c.Method)
+	text("host", c.Host)
+	for _, h := range c.Header {
+		add("header", h.Name+": "+h.Value)
+	}
+	for _, r := range c.Status {
+		add("status", r.String())
+	}
+	for _, h := range c.ExpectHeader {
+		add("expect_header", h.Name+": "+h.Value)
+	}
+	text("body", c.Body)
+	if c.Follow {
+		add("follow", "true")
+	}
+	number("max_body", c.MaxBody)
+	text("server_name", c.ServerName)
+	text("verify", string(c.Verify))
+	number("cert_days", c.CertDays)
+	text("send", c.Send)
+	text("expect", c.Expect)
+	number("count", c.Count)
+	if c.Loss != 0 {
+		add("loss", strconv.FormatFloat(c.Loss, 'g', -1, 64))
+	}
+	t, d := c.Timing, DefaultTiming()
+	for _, x := range []struct {
+		key        string
+		value, def time.Duration
+	}{{"interval", t.Interval, d.Interval}, {"fast_interval", t.FastInterval, d.FastInterval}, {"timeout", t.Timeout, d.Timeout}} {
+		if x.value != x.def {
+			add(x.key, x.value.String())
+		}
+	}
+	for _, x := range []struct {
+		key        string
+		value, def int
+	}{{"fall", t.Fall, d.Fall}, {"rise", t.Rise, d.Rise}, {"ok", t.OK, d.OK}} {
+		if x.value != x.def {
+			add(x.key, strconv.Itoa(x.value))
+		}
+	}
+	return b.String()
+}
+
+// Describe says in one line what the check asks, for people.
+func (c Check) Describe() string {
+	s := string(c.Kind) + "://{}"
+	if c.Port != 0 {
+		s += ":" + strconv.Itoa(int(c.Port))
+	}
+	s += c.Path
+	if c.Host != "" {
+		s += " host " + c.Host
+	}
+	return s
+}
+
+// TargetID names a target: its question and its address. It is the same in every process and after every restart.
+type TargetID string
+
+// Target is an address and a check: one thing to probe. Services that ask the same question of the same address share it.
+type Target struct {
+	ID      TargetID   `json:"id"`
+	Address netip.Addr `json:"address"` // may carry a zone id
+	Check   Check      `json:"check"`
+}
+
+// NewTarget makes the target that asks c of addr.
+func NewTarget(addr netip.Addr, c Check) Target {
+	a := addr.String()
+	if addr.Is6() {
+		a = "[" + a + "]"
+	}
+	return Target{ID: TargetID(strings.Replace(c.Key(), "{}", a, 1)), Address: addr, Check: c}
+}
+
+// sortTargets sorts by id and drops repetitions.
+func sortTargets(ts []Target) []Target {
+	slices.SortFunc(ts, func(a, b Target) int { return cmp.Compare(a.ID, b.ID) })
+	return slices.CompactFunc(ts, func(a, b Target) bool { return a.ID == b.ID })
+}

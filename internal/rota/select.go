@@ -1,0 +1,620 @@
+package rota
+
+import (
+	"cmp"
+	"hash/fnv"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Step is a step of the selection pipeline. Every endpoint is either kept to the end or dropped by exactly one step.
+type Step uint8
+
+// The steps, in their fixed order. StepPlace has no rule in this version; it keeps everyone.
+const (
+	StepKept     Step = iota // in the answer
+	StepEligible             // may it serve at all
+	StepPanic                // is health believed
+	StepPlace                // near the client
+	StepTier                 // the best priority that can serve
+	StepWeight               // has a share
+	StepLimit                // within the number of answers; the name server still rotates it in
+)
+
+var stepNames = [...]string{"kept", "eligible", "panic", "place", "priority", "weight", "limit"}
+
+func (s Step) String() string { return enumName(stepNames[:], int(s)) }
+
+// MarshalText writes the step in words.
+func (s Step) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a step in words.
+func (s *Step) UnmarshalText(b []byte) error {
+	i, err := enumValue(stepNames[:], string(b))
+	*s = Step(i)
+	return err
+}
+
+// Cause says why a step dropped an endpoint, or why an endpoint that looks as if it should be dropped was kept.
+type Cause uint8
+
+// The causes.
+const (
+	CauseNone        Cause = iota
+	CauseDown              // its verdict is down
+	CauseDrained           // an override
+	CauseMaintenance       // an override
+	CauseForcedDown        // an override
+	CauseWaiting           // no verdict yet, and others can serve
+	CauseHeld              // up again, but out for less than min_hold
+	CauseUnpublished       // a zone id: means nothing elsewhere
+	CauseNotLastGood       // health is not believed, and it was not in the last good answer
+	CauseLowerTier         // a better priority serves
+	CauseNoWeight          // weight 0 while others have some
+	CauseOverLimit         // policy.answers
+	CauseFallback          // the fallback answers instead
+	CauseRemoved           // no longer configured
+	CauseDisbelieved       // kept though down: health is not believed
+	CauseUnproven          // kept without a verdict
+	CauseHoldIgnored       // kept though held: nobody else can serve
+	CauseForcedUp          // kept by an override
+)
+
+var causeNames = [...]string{
+	"", "down", "drained", "maintenance", "forced-down", "waiting", "held", "unpublished", "not-last-good", "lower-tier",
+	"no-weight", "over-limit", "fallback", "removed", "disbelieved", "unproven", "hold-ignored", "forced-up",
+}
+
+func (c Cause) String() string { return enumName(causeNames[:], int(c)) }
+
+// MarshalText writes the cause in words.
+func (c Cause) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads a cause in words.
+func (c *Cause) UnmarshalText(b []byte) error {
+	i, err := enumValue(causeNames[:], string(b))
+	*c = Cause(i)
+	return err
+}
+
+// Mode says how one address family of a service came to its answer.
+type Mode uint8
+
+// The modes. A publisher is told nothing of a family in ModeAbsent or ModeWarmup: what the DNS has is left as it is.
+const (
+	ModeAbsent    Mode = iota // no endpoint of this family can be published
+	ModeWarmup                // too few verdicts yet
+	ModeNormal                // health decides
+	ModeKeep                  // panic: the last good answer, and whoever is up
+	ModeAll                   // panic: everyone
+	ModeFallback              // panic: the service's CNAME
+	ModeNone                  // panic: nothing, as the operator chose
+	ModeWithdrawn             // the last endpoint of this family was taken out of the configuration
+)
+
+var modeNames = [...]string{"absent", "warmup", "normal", "panic-keep", "panic-all", "panic-fallback", "panic-none", "withdrawn"}
+
+func (m Mode) String() string { return enumName(modeNames[:], int(m)) }
+
+// Panic reports whether health is not believed.
+func (m Mode) Panic() bool { return m >= ModeKeep && m <= ModeNone }
+
+// MarshalText writes the mode in words.
+func (m Mode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText reads a mode in words.
+func (m *Mode) UnmarshalText(b []byte) error {
+	i, err := enumValue(modeNames[:], string(b))
+	*m = Mode(i)
+	return err
+}
+
+// Member is one endpoint's part in a pick.
+type Member struct {
+	Address  netip.Addr `json:"address"`
+	Health   Status     `json:"health"` // the worst of its required checks; what was last known when that is unknown now
+	Step     Step       `json:"step"`   // that dropped it, or StepKept
+	Cause    Cause      `json:"cause,omitempty"`
+	Weight   uint32     `json:"weight"`
+	Priority uint16     `json:"priority"`
+	Left     time.Time  `json:"left,omitzero"` // when health took it out of the answer
+}
+
+// Serves reports whether the member may be in an answer: it is kept, or only over the limit of one answer.
+func (m Member) Serves() bool { return m.Step == StepKept || m.Step == StepLimit }
+
+// FamilyPick is the outcome of the pipeline for one address family of a service.
+type FamilyPick struct {
+	Mode    Mode      `json:"mode"`
+	Since   time.Time `json:"since,omitzero"` // of the mode
+	Members []Member  `json:"members,omitempty"`
+}
+
+// Published lists the addresses that other name servers are told, sorted.
+func (p *FamilyPick) Published() []netip.Addr {
+	return p.addresses(func(m Member) bool { return m.Step == StepKept })
+}
+
+// Serving lists the addresses that rota's own name server takes its answers from, sorted.
+func (p *FamilyPick) Serving() []netip.Addr { return p.addresses(Member.Serves) }
+
+func (p *FamilyPick) addresses(want func(Member) bool) []netip.Addr {
+	var out []netip.Addr
+	for _, m := range p.Members {
+		if want(m) {
+			out = append(out, m.Address)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+func (p *FamilyPick) member(a netip.Addr) *Member {
+	for i := range p.Members {
+		if p.Members[i].Address == a {
+			return &p.Members[i]
+		}
+	}
+	return nil
+}
+
+// Selection is a service's answer and how it was picked. It is immutable.
+type Selection struct {
+	Service Name       `json:"service"`
+	At      time.Time  `json:"at"`    // of the event that last changed the answer
+	Index   uint64     `json:"index"` // of that event
+	V4      FamilyPick `json:"v4"`
+	V6      FamilyPick `json:"v6"`
+	Hidden  []Member   `json:"hidden,omitempty"` // endpoints that cannot be published
+	Next    time.Time  `json:"next,omitzero"`    // when to look again although nothing else happens
+}
+
+// Family returns the pick for a record type, A or AAAA.
+func (s *Selection) Family(t Type) *FamilyPick {
+	if t == TypeAAAA {
+		return &s.V6
+	}
+	return &s.V4
+}
+
+// Fallback reports whether the service's CNAME answers in place of addresses.
+func (s *Selection) Fallback() bool { return s.V4.Mode == ModeFallback || s.V6.Mode == ModeFallback }
+
+// sameAnswer reports whether both give the same answers, to publishers and from the name server.
+func (s *Selection) sameAnswer(o *Selection) bool {
+	same := func(a, b *FamilyPick) bool {
+		warm := (a.Mode == ModeWarmup) == (b.Mode == ModeWarmup)
+		return warm && slices.Equal(a.Published(), b.Published()) && slices.EqualFunc(a.serving(), b.serving(), func(x, y Member) bool {
+			return x.Address == y.Address && x.Weight == y.Weight
+		})
+	}
+	return o != nil && s.Fallback() == o.Fallback() && same(&s.V4, &o.V4) && same(&s.V6, &o.V6)
+}
+
+func (p *FamilyPick) serving() []Member {
+	out := slices.DeleteFunc(slices.Clone(p.Members), func(m Member) bool { return !m.Serves() })
+	slices.SortFunc(out, func(a, b Member) int { return a.Address.Compare(b.Address) })
+	return out
+}
+
+// standing is what the pipeline knows of an endpoint when it starts.
+type standing struct {
+	endpoint *Endpoint
+	health   Status
+	override *Override // nil unless it holds now
+}
+
+// choose runs the pipeline for a service. prev is its last selection, or nil; stand has one entry an endpoint, in order.
+func choose(v *Service, stand []standing, prev *Selection, now time.Time, index uint64) *Selection {
+	next := &Selection{Service: v.Name, At: now, Index: index}
+	if prev == nil {
+		prev = &Selection{}
+	}
+	var v4, v6 []standing
+	for _, s := range stand {
+		switch a := s.endpoint.Address; {
+		case a.Zone() != "":
+			next.Hidden = append(next.Hidden, Member{
+				Address: a, Health: s.health, Step: StepEligible, Cause: CauseUnpublished,
+				Weight: s.endpoint.Weight, Priority: s.endpoint.Priority,
+			})
+		case a.Is4():
+			v4 = append(v4, s)
+		default:
+			v6 = append(v6, s)
+		}
+	}
+	f4 := newFamily(v, v4, &prev.V4, now)
+	f6 := newFamily(v, v6, &prev.V6, now)
+	up := f4.up + f6.up
+	next.V4 = f4.run(up)
+	next.V6 = f6.run(up)
+	if next.V4.Mode == ModeFallback || next.V6.Mode == ModeFallback {
+		// A CNAME stands alone (RFC 1034 §3.6.2): the other family gives way.
+		for _, p := range []*FamilyPick{&next.V4, &next.V6} {
+			if p.Mode != ModeAbsent && p.Mode != ModeWithdrawn && p.Mode != ModeFallback {
+				p.Mode, p.Since = ModeFallback, now
+				p.dropServing(StepPanic, CauseFallback)
+			}
+		}
+	}
+	for _, t := range []time.Time{f4.next, f6.next} {
+		if !t.IsZero() && (next.Next.IsZero() || t.Before(next.Next)) {
+			next.Next = t
+		}
+	}
+	return next
+}
+
+func (p *FamilyPick) dropServing(s Step, c Cause) {
+	for i := range p.Members {
+		if p.Members[i].Serves() {
+			p.Members[i].Step, p.Members[i].Cause = s, c
+		}
+	}
+}
+
+// family is one run of the pipeline over the endpoints of one address family.
+type family struct {
+	service  *Service
+	prev     *FamilyPick
+	now      time.Time
+	members  []Member
+	operator []bool // the member is out because a person said so
+	up, down int    // endpoints whose health is known and that no person took out
+	unknown  int
+	next     time.Time
+}
+
+func newFamily(v *Service, stand []standing, prev *FamilyPick, now time.Time) *family {
+	f := &family{service: v, prev: prev, now: now}
+	for _, s := range stand {
+		m := Member{Address: s.endpoint.Address, Health: s.health, Weight: s.endpoint.Weight, Priority: s.endpoint.Priority}
+		if old := prev.member(m.Address); old != nil {
+			m.Left = old.Left
+			if m.Health == Unknown {
+				m.Health = old.Health
+			}
+		}
+		out := s.override.out()
+		switch {
+		case out:
+			m.Step, m.Cause = StepEligible, overrideCause(s.override.Action)
+		case s.override != nil: // forced up
+			m.Health, m.Cause = Up, CauseForcedUp
+			f.up++
+		case m.Health == Up:
+			f.up++
+		case m.Health == Down:
+			f.down++
+		default:
+			f.unknown++
+		}
+		f.members = append(f.members, m)
+		f.operator = append(f.operator, out)
+	}
+	return f
+}
+
+func overrideCause(a Action) Cause {
+	switch a {
+	case ActionDrain:
+		return CauseDrained
+	case ActionMaintenance:
+		return CauseMaintenance
+	}
+	return CauseForcedDown
+}
+
+// run decides the family. up counts the endpoints of both families that are up.
+func (f *family) run(up int) FamilyPick {
+	p := FamilyPick{Mode: f.decide(up), Since: f.now, Members: f.members}
+	if p.Mode == f.prev.Mode && !f.prev.Since.IsZero() {
+		p.Since = f.prev.Since
+	}
+	for i := range p.Members {
+		m := &p.Members[i]
+		old := f.prev.member(m.Address)
+		switch {
+		case m.Serves():
+			m.Left = time.Time{}
+		case m.Cause == CauseDown && old != nil && old.Serves() && f.prev.Mode != ModeWarmup:
+			m.Left = f.now
+		}
+	}
+	return p
+}
+
+// decide fills in who is dropped by which step and returns the mode.
+func (f *family) decide(up int) Mode {
+	if len(f.members) == 0 {
+		return f.withdraw()
+	}
+	if f.up+f.down+f.unknown == 0 {
+		return f.allTakenOut()
+	}
+	if f.warming() {
+		for i := range f.members {
+			if !f.operator[i] {
+				f.members[i].Cause = CauseUnproven
+			}
+		}
+		return ModeWarmup
+	}
+	if f.up+f.down > 0 {
+		tier, trusted := f.trustedTier()
+		if !trusted || f.up < f.service.Safety.MinPublished {
+			return f.panic(up)
+		}
+		f.eligible()
+		f.tier(tier)
+	} else {
+		// Nothing is known of anyone who may serve: the best tier answers unproven.
+		f.each(func(m *Member) { m.Cause = CauseUnproven })
+		f.tier(f.bestTier())
+	}
+	f.weigh()
+	f.limit()
+	return ModeNormal
+}
+
+// each visits the members that are still in.
+func (f *family) each(visit func(*Member)) {
+	for i := range f.members {
+		if f.members[i].Step == StepKept {
+			visit(&f.members[i])
+		}
+	}
+}
+
+func (f *family) withdraw() Mode {
+	if f.prev.Mode == ModeAbsent {
+		return ModeAbsent
+	}
+	f.members = slices.Clone(f.prev.Members)
+	for i := range f.members {
+		f.members[i].Step, f.members[i].Cause = StepEligible, CauseRemoved
+	}
+	return ModeWithdrawn
+}
+
+// allTakenOut answers when a person took out every endpoint. The name is not emptied unless the operator chose none.
+func (f *family) allTakenOut() Mode {
+	if f.service.Safety.OnAllDown == OnAllDownNone {
+		return ModeNone
+	}
+	kept := false
+	for i := range f.members {
+		if old := f.prev.member(f.members[i].Address); old != nil && old.Serves() {
+			f.members[i].Step = StepKept
+			kept = true
+		}
+	}
+	if kept {
+		return ModeKeep
+	}
+	for i := range f.members {
+		f.members[i].Step = StepKept
+	}
+	return ModeAll
+}
+
+// warming reports whether too little is known to speak, and notes when to look again.
+func (f *family) warming() bool {
+	if f.prev.Mode != ModeAbsent && f.prev.Mode != ModeWarmup && f.prev.Mode != ModeWithdrawn {
+		return false
+	}
+	if f.unknown == 0 {
+		return false
+	}
+	if f.up+f.down == 0 {
+		return true
+	}
+	since := f.now
+	if f.prev.Mode == ModeWarmup {
+		since = f.prev.Since
+	}
+	end := since.Add(f.service.grace())
+	if !f.now.Before(end) {
+		return false
+	}
+	f.wake(end)
+	return true
+}
+
+// grace is how long a service that knows of some endpoints waits for its slowest check to judge the others.
+func (v *Service) grace() time.Duration {
+	grace := time.Duration(0)
+	for _, e := range v.Endpoints {
+		for _, u := range e.Checks {
+			t := u.Check.Timing
+			rounds := time.Duration(max(t.Fall, t.Rise))
+			grace = max(grace, t.Interval+rounds*(t.Timeout+t.FastInterval))
+		}
+	}
+	return grace
+}
+
+func (f *family) wake(t time.Time) {
+	if f.next.IsZero() || t.Before(f.next) {
+		f.next = t
+	}
+}
+
+// trustedTier returns the best priority of which enough endpoints are up, and whether there is one.
+func (f *family) trustedTier() (uint16, bool) {
+	type count struct{ up, down int }
+	tiers := map[uint16]count{}
+	for i, m := range f.members {
+		if f.operator[i] {
+			continue
+		}
+		c := tiers[m.Priority]
+		switch m.Health {
+		case Up:
+			c.up++
+		case Down:
+			c.down++
+		}
+		tiers[m.Priority] = c
+	}
+	best, found := uint16(0), false
+	for p, c := range tiers {
+		if c.up == 0 || float64(c.up) < f.service.Safety.FailOpenBelow*float64(c.up+c.down)-1e-9 {
+			continue
+		}
+		if !found || p < best {
+			best, found = p, true
+		}
+	}
+	return best, found
+}
+
+func (f *family) bestTier() uint16 {
+	best := uint16(math.MaxUint16)
+	f.each(func(m *Member) { best = min(best, m.Priority) })
+	return best
+}
+
+// eligible drops who is down, who waits for a first verdict, and who came back too soon.
+func (f *family) eligible() {
+	f.each(func(m *Member) {
+		switch m.Health {
+		case Down:
+			m.Step, m.Cause = StepEligible, CauseDown
+		case Unknown:
+			m.Step, m.Cause = StepEligible, CauseWaiting
+		}
+	})
+}
+
+// tier keeps one priority. Endpoints of it that came back too soon are held, unless nobody else of it can serve.
+func (f *family) tier(best uint16) {
+	f.each(func(m *Member) {
+		if m.Priority != best {
+			m.Step, m.Cause = StepTier, CauseLowerTier
+		}
+	})
+	free := 0
+	f.each(func(m *Member) {
+		if !f.held(m) {
+			free++
+		}
+	})
+	f.each(func(m *Member) {
+		switch {
+		case !f.held(m):
+		case free == 0:
+			m.Cause = CauseHoldIgnored
+		default:
+			m.Step, m.Cause = StepEligible, CauseHeld
+			f.wake(m.Left.Add(f.service.Safety.MinHold))
+		}
+	})
+}
+
+func (f *family) held(m *Member) bool {
+	return m.Cause != CauseForcedUp && !m.Left.IsZero() && f.now.Before(m.Left.Add(f.service.Safety.MinHold))
+}
+
+// panic answers when health is not believed.
+func (f *family) panic(up int) Mode {
+	safety := f.service.Safety
+	switch {
+	case safety.OnAllDown == OnAllDownFallback && up == 0:
+		f.each(func(m *Member) { m.Step, m.Cause = StepPanic, CauseFallback })
+		return ModeFallback
+	case safety.OnAllDown == OnAllDownNone:
+		f.eligible()
+		if f.up == 0 {
+			return ModeNone
+		}
+		f.tier(f.bestTier())
+		f.weigh()
+		f.limit()
+		return ModeNormal
+	}
+	mode := ModeAll
+	if safety.OnAllDown != OnAllDownAll && f.anyLastGood() {
+		mode = ModeKeep
+	}
+	f.each(func(m *Member) {
+		switch {
+		case mode == ModeKeep && m.Health != Up && !f.lastGood(m):
+			m.Step, m.Cause = StepPanic, CauseNotLastGood
+		case m.Health == Down:
+			m.Cause = CauseDisbelieved
+		case m.Health == Unknown:
+			m.Cause = CauseUnproven
+		}
+	})
+	f.limit()
+	return mode
+}
+
+func (f *family) lastGood(m *Member) bool {
+	old := f.prev.member(m.Address)
+	return old != nil && old.Serves()
+}
+
+func (f *family) anyLastGood() bool {
+	found := false
+	f.each(func(m *Member) { found = found || m.Health == Up || f.lastGood(m) })
+	return found
+}
+
+// weigh drops endpoints of weight 0 while others have some.
+func (f *family) weigh() {
+	some := false
+	f.each(func(m *Member) { some = some || m.Weight > 0 })
+	if !some {
+		return
+	}
+	f.each(func(m *Member) {
+		if m.Weight == 0 {
+			m.Step, m.Cause = StepWeight, CauseNoWeight
+		}
+	})
+}
+
+// limit keeps as many as the policy allows: those with the highest weighted rendezvous score, so that the choice moves as little
+// as possible when endpoints come and go.
+func (f *family) limit() {
+	n := f.service.Policy.Answers
+	if n <= 0 {
+		return
+	}
+	type scored struct {
+		m     *Member
+		score float64
+	}
+	var in []scored
+	f.each(func(m *Member) { in = append(in, scored{m, score(f.service.Name, m)}) })
+	if len(in) <= n {
+		return
+	}
+	slices.SortFunc(in, func(a, b scored) int {
+		return cmp.Or(cmp.Compare(b.score, a.score), a.m.Address.Compare(b.m.Address))
+	})
+	for _, s := range in[n:] {
+		s.m.Step, s.m.Cause = StepLimit, CauseOverLimit
+	}
+}
+
+// score is the weighted rendezvous hash of an endpoint for a service.
+func score(v Name, m *Member) float64 {
+	h := fnv.New64a()
+	h.Write([]byte(v))
+	a := m.Address.As16()
+	h.Write(a[:])
+	x := h.Sum64() // FNV's high bits move little; mix before use
+	x ^= x >> 30
+	x *= 0xbf58476d1ce4e5b9
+	x ^= x >> 27
+	x *= 0x94d049bb133111eb
+	x ^= x >> 31
+	u := (float64(x>>11) + 0.5) / (1 << 53)
+	return -float64(max(m.Weight, 1)) / math.Log(u)
+}

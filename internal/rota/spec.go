@@ -1,0 +1,149 @@
+package rota
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Spec is what the operator wrote down, as far as decisions depend on it: the services, who may vote and how many voices count.
+type Spec struct {
+	Services []Service `json:"services"`
+	Vantages []Vantage `json:"vantages"`
+	Quorum   Quorum    `json:"quorum"`
+}
+
+// Service is a domain name and the endpoints that can answer for it.
+type Service struct {
+	Name      Name              `json:"name"`
+	TTL       uint32            `json:"ttl"` // seconds, 0 to 2^31-1 (RFC 2181 §8)
+	Endpoints []Endpoint        `json:"endpoints"`
+	Publish   []string          `json:"publish,omitempty"` // publishers by name; Embedded is rota's own name server
+	Zone      Name              `json:"zone,omitempty"`    // empty: found by the publisher
+	Safety    Safety            `json:"safety"`
+	Policy    Policy            `json:"policy"`
+	Labels    map[string]string `json:"labels,omitempty"`
+}
+
+// Embedded is the publisher name of rota's own name server.
+const Embedded = "dns"
+
+// Endpoint is one address of a service.
+type Endpoint struct {
+	Address  netip.Addr        `json:"address"`          // with a zone id it is probed and never published
+	Monitor  netip.Addr        `json:"monitor,omitzero"` // probed instead of Address
+	Weight   uint32            `json:"weight"`           // share of the answers among its tier; 0 gets none while another has some
+	Priority uint16            `json:"priority"`         // lower is preferred
+	Site     string            `json:"site,omitempty"`   // where it stands
+	Labels   map[string]string `json:"labels,omitempty"` // for matching
+	Checks   []Use             `json:"checks"`           // without any it counts as up
+}
+
+// Use is a check as one endpoint uses it.
+type Use struct {
+	Check   Check `json:"check"`
+	Observe bool  `json:"observe,omitempty"` // reported, never decides
+}
+
+// Target returns what a use of a check probes for the endpoint.
+func (e Endpoint) Target(u Use) Target {
+	if e.Monitor.IsValid() {
+		return NewTarget(e.Monitor, u.Check)
+	}
+	return NewTarget(e.Address, u.Check)
+}
+
+// OnAllDown says what is answered when health is not believed.
+type OnAllDown string
+
+// The answers when health is not believed.
+const (
+	OnAllDownKeep     OnAllDown = "keep"     // the last good answer
+	OnAllDownAll      OnAllDown = "all"      // every endpoint
+	OnAllDownFallback OnAllDown = "fallback" // a CNAME, when no endpoint is up
+	OnAllDownNone     OnAllDown = "none"     // nothing, when no endpoint is up
+)
+
+// Safety bounds what health may do to a service's answer.
+type Safety struct {
+	MinPublished  int           `json:"min_published"`      // fewer endpoints up than this: health is not believed; at least 1
+	FailOpenBelow float64       `json:"fail_open_below"`    // a smaller share up than this: health is not believed; 0 to 1
+	OnAllDown     OnAllDown     `json:"on_all_down"`        //
+	Fallback      Name          `json:"fallback,omitempty"` // the CNAME of OnAllDownFallback
+	MinHold       time.Duration `json:"min_hold_ns"`        // an address that health took out stays out at least this long
+}
+
+// DefaultSafety is what a service has that says nothing.
+func DefaultSafety() Safety {
+	return Safety{MinPublished: 1, FailOpenBelow: 0.5, OnAllDown: OnAllDownKeep, MinHold: 30 * time.Second}
+}
+
+// Pick says how one answer is taken from the endpoints that may serve.
+type Pick string
+
+// The ways to pick.
+const (
+	PickRotate   Pick = "rotate"   // all, in an order that changes
+	PickWeighted Pick = "weighted" // by weight
+)
+
+// Policy says how a service's answer is picked from the endpoints that may serve.
+type Policy struct {
+	Answers int  `json:"answers,omitempty"` // most addresses an answer holds, per family; 0: no limit
+	Pick    Pick `json:"pick,omitempty"`    // empty: weighted when weights differ, else rotate
+}
+
+// compiled is a Spec with the indexes that lookups need. It is immutable.
+type compiled struct {
+	spec     Spec
+	services map[Name]*Service
+	targets  []Target            // sorted by id
+	uses     map[TargetID][]Name // services that a target's verdict touches, sorted
+}
+
+// compile indexes a spec and refuses one whose parts contradict each other.
+func compile(s Spec) (*compiled, error) {
+	c := &compiled{spec: s, services: make(map[Name]*Service, len(s.Services)), uses: map[TargetID][]Name{}}
+	var errs []error
+	if len(s.Vantages) > 0 {
+		if _, err := s.Quorum.Votes(s.Quorum.Voices(s.Vantages)); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	c.spec.Services = slices.SortedFunc(slices.Values(s.Services), func(a, b Service) int { return cmp.Compare(a.Name, b.Name) })
+	for i := range c.spec.Services {
+		v := &c.spec.Services[i]
+		if c.services[v.Name] != nil {
+			errs = append(errs, fmt.Errorf("service %s is configured twice", v.Name.Short()))
+		}
+		c.services[v.Name] = v
+		seen := map[netip.Addr]bool{}
+		for _, e := range v.Endpoints {
+			if !e.Address.IsValid() || e.Address.Is4In6() {
+				errs = append(errs, fmt.Errorf("service %s: endpoint address %v cannot be used", v.Name.Short(), e.Address))
+			}
+			if seen[e.Address] {
+				errs = append(errs, fmt.Errorf("service %s: endpoint %v is configured twice", v.Name.Short(), e.Address))
+			}
+			seen[e.Address] = true
+			for _, u := range e.Checks {
+				t := e.Target(u)
+				c.targets = append(c.targets, t)
+				if names := c.uses[t.ID]; len(names) == 0 || names[len(names)-1] != v.Name {
+					c.uses[t.ID] = append(names, v.Name)
+				}
+			}
+		}
+	}
+	c.targets = sortTargets(c.targets)
+	return c, errors.Join(errs...)
+}
+
+// Validate reports every contradiction inside the spec.
+func (s Spec) Validate() error {
+	_, err := compile(s)
+	return err
+}

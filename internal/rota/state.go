@@ -1,0 +1,547 @@
+package rota
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// State is the fold of all events. It is immutable: Apply returns the next one, which shares all that did not change.
+// The zero value is the state before the first event.
+type State struct {
+	index  uint64
+	at     time.Time
+	lead   Lead
+	serial uint32
+
+	spec       *compiled
+	verdicts   pmap[TargetID, *Verdict]
+	overrides  pmap[EndpointID, *Override]
+	selections pmap[Name, *Selection]
+	waiting    pmap[Name, time.Time] // services to look at again, and when
+}
+
+var noSpec = &compiled{}
+
+func (s *State) compiled() *compiled {
+	if s.spec == nil {
+		return noSpec
+	}
+	return s.spec
+}
+
+// Index returns the place of the last event that was applied.
+func (s *State) Index() uint64 { return s.index }
+
+// At returns the time of the last event that was applied.
+func (s *State) At() time.Time { return s.at }
+
+// Lead returns the last node that began to lead, and its term.
+func (s *State) Lead() Lead { return s.lead }
+
+// Serial returns the zone serial (RFC 1982): it grows whenever any service's answer changes, and follows the clock when the clock is
+// ahead.
+func (s *State) Serial() uint32 { return s.serial }
+
+// Spec returns the configuration in force. Its slices must not be changed.
+func (s *State) Spec() Spec { return s.compiled().spec }
+
+// Services returns the services in force, sorted by name. The slice must not be changed.
+func (s *State) Services() []Service { return s.compiled().spec.Services }
+
+// Service returns a service by name, or nil.
+func (s *State) Service(n Name) *Service { return s.compiled().services[n] }
+
+// Targets returns all targets in force, sorted by id. The slice must not be changed.
+func (s *State) Targets() []Target { return s.compiled().targets }
+
+// Target returns a target by id, and false when it is not in force.
+func (s *State) Target(id TargetID) (Target, bool) {
+	ts := s.Targets()
+	i, ok := slices.BinarySearchFunc(ts, id, func(t Target, id TargetID) int { return cmp.Compare(t.ID, id) })
+	if !ok {
+		return Target{}, false
+	}
+	return ts[i], true
+}
+
+// Verdict returns the verdict on a target; without one it is Unknown and has no votes.
+func (s *State) Verdict(t TargetID) Verdict {
+	if v, ok := s.verdicts.get(t); ok {
+		return *v
+	}
+	return Verdict{Target: t}
+}
+
+// Selection returns a service's answer and how it was picked, or nil when there is no such service.
+func (s *State) Selection(n Name) *Selection {
+	sel, _ := s.selections.get(n)
+	return sel
+}
+
+// Override returns the override of an endpoint, or nil. It may have expired since the last event; see Override.At.
+func (s *State) Override(e EndpointID) *Override {
+	o, _ := s.overrides.get(e)
+	return o
+}
+
+// Overrides returns all overrides, sorted by endpoint.
+func (s *State) Overrides() []Override {
+	var out []Override
+	for _, o := range s.overrides.all() {
+		out = append(out, *o)
+	}
+	slices.SortFunc(out, func(a, b Override) int { return compareEndpoints(a.Endpoint, b.Endpoint) })
+	return out
+}
+
+func compareEndpoints(a, b EndpointID) int {
+	return cmp.Or(cmp.Compare(a.Service, b.Service), a.Address.Compare(b.Address))
+}
+
+// Deadline returns when a tick is due although nothing else happens, or the zero time.
+func (s *State) Deadline() time.Time {
+	var next time.Time
+	sooner := func(t time.Time) {
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	for _, t := range s.waiting.all() {
+		sooner(t)
+	}
+	for _, o := range s.overrides.all() {
+		sooner(o.Expires)
+	}
+	return next
+}
+
+// ErrStale says that an event's index is not above the state's.
+var ErrStale = errors.New("event is not newer than the state")
+
+// Apply returns the state after e. An event that cannot be applied gives an error, and then the next state differs only in its
+// index, so that every replica goes on alike. s stays as it is.
+func (s *State) Apply(e Event) (*State, error) {
+	next := *s
+	if e.Index <= s.index && s.index != 0 {
+		return s, fmt.Errorf("%w: index %d after %d", ErrStale, e.Index, s.index)
+	}
+	next.index, next.at = e.Index, e.At
+	t := &transaction{State: next, now: e.At}
+	if err := t.apply(e); err != nil {
+		refused := *s
+		refused.index, refused.at = e.Index, e.At
+		return &refused, fmt.Errorf("event %d (%s): %w", e.Index, e.Kind, err)
+	}
+	t.decide()
+	return &t.State, nil
+}
+
+// transaction is the next state while it is being made, and the services that must be decided anew.
+type transaction struct {
+	State
+	now      time.Time
+	dirty    map[Name]bool
+	advanced bool
+}
+
+func (t *transaction) touch(n Name) {
+	if t.dirty == nil {
+		t.dirty = map[Name]bool{}
+	}
+	t.dirty[n] = true
+}
+
+func (t *transaction) apply(e Event) error {
+	switch e.Kind {
+	case EventSpec:
+		if e.Spec == nil {
+			return errors.New("holds no spec")
+		}
+		return t.respec(*e.Spec)
+	case EventVerdicts:
+		for _, v := range e.Verdicts {
+			t.judge(v)
+		}
+	case EventOverride:
+		for _, o := range e.Overrides {
+			if err := t.override(o); err != nil {
+				return err
+			}
+		}
+	case EventLift:
+		for _, id := range e.Lift {
+			t.overrides = t.overrides.without(id)
+			t.touch(id.Service)
+		}
+	case EventTick:
+		t.tick()
+	case EventLead:
+		if e.Lead == nil || e.Lead.Term < t.lead.Term {
+			return fmt.Errorf("lead %+v is older than term %d", e.Lead, t.lead.Term)
+		}
+		t.lead = *e.Lead
+	case EventPublished:
+	default:
+		return errors.New("of a kind this version does not know; upgrade before using what wrote it")
+	}
+	return nil
+}
+
+func (t *transaction) respec(s Spec) error {
+	c, err := compile(s)
+	if err != nil {
+		return err
+	}
+	t.spec = c
+	var gone []TargetID
+	for id := range t.verdicts.all() {
+		if len(c.uses[id]) == 0 {
+			gone = append(gone, id)
+		}
+	}
+	for _, id := range gone {
+		t.verdicts = t.verdicts.without(id)
+	}
+	var left []Name
+	for n := range t.selections.all() {
+		if c.services[n] == nil {
+			left = append(left, n)
+		}
+	}
+	for _, n := range left {
+		t.selections = t.selections.without(n)
+		t.waiting = t.waiting.without(n)
+		t.advance()
+	}
+	for n := range c.services {
+		t.touch(n)
+	}
+	return nil
+}
+
+func (t *transaction) judge(v Verdict) {
+	names := t.compiled().uses[v.Target]
+	if len(names) == 0 {
+		return // its service left the configuration meanwhile
+	}
+	t.verdicts = t.verdicts.with(v.Target, &v)
+	for _, n := range names {
+		t.touch(n)
+	}
+}
+
+func (t *transaction) override(o Override) error {
+	if err := t.checkOverride(o); err != nil {
+		return err
+	}
+	t.overrides = t.overrides.with(o.Endpoint, &o)
+	t.touch(o.Endpoint.Service)
+	return nil
+}
+
+func (s *State) checkOverride(o Override) error {
+	v := s.Service(o.Endpoint.Service)
+	if v == nil || !slices.ContainsFunc(v.Endpoints, func(e Endpoint) bool { return e.Address == o.Endpoint.Address }) {
+		return fmt.Errorf("no endpoint %s", o.Endpoint)
+	}
+	if _, err := ParseAction(string(o.Action)); err != nil {
+		return err
+	}
+	if life := o.Expires.Sub(o.Set); life <= 0 || life > MaxOverride {
+		return fmt.Errorf("override of %s would last %v, want more than nothing and at most %v", o.Endpoint, life, MaxOverride)
+	}
+	return nil
+}
+
+func (t *transaction) tick() {
+	var expired []EndpointID
+	for id, o := range t.overrides.all() {
+		if !o.At(t.now) {
+			expired = append(expired, id)
+		}
+	}
+	for _, id := range expired {
+		t.overrides = t.overrides.without(id)
+		t.touch(id.Service)
+	}
+	for n, at := range t.waiting.all() {
+		if !at.After(t.now) {
+			t.touch(n)
+		}
+	}
+}
+
+// decide runs the pipeline of every touched service. Equal outcomes keep the old selection, so that readers that compare pointers see
+// only what moved.
+func (t *transaction) decide() {
+	for n := range t.dirty {
+		v := t.Service(n)
+		if v == nil {
+			continue
+		}
+		prev := t.Selection(n)
+		next := choose(v, t.standings(v), prev, t.now, t.index)
+		if next.sameAnswer(prev) {
+			next.At, next.Index = prev.At, prev.Index
+			if next.equal(prev) {
+				continue
+			}
+		} else {
+			t.advance()
+		}
+		t.selections = t.selections.with(n, next)
+		if next.Next.IsZero() {
+			t.waiting = t.waiting.without(n)
+		} else {
+			t.waiting = t.waiting.with(n, next.Next)
+		}
+	}
+}
+
+func (s *Selection) equal(o *Selection) bool {
+	family := func(a, b *FamilyPick) bool {
+		return a.Mode == b.Mode && a.Since.Equal(b.Since) && slices.Equal(a.Members, b.Members)
+	}
+	return family(&s.V4, &o.V4) && family(&s.V6, &o.V6) && slices.Equal(s.Hidden, o.Hidden) && s.Next.Equal(o.Next)
+}
+
+// advance moves the serial on, once an event.
+func (t *transaction) advance() {
+	if t.advanced {
+		return
+	}
+	t.advanced = true
+	if clock := uint32(t.now.Unix()); int32(clock-t.serial) > 0 {
+		t.serial = clock
+		return
+	}
+	t.serial++
+}
+
+func (s *State) standings(v *Service) []standing {
+	out := make([]standing, len(v.Endpoints))
+	for i := range v.Endpoints {
+		e := &v.Endpoints[i]
+		out[i] = standing{endpoint: e, health: s.health(e)}
+		if o := s.Override(EndpointID{v.Name, e.Address}); o.At(s.at) {
+			out[i].override = o
+		}
+	}
+	return out
+}
+
+// health is the worst of an endpoint's required checks; without any it is up.
+func (s *State) health(e *Endpoint) Status {
+	worst := Up
+	for _, u := range e.Checks {
+		if u.Observe {
+			continue
+		}
+		switch s.Verdict(e.Target(u).ID).Status {
+		case Down:
+			return Down
+		case Unknown:
+			worst = Unknown
+		}
+	}
+	return worst
+}
+
+// Want is what a publisher should make true of one RRset. When Drop is set, only these records are to be taken out of whatever is
+// there; otherwise the RRset is to be as it says, absent when it has no data.
+type Want struct {
+	Service Name
+	Zone    Name // as configured; empty: to be found
+	Set     RRset
+	Drop    []string
+}
+
+// Wants yields what a publisher should make true, sorted by service. What is not mentioned is not to be touched: services that are
+// still warming up, and families that never had an endpoint.
+func (s *State) Wants(publisher string) iter.Seq[Want] {
+	return func(yield func(Want) bool) {
+		for i := range s.Services() {
+			v := &s.Services()[i]
+			if !slices.Contains(v.Publish, publisher) {
+				continue
+			}
+			for _, w := range s.wants(v) {
+				if !yield(w) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (s *State) wants(v *Service) []Want {
+	sel := s.Selection(v.Name)
+	if sel == nil {
+		return nil
+	}
+	var out []Want
+	want := func(t Type, data, drop []string) {
+		out = append(out, Want{Service: v.Name, Zone: v.Zone, Set: RRset{v.Name, t, v.TTL, data}, Drop: drop})
+	}
+	for _, t := range []Type{TypeA, TypeAAAA} {
+		p := sel.Family(t)
+		switch p.Mode {
+		case ModeAbsent, ModeWarmup:
+		case ModeWithdrawn:
+			var drop []string
+			for _, m := range p.Members {
+				drop = append(drop, m.Address.String())
+			}
+			slices.Sort(drop)
+			want(t, nil, drop)
+		default:
+			want(t, texts(p.Published()), nil)
+		}
+	}
+	if fb := v.Safety.Fallback; fb != "" {
+		if sel.Fallback() {
+			want(TypeCNAME, []string{fb.String()}, nil)
+		} else if len(out) > 0 {
+			want(TypeCNAME, nil, []string{fb.String()})
+		}
+	}
+	return out
+}
+
+func texts(as []netip.Addr) []string {
+	out := make([]string, len(as))
+	for i, a := range as {
+		out[i] = a.String()
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Judge returns the verdicts that the reports change, of the given targets. reports holds at most one report a vantage; those of
+// vantages that are not configured are not heard. now is the receiver's clock.
+func (s *State) Judge(targets []TargetID, reports []*Report, now time.Time) []Verdict {
+	c := s.compiled()
+	voices := c.spec.Quorum.Voices(c.spec.Vantages)
+	var changed []Verdict
+	for _, id := range targets {
+		if len(c.uses[id]) == 0 {
+			continue
+		}
+		if v, ok := c.spec.Quorum.decide(s.Verdict(id), s.Votes(id, reports, now), voices, now); ok {
+			changed = append(changed, v)
+		}
+	}
+	return changed
+}
+
+// Votes returns what each configured vantage holds of a target, sorted by vantage.
+func (s *State) Votes(id TargetID, reports []*Report, now time.Time) []Vote {
+	c := s.compiled()
+	maxAge := cmp.Or(c.spec.Quorum.MaxAge, DefaultMaxAge)
+	votes := make([]Vote, 0, len(c.spec.Vantages))
+	for _, v := range c.spec.Vantages {
+		vote := Vote{Vantage: v.Name, Site: v.Site}
+		i := slices.IndexFunc(reports, func(r *Report) bool { return r != nil && r.Vantage == v.Name })
+		switch {
+		case i < 0:
+			vote.Reason = "silent"
+		case now.Sub(reports[i].At) > maxAge:
+			vote.Reason = "report is older than " + maxAge.String()
+		case reports[i].Abstain != "":
+			vote.Reason = "abstains: " + reports[i].Abstain
+		default:
+			if o := reports[i].Opinion(id); o != nil {
+				vote.Status, vote.Class, vote.Reason, vote.Since = o.Status, o.Class, o.Reason, o.Since
+			} else {
+				vote.Reason = "not probed yet"
+			}
+		}
+		votes = append(votes, vote)
+	}
+	slices.SortFunc(votes, func(a, b Vote) int { return cmp.Compare(a.Vantage, b.Vantage) })
+	return votes
+}
+
+// Snapshot is a State as plain values, sorted: what is stored and compared.
+type Snapshot struct {
+	Index      uint64      `json:"index"`
+	At         time.Time   `json:"at"`
+	Lead       Lead        `json:"lead"`
+	Serial     uint32      `json:"serial"`
+	Spec       Spec        `json:"spec"`
+	Verdicts   []Verdict   `json:"verdicts"`
+	Overrides  []Override  `json:"overrides"`
+	Selections []Selection `json:"selections"`
+}
+
+// Snapshot returns the state as plain values.
+func (s *State) Snapshot() Snapshot {
+	out := Snapshot{Index: s.index, At: s.at, Lead: s.lead, Serial: s.serial, Spec: s.Spec(), Overrides: s.Overrides()}
+	for _, v := range s.verdicts.all() {
+		out.Verdicts = append(out.Verdicts, *v)
+	}
+	slices.SortFunc(out.Verdicts, func(a, b Verdict) int { return cmp.Compare(a.Target, b.Target) })
+	for _, sel := range s.selections.all() {
+		out.Selections = append(out.Selections, *sel)
+	}
+	slices.SortFunc(out.Selections, func(a, b Selection) int { return cmp.Compare(a.Service, b.Service) })
+	return out
+}
+
+// Restore returns the state a snapshot was taken of. It fails when the snapshot contradicts itself.
+func Restore(snap Snapshot) (*State, error) {
+	c, err := compile(snap.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot at index %d: %w", snap.Index, err)
+	}
+	s := &State{index: snap.Index, at: snap.At, lead: snap.Lead, serial: snap.Serial, spec: c}
+	for _, v := range snap.Verdicts {
+		s.verdicts = s.verdicts.with(v.Target, &v)
+	}
+	for _, o := range snap.Overrides {
+		s.overrides = s.overrides.with(o.Endpoint, &o)
+	}
+	for _, sel := range snap.Selections {
+		if c.services[sel.Service] == nil {
+			return nil, fmt.Errorf("snapshot at index %d: answer of %s, which is not configured", snap.Index, sel.Service.Short())
+		}
+		s.selections = s.selections.with(sel.Service, &sel)
+		if !sel.Next.IsZero() {
+			s.waiting = s.waiting.with(sel.Service, sel.Next)
+		}
+	}
+	return s, nil
+}
+
+// Transitions lists what differs between the answers of two states, sorted by service and type. Its cost grows with what moved.
+func Transitions(prev, next *State) []Transition {
+	var out []Transition
+	moved(prev.selections, next.selections, func(n Name) {
+		a, b := prev.Selection(n), next.Selection(n)
+		if a == nil {
+			a = &Selection{}
+		}
+		if b == nil {
+			b = &Selection{}
+		}
+		for _, t := range []Type{TypeA, TypeAAAA} {
+			p, q := a.Family(t), b.Family(t)
+			before, after := texts(p.Serving()), texts(q.Serving())
+			if slices.Equal(before, after) && p.Mode == q.Mode {
+				continue
+			}
+			out = append(out, Transition{
+				Service: n, Type: t, Before: before, After: after, Was: p.Mode, Mode: q.Mode, Why: next.whyMoved(n, p, q),
+			})
+		}
+	})
+	slices.SortFunc(out, func(a, b Transition) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Type, b.Type))
+	})
+	return out
+}

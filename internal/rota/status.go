@@ -1,0 +1,104 @@
+package rota
+
+import (
+	"fmt"
+	"time"
+)
+
+// Status is up, down or unknown. The zero value is Unknown and claims nothing: it is never evidence for or against anyone.
+type Status uint8
+
+// The three values of a Status.
+const (
+	Unknown Status = iota
+	Up
+	Down
+)
+
+func (s Status) String() string {
+	switch s {
+	case Up:
+		return "up"
+	case Down:
+		return "down"
+	}
+	return "unknown"
+}
+
+// MarshalText writes the status in words.
+func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a status; a word of a later version is Unknown.
+func (s *Status) UnmarshalText(b []byte) error {
+	switch string(b) {
+	case "up":
+		*s = Up
+	case "down":
+		*s = Down
+	default:
+		*s = Unknown
+	}
+	return nil
+}
+
+// Class sorts the reasons of observations for machines: metrics, filters and tests use it, people read Reason.
+type Class string
+
+// The classes of observations. ClassOK goes with Up; ClassPermission, ClassResource, ClassUnroutable and ClassCancelled are the
+// prober's own failures and go with Unknown; the others go with Down.
+const (
+	ClassNone        Class = ""
+	ClassOK          Class = "ok"
+	ClassTimeout     Class = "timeout"
+	ClassRefused     Class = "refused"
+	ClassReset       Class = "reset"
+	ClassUnreachable Class = "unreachable" // an ICMP error from the way there
+	ClassTLS         Class = "tls"         // handshake failed
+	ClassCertificate Class = "certificate" // not trusted, wrong name, expired or about to
+	ClassStatus      Class = "status"
+	ClassHeader      Class = "header"
+	ClassBody        Class = "body"
+	ClassRedirect    Class = "redirect"
+	ClassProtocol    Class = "protocol" // the answer is not what the protocol allows
+	ClassLoss        Class = "loss"
+	ClassThreshold   Class = "threshold"
+	ClassPermission  Class = "permission"
+	ClassResource    Class = "resource" // no descriptor, port or memory here
+	ClassUnroutable  Class = "unroutable"
+	ClassCancelled   Class = "cancelled"
+)
+
+// Observation is the outcome of one probe.
+type Observation struct {
+	Status Status        `json:"status"`
+	Class  Class         `json:"class,omitempty"`
+	Reason string        `json:"reason,omitempty"` // one line for people, at most MaxReason bytes, no control characters
+	At     time.Time     `json:"at"`               // when the probe ended
+	Took   time.Duration `json:"took_ns"`
+}
+
+// MaxReason bounds a Reason, in bytes: it may come from the other side.
+const MaxReason = 200
+
+// CleanReason makes text from anywhere fit to be a Reason: control characters become '?', invalid UTF-8 becomes U+FFFD and what
+// exceeds MaxReason is cut.
+func CleanReason(format string, args ...any) string {
+	s := format
+	if len(args) > 0 {
+		s = fmt.Sprintf(format, args...)
+	}
+	out := make([]rune, 0, min(len(s), MaxReason))
+	size := 0
+	for _, r := range s {
+		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) || r == 0x2028 || r == 0x2029 || (r >= 0x202a && r <= 0x202e) {
+			r = '?'
+		}
+		n := len(string(r))
+		if size+n > MaxReason {
+			break
+		}
+		size += n
+		out = append(out, r)
+	}
+	return string(out)
+}

@@ -1,0 +1,48 @@
+package rota
+
+import "time"
+
+// Streak is what one vantage remembers of one target between probes: its opinion and how far it is from changing it.
+// Failures count cumulatively: a success between two of them does not forgive the first, only OK successes in a row do.
+// So a target that loses every third probe goes down, and one that flaps stays as it is until it has made up its mind.
+type Streak struct {
+	Status    Status      `json:"status"`
+	Since     time.Time   `json:"since,omitzero"` // of the last change of Status
+	Failures  int         `json:"failures"`       // cumulative, since they were last forgiven; at most Fall
+	Successes int         `json:"successes"`      // in a row; at most the larger of Rise and OK
+	Last      Observation `json:"last"`
+}
+
+// Observe returns the streak after one more observation. An unknown observation is remembered as the last one and counts for
+// nothing else.
+func (s Streak) Observe(o Observation, t Timing) Streak {
+	s.Last = o
+	switch o.Status {
+	case Up:
+		s.Successes = min(s.Successes+1, max(t.Rise, t.OK))
+		if s.Successes >= t.OK {
+			s.Failures = 0
+		}
+		if s.Status != Up && s.Successes >= t.Rise {
+			s.Status, s.Since, s.Failures = Up, o.At, 0
+		}
+	case Down:
+		s.Successes = 0
+		s.Failures = min(s.Failures+1, t.Fall)
+		if s.Status != Down && s.Failures >= t.Fall {
+			s.Status, s.Since = Down, o.At
+		}
+	}
+	return s
+}
+
+// Pending reports whether a change of opinion is under way, so that the next probe is due after the fast interval.
+func (s Streak) Pending(t Timing) bool {
+	switch s.Status {
+	case Up:
+		return s.Failures > 0 && s.Successes < t.OK
+	case Down:
+		return s.Successes > 0
+	}
+	return true
+}

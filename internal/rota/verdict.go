@@ -1,0 +1,160 @@
+package rota
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Quorum says how many voices a verdict needs, of how many that are configured (never of those that happen to speak).
+type Quorum struct {
+	Need   string        `json:"need"`         // any | majority | all | a count | a share such as 60%; empty: majority
+	Of     string        `json:"of,omitempty"` // nodes | sites (one voice a site); empty: nodes
+	MaxAge time.Duration `json:"max_age_ns"`   // an older report is no vote; 0: DefaultMaxAge
+}
+
+// DefaultMaxAge is how long a report counts when the configuration does not say.
+const DefaultMaxAge = 45 * time.Second
+
+// Votes returns how many of n voices are needed. It fails when the rule cannot be read or asks for more voices than there are.
+func (q Quorum) Votes(n int) (int, error) {
+	if n == 0 {
+		return 0, fmt.Errorf("quorum: no vantage is configured")
+	}
+	switch q.Need {
+	case "", "majority":
+		return n/2 + 1, nil
+	case "any":
+		return 1, nil
+	case "all":
+		return n, nil
+	}
+	if share, ok := strings.CutSuffix(q.Need, "%"); ok {
+		p, err := strconv.ParseFloat(share, 64)
+		if err != nil || !(p > 0 && p <= 100) {
+			return 0, fmt.Errorf("quorum %q: want a share above 0%% and up to 100%%", q.Need)
+		}
+		return max(1, int(math.Ceil(float64(n)*p/100-1e-9))), nil
+	}
+	k, err := strconv.Atoi(q.Need)
+	if err != nil || k < 1 {
+		return 0, fmt.Errorf("quorum %q: want any, majority, all, a count or a share such as 60%%", q.Need)
+	}
+	if k > n {
+		return 0, fmt.Errorf("quorum %d is larger than the %d configured %s: no verdict could ever change", k, n, q.of())
+	}
+	return k, nil
+}
+
+func (q Quorum) of() string {
+	if q.Of == "sites" {
+		return "sites"
+	}
+	return "vantages"
+}
+
+// Vote is one vantage's part in a verdict. A silent, stale or abstaining vantage votes Unknown and Reason says which.
+type Vote struct {
+	Vantage string    `json:"vantage"`
+	Site    string    `json:"site"`
+	Status  Status    `json:"status"`
+	Class   Class     `json:"class,omitempty"`
+	Reason  string    `json:"reason,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
+}
+
+// Verdict is what the quorum holds of one target.
+type Verdict struct {
+	Target TargetID  `json:"target"`
+	Status Status    `json:"status"`
+	Since  time.Time `json:"since,omitzero"` // of the last change of Status
+	Need   int       `json:"need"`           // votes needed when it was taken
+	Votes  []Vote    `json:"votes"`          // as they stood then, sorted by vantage
+}
+
+// Tally counts the voices for a status: vantages, or sites when the quorum is of sites.
+func (q Quorum) Tally(votes []Vote, s Status) int {
+	if q.Of != "sites" {
+		n := 0
+		for _, v := range votes {
+			if v.Status == s {
+				n++
+			}
+		}
+		return n
+	}
+	n := 0
+	for _, held := range siteVotes(votes) {
+		if held == s {
+			n++
+		}
+	}
+	return n
+}
+
+// siteVotes gives each site one voice: what more than half of its vantages hold; without such a majority, unknown.
+func siteVotes(votes []Vote) map[string]Status {
+	type count struct{ up, down, all int }
+	sites := map[string]count{}
+	for _, v := range votes {
+		c := sites[v.Site]
+		c.all++
+		switch v.Status {
+		case Up:
+			c.up++
+		case Down:
+			c.down++
+		}
+		sites[v.Site] = c
+	}
+	held := make(map[string]Status, len(sites))
+	for site, c := range sites {
+		switch {
+		case 2*c.up > c.all:
+			held[site] = Up
+		case 2*c.down > c.all:
+			held[site] = Down
+		default:
+			held[site] = Unknown
+		}
+	}
+	return held
+}
+
+// Voices returns how many voices the vantages have under this quorum.
+func (q Quorum) Voices(vs []Vantage) int {
+	if q.Of != "sites" {
+		return len(vs)
+	}
+	sites := map[string]bool{}
+	for _, v := range vs {
+		sites[v.Site] = true
+	}
+	return len(sites)
+}
+
+// decide returns the verdict the votes call for and whether it differs from the last one. A verdict changes only when a quorum
+// holds the new value; when both values have one (a quorum of any), down does not win: the last verdict stands.
+func (q Quorum) decide(last Verdict, votes []Vote, voices int, now time.Time) (Verdict, bool) {
+	need, err := q.Votes(voices)
+	if err != nil {
+		return last, false
+	}
+	up, down := q.Tally(votes, Up) >= need, q.Tally(votes, Down) >= need
+	next := last
+	switch {
+	case up == down:
+		return last, false
+	case up:
+		next.Status = Up
+	default:
+		next.Status = Down
+	}
+	if next.Status == last.Status {
+		return last, false
+	}
+	next.Since, next.Need, next.Votes = now, need, votes
+	return next, true
+}
