@@ -1,0 +1,52 @@
+# What one does here. `make` alone lists it.
+.DEFAULT_GOAL := help
+.PHONY: help run demo build test test-all race bench fuzz lint fmt generate package clean
+
+TOOL    := go tool -modfile=tools/go.mod
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+ARCH    ?= $(shell go env GOARCH)
+CONFIG  ?= rota.yaml
+COUNT   ?= 1
+SECONDS ?= 10
+
+help: ## list what one does here
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+run: ## run rota in the foreground with CONFIG=rota.yaml
+	go run ./cmd/rota run --config $(CONFIG)
+
+demo: ## show the main job: no set-up, ends by ctrl-c
+	go run ./cmd/rota demo
+
+build: ## build ./bin/rota
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/rota ./cmd/rota
+
+test: ## the tests, without the race detector
+	go test ./...
+
+test-all: ## everything that CI runs: packages, lint, race, fuzz, documents, demo (as root on Debian)
+	./test/all
+
+race: ## the tests under the race detector
+	go test -race ./...
+
+bench: ## every benchmark, COUNT=1 times, with allocations
+	./test/bench $(COUNT)
+
+fuzz: ## every fuzz target for SECONDS=10
+	./test/fuzz $(SECONDS)
+
+lint: ## gofumpt, go vet, staticcheck
+	./test/lint
+
+fmt: ## format the code
+	$(TOOL) gofumpt -w .
+
+generate: ## write generated files again
+	go generate ./...
+
+package: ## a tarball in dist/ with a static binary, the unit file, examples and the schema
+	./test/package '$(VERSION)' '$(ARCH)'
+
+clean: ## remove what was built
+	rm -rf bin dist
