@@ -185,7 +185,9 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 	if s == nil {
 		s = &saved{state: &rota.State{}}
 	}
-	n.savedIndex = s.state.Index()
+	if n.keepOld {
+		n.savedIndex = s.state.Index() // a damaged or missing file is written anew in any case
+	}
 	s, covered, snapshotted, err := n.newest(snaps, s)
 	if err != nil {
 		return err
