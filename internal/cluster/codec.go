@@ -13,20 +13,21 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// An event in the log is one byte of form, four bytes of CRC-32C over what follows (big endian), and the event as JSON, packed when
-// that pays. Its index is not in it: that is its place.
+// An event in the log is one byte of form, four bytes of CRC-32C over what follows, four bytes of the size of its JSON (both big
+// endian), and the event as JSON, packed when that pays. Its index is not in it: that is its place.
 const (
 	formPlain  = 1
 	formPacked = 2 // DEFLATE, RFC 1951
 
-	frameHeader = 5
+	frameSum    = 5 // where what is summed begins
+	frameHeader = 9
 	packAbove   = 4 << 10 // bytes of JSON
 )
 
 // Bounds of an event in the log.
 const (
 	MaxEvent   = 64 << 20 // bytes in the log, packed
-	maxUnpack  = 2 << 30  // bytes of JSON
+	maxUnpack  = 1 << 30  // bytes of JSON
 	newestForm = formPacked
 )
 
@@ -65,7 +66,8 @@ func encodeEvent(e rota.Event) (frame []byte, size int, err error) {
 	}
 	frame = b.Bytes()
 	frame[0] = form
-	binary.BigEndian.PutUint32(frame[1:], crc32.Checksum(frame[frameHeader:], castagnoli))
+	binary.BigEndian.PutUint32(frame[frameSum:], uint32(len(plain)))
+	binary.BigEndian.PutUint32(frame[1:], crc32.Checksum(frame[frameSum:], castagnoli))
 	return frame, len(plain), nil
 }
 
@@ -76,31 +78,45 @@ func (e *newerError) Error() string {
 	return e.what + " was written by a newer version of rota: start that version, or a newer one"
 }
 
-// decodeEvent is the inverse of encodeEvent.
-func decodeEvent(frame []byte) (e rota.Event, size int, err error) {
-	if len(frame) < frameHeader {
-		return e, 0, fmt.Errorf("event of %d bytes is cut off", len(frame))
-	}
-	if frame[0] == 0 {
-		return e, 0, errors.New("event is blank")
+// checkFrame returns the size of an event's JSON, of a frame that is whole and of a known form.
+func checkFrame(frame []byte) (size int, err error) {
+	if len(frame) == 0 || frame[0] == 0 {
+		return 0, errors.New("event is blank")
 	}
 	if frame[0] > newestForm {
-		return e, 0, &newerError{"an event"}
+		return 0, &newerError{"an event"}
+	}
+	if len(frame) < frameHeader {
+		return 0, fmt.Errorf("event of %d bytes is cut off", len(frame))
+	}
+	if sum := crc32.Checksum(frame[frameSum:], castagnoli); sum != binary.BigEndian.Uint32(frame[1:]) {
+		return 0, errors.New("event does not match its checksum")
+	}
+	if n := binary.BigEndian.Uint32(frame[frameSum:]); n <= maxUnpack {
+		return int(n), nil
+	}
+	return 0, errors.New("event is larger than any may be")
+}
+
+// decodeEvent is the inverse of encodeEvent.
+func decodeEvent(frame []byte) (e rota.Event, size int, err error) {
+	if size, err = checkFrame(frame); err != nil {
+		return e, 0, err
 	}
 	body := frame[frameHeader:]
-	if sum := crc32.Checksum(body, castagnoli); sum != binary.BigEndian.Uint32(frame[1:]) {
-		return e, 0, errors.New("event does not match its checksum")
-	}
 	if frame[0] == formPacked {
-		if body, err = io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(body)), maxUnpack+1)); err != nil {
+		var plain bytes.Buffer
+		plain.Grow(min(size, 1024*len(body)) + bytes.MinRead) // DEFLATE packs no better than that, so a lie costs no memory
+		if _, err := io.Copy(&plain, io.LimitReader(flate.NewReader(bytes.NewReader(body)), int64(size)+1)); err != nil {
 			return e, 0, fmt.Errorf("event cannot be unpacked: %w", err)
 		}
-		if len(body) > maxUnpack {
-			return e, 0, errors.New("event unpacks to more than any event may hold")
-		}
+		body = plain.Bytes()
+	}
+	if len(body) != size {
+		return e, 0, fmt.Errorf("event has %d bytes and says %d", len(body), size)
 	}
 	if err := json.Unmarshal(body, &e); err != nil {
 		return e, 0, fmt.Errorf("event cannot be read: %w", err)
 	}
-	return e, len(body), nil
+	return e, size, nil
 }

@@ -37,8 +37,9 @@ func (n *Node) openDisk(through func(store) store) (d *disk, err error) {
 	err = n.guard(nil, func() error {
 		b, err := raftboltdb.New(raftboltdb.Options{
 			Path: filepath.Join(n.dir, logFile),
-			// The map type keeps a freelist of any length cheap; the timeout is for a foreign process that holds the file.
-			BoltOptions: &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true},
+			// The map type keeps a freelist of any length cheap; the timeout is for a foreign process that holds the file. The freelist
+			// stays synced: without it bbolt walks the file in a goroutine of its own, where a damaged page cannot be caught.
+			BoltOptions: &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType},
 		})
 		if errors.Is(err, bbolt.ErrTimeout) {
 			return errors.New("another process holds it")

@@ -87,8 +87,8 @@ func Open(o Options) (*Node, error) {
 }
 
 // open is Open with a hand on the store below raft, where tests let the disk fail.
-func open(o Options, through func(store) store) (n *Node, err error) {
-	n = &Node{
+func open(o Options, through func(store) store) (_ *Node, err error) {
+	n := &Node{
 		dir: o.Dir, name: o.Node, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 		history: &history{limit: cmp.Or(max(o.History, 0), DefaultHistory)},
 		closing: make(chan struct{}),

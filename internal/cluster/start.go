@@ -185,7 +185,9 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 	if s == nil {
 		s = &saved{state: &rota.State{}}
 	}
-	n.savedIndex = s.state.Index()
+	if n.keepOld {
+		n.savedIndex = s.state.Index() // a damaged or missing file is written anew in any case
+	}
 	s, covered, snapshotted, err := n.newest(snaps, s)
 	if err != nil {
 		return err
@@ -210,13 +212,14 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 		if first > covered+1 {
 			return fmt.Errorf("it begins at entry %d, but the newest stored state ends at %d", first, covered)
 		}
+		since, err := n.lookBack(first, last)
+		if err != nil {
+			return err
+		}
 		for i := first; i <= last; i++ {
 			var l raft.Log
-			if err := n.disk.GetLog(i, &l); err != nil {
-				return fmt.Errorf("entry %d: %w", i, err)
-			}
-			if l.Index != i {
-				return fmt.Errorf("entry %d says that it is %d", i, l.Index)
+			if err := n.entry(i, &l); err != nil {
+				return err
 			}
 			if l.Type == raft.LogConfiguration {
 				if err := n.alone(raft.DecodeConfiguration(l.Data)); err != nil {
@@ -230,7 +233,7 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 				n.fed.Add(1)
 				n.grew.Add(int64(len(l.Data)))
 			}
-			if i <= s.state.Index() && i+uint64(n.history.limit) <= last {
+			if i <= s.state.Index() && i < since {
 				continue
 			}
 			e, size, err := decodeEvent(l.Data)
@@ -256,6 +259,40 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 	})
 	n.view.store(v)
 	return err
+}
+
+// entry reads one entry of the log.
+func (n *Node) entry(i uint64, l *raft.Log) error {
+	if err := n.disk.GetLog(i, l); err != nil {
+		return fmt.Errorf("entry %d: %w", i, err)
+	}
+	if l.Index != i {
+		return fmt.Errorf("entry %d says that it is %d", i, l.Index)
+	}
+	return nil
+}
+
+// lookBack returns the first event of the log that the history has room for: older ones need not be decoded.
+func (n *Node) lookBack(first, last uint64) (since uint64, err error) {
+	count, size := 0, 0
+	for since = last + 1; since > max(first, 1); since-- {
+		var l raft.Log
+		if err := n.entry(since-1, &l); err != nil {
+			return 0, err
+		}
+		if l.Type != raft.LogCommand {
+			continue
+		}
+		k, err := checkFrame(l.Data)
+		if err != nil {
+			return 0, fmt.Errorf("entry %d: %w", since-1, err)
+		}
+		count, size = count+1, size+k
+		if count > n.history.limit || count > 1 && size > maxHistory {
+			break
+		}
+	}
+	return since, nil
 }
 
 // newest returns the newest stored state, up to which entry of the log it covers, and up to which there is a snapshot.

@@ -140,6 +140,63 @@ func marshalTo(w *bufio.Writer, v reflect.Value) error {
 	return err
 }
 
+// readJSON is the inverse of streamJSON: it holds the text of one element at a time.
+func readJSON(d *json.Decoder, v reflect.Value) error {
+	_, unmarshals := reflect.TypeAssert[json.Unmarshaler](v.Addr())
+	switch {
+	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct:
+		t, err := d.Token()
+		if err != nil || t == nil { // null
+			return err
+		}
+		if t != json.Delim('[') {
+			return fmt.Errorf("%v where a list should be", t)
+		}
+		for d.More() {
+			e := reflect.New(v.Type().Elem())
+			if err := d.Decode(e.Interface()); err != nil {
+				return err
+			}
+			v.Set(reflect.Append(v, e.Elem()))
+		}
+		_, err = d.Token()
+		return err
+	case v.Kind() == reflect.Struct && !unmarshals:
+		return readStruct(d, v)
+	}
+	return d.Decode(v.Addr().Interface())
+}
+
+func readStruct(d *json.Decoder, v reflect.Value) error {
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return errors.Join(fmt.Errorf("%v where an object should be", t), err)
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return err
+		}
+		var field reflect.Value
+		for i := range v.NumField() {
+			if name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ","); name == key {
+				field = v.Field(i)
+			}
+		}
+		if !field.IsValid() {
+			var skipped json.RawMessage
+			if err := d.Decode(&skipped); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := readJSON(d, field); err != nil {
+			return fmt.Errorf("%v: %w", key, err)
+		}
+	}
+	_, err := d.Token()
+	return err
+}
+
 // readSaved reads what write wrote, but for the trailer. All errors but *newerError mean damage.
 func readSaved(r io.Reader) (*saved, error) {
 	d := json.NewDecoder(r)
@@ -154,7 +211,7 @@ func readSaved(r io.Reader) (*saved, error) {
 		return nil, errors.New("header: it does not say its format")
 	}
 	var snap rota.Snapshot
-	if err := d.Decode(&snap); err != nil {
+	if err := readJSON(d, reflect.ValueOf(&snap).Elem()); err != nil {
 		return nil, fmt.Errorf("state: %w", err)
 	}
 	if snap.Index != s.header.Index {
