@@ -94,7 +94,15 @@ func ask(c *catalog, st *rota.State, name, qtype string, rnd draw) answer {
 	if err != nil {
 		panic(err)
 	}
-	return lookup(c, st, question{asked: dns.Fqdn(name), name: n, qtype: dns.StringToType[qtype]}, rnd)
+	t, ok := dns.StringToType[qtype]
+	if !ok {
+		u, err := rota.ParseType(qtype)
+		if err != nil {
+			panic(err)
+		}
+		t = uint16(u)
+	}
+	return lookup(c, st, question{asked: dns.Fqdn(name), name: n, qtype: t}, rnd)
 }
 
 // lines writes records one a line with single spaces.

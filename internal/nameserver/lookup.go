@@ -250,10 +250,7 @@ func (l *lookup1) refer(v *view, cut rota.Name) {
 	set := v.nodes[cut].set(dns.TypeNS)
 	// AA speaks of the first name in the answer (RFC 1035 §4.1.1): a referral at the end of an alias leaves it as it is.
 	l.out.aa = len(l.out.answer) > 0
-	l.out.authority = append(l.out.authority, set.rrs...)
-	if ds := v.nodes[cut].set(dns.TypeDS); ds != nil {
-		l.out.authority = append(l.out.authority, ds.rrs...)
-	}
+	l.out.authority = append(l.out.authority, set.rrs...) // no DS: it is for signed zones (RFC 4035 §3.1.4)
 	for _, host := range set.extra {
 		before := len(l.out.additional)
 		l.addresses(v, host, true)
