@@ -1,0 +1,162 @@
+package main
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/rota-dns/rota/internal/nameserver"
+	"github.com/rota-dns/rota/internal/probe"
+	"github.com/rota-dns/rota/internal/publish"
+)
+
+// registry gathers what this node counts. Everything is read from where it lives when it is asked for.
+func (a *app) registry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOptions{}),
+		a.collector, rooms{a})
+	return r
+}
+
+// rooms turns the counters of the rooms into metrics. Labels are what is configured and what rota itself names: nothing that came over
+// a network becomes one.
+type rooms struct{ a *app }
+
+// Describe sends nothing: which series there are depends on the configuration.
+func (r rooms) Describe(chan<- *prometheus.Desc) {}
+
+// Collect sends what the rooms count now.
+func (r rooms) Collect(out chan<- prometheus.Metric) {
+	m := emitter{out}
+	r.probes(m, r.a.prober.Stats())
+	now := r.a.current.Load()
+	for _, p := range now.publishers {
+		publishers(m, p.Status())
+	}
+	if r.a.dns != nil {
+		queries(m, r.a.dns.Stats())
+	}
+	r.cluster(m)
+	ok := 1.0
+	if now.failed != nil {
+		ok = 0
+	}
+	m.gauge("rota_config_last_reload_successful", "1 while the newest configuration is in force.", ok)
+	m.gauge("rota_config_timestamp_seconds", "When the configuration in force was read.", seconds(now.since))
+}
+
+func (r rooms) probes(m emitter, s probe.Stats) {
+	m.gauge("rota_probe_targets", "Targets that this node probes.", float64(s.Targets))
+	m.gauge("rota_probe_in_flight", "Probes under way.", float64(s.InFlight))
+	m.counter("rota_probe_stops_total", "Times this process was found to have been stopped or asleep.", s.Stops)
+	for _, k := range s.Kinds {
+		kind := string(k.Kind)
+		for _, c := range k.Results {
+			m.counter("rota_probe_total", "Probes that ended.", c.Count, "kind", kind, "result", c.Status.String(), "reason", string(c.Class))
+		}
+		m.histogram("rota_probe_duration_seconds", "How long probes took.", k.Duration, "kind", kind)
+		m.histogram("rota_probe_lateness_seconds", "Between the time a probe was due and its start.", k.Lateness, "kind", kind)
+	}
+}
+
+func publishers(m emitter, s publish.Status) {
+	for _, z := range s.Zones {
+		labels := []string{"publisher", s.Publisher, "zone", z.Zone.Short()}
+		m.counter("rota_publish_writes_total", "Transactions that a DNS took.", z.Writes, labels...)
+		m.counter("rota_publish_changes_total", "RRsets changed and read back.", z.Changes, labels...)
+		m.counter("rota_publish_repairs_total", "Writes that put right what somebody else had changed.", z.Repairs, labels...)
+		m.gauge("rota_publish_consecutive_failures", "Rounds in a row that did not make the zone true.", float64(z.Failures), labels...)
+		m.gauge("rota_publish_drift_records", "RRsets that are not as they should be.", float64(z.Drift), labels...)
+		m.gauge("rota_publish_lag_seconds", "From the last decision to its read-back.", z.Lag.Seconds(), labels...)
+		m.gauge("rota_reconcile_last_success_timestamp_seconds", "When the zone was last read and all of it was right.",
+			seconds(z.LastSuccess), labels...)
+	}
+	m.gauge("rota_publish_lost_names", "Names whose zone cannot be found.", float64(len(s.Lost)), "publisher", s.Publisher)
+}
+
+func queries(m emitter, s nameserver.Stats) {
+	for _, q := range s.Queries {
+		m.counter("rota_dns_responses_total", "Answers of rota's own name server.", q.Count,
+			"zone", q.Zone.Short(), "proto", string(q.Proto), "rcode", q.Rcode)
+	}
+	m.counter("rota_dns_malformed_total", "Packets that got no answer.", s.Malformed)
+	m.counter("rota_dns_truncated_total", "Answers with TC set.", s.Truncated)
+	m.counter("rota_dns_panics_total", "Queries that met a bug and got SERVFAIL.", s.Panics)
+	m.gauge("rota_dns_tcp_connections", "TCP connections now.", float64(s.TCPOpen))
+	m.counter("rota_dns_tcp_refused_total", "TCP connections closed to make room, or refused.", s.TCPClosed)
+	buckets, count := map[float64]uint64{}, uint64(0)
+	for _, l := range s.Latency {
+		count = l.Count
+		if l.Le > 0 {
+			buckets[l.Le.Seconds()] = l.Count
+		}
+	}
+	m.out <- prometheus.MustNewConstHistogram(
+		prometheus.NewDesc("rota_dns_response_duration_seconds", "From packet read to packet written.", nil, nil),
+		count, s.Took.Seconds(), buckets)
+}
+
+func (r rooms) cluster(m emitter) {
+	s := r.a.node.Status()
+	flag := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	m.gauge("rota_raft_is_leader", "1 while this node leads.", flag(s.Leading))
+	m.gauge("rota_raft_term", "The term.", float64(s.Term))
+	m.gauge("rota_raft_applied_index", "Index of the last event in the state.", float64(s.Applied))
+	m.gauge("rota_raft_commit_index", "Index that a majority holds.", float64(s.Commit))
+	m.gauge("rota_raft_voters", "Voters there are.", float64(s.Voters))
+	healthy := 0
+	if s.Healthy {
+		healthy = s.Voters
+	}
+	m.gauge("rota_raft_healthy_voters", "Voters that are heard.", float64(healthy))
+	m.gauge("rota_node_troubles", "What is wrong although the node serves.", float64(len(s.Trouble)))
+}
+
+func seconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixNano()) / 1e9
+}
+
+// emitter sends metrics whose labels are given as name, value, name, value.
+type emitter struct{ out chan<- prometheus.Metric }
+
+func (m emitter) gauge(name, help string, v float64, labels ...string) {
+	m.send(prometheus.GaugeValue, name, help, v, labels)
+}
+
+func (m emitter) counter(name, help string, v uint64, labels ...string) {
+	m.send(prometheus.CounterValue, name, help, float64(v), labels)
+}
+
+func (m emitter) send(t prometheus.ValueType, name, help string, v float64, labels []string) {
+	desc, values := describe(name, help, labels)
+	m.out <- prometheus.MustNewConstMetric(desc, t, v, values...)
+}
+
+func (m emitter) histogram(name, help string, h probe.Histogram, labels ...string) {
+	desc, values := describe(name, help, labels)
+	buckets, count := map[float64]uint64{}, uint64(0)
+	for i, n := range h.Counts {
+		count += n
+		if i < len(h.Bounds) {
+			buckets[h.Bounds[i]] = count
+		}
+	}
+	m.out <- prometheus.MustNewConstHistogram(desc, count, h.Sum, buckets, values...)
+}
+
+func describe(name, help string, labels []string) (*prometheus.Desc, []string) {
+	var names, values []string
+	for i := 0; i+1 < len(labels); i += 2 {
+		names, values = append(names, labels[i]), append(values, labels[i+1])
+	}
+	return prometheus.NewDesc(name, help, names, nil), values
+}
