@@ -171,8 +171,7 @@ func (w *world) replay() {
 	}
 }
 
-func snapshotBytes(t testing.TB, s *State) []byte {
-	t.Helper()
+func snapshotBytes(t interface{ Fatal(...any) }, s *State) []byte {
 	b, err := json.Marshal(s.Snapshot())
 	if err != nil {
 		t.Fatal(err)

@@ -162,6 +162,14 @@ func (p *FamilyPick) addresses(want func(Member) bool) []netip.Addr {
 	return out
 }
 
+// near is member for an address that is probably the i-th: the order of the configuration seldom changes.
+func (p *FamilyPick) near(i int, a netip.Addr) *Member {
+	if i < len(p.Members) && p.Members[i].Address == a {
+		return &p.Members[i]
+	}
+	return p.member(a)
+}
+
 func (p *FamilyPick) member(a netip.Addr) *Member {
 	for i := range p.Members {
 		if p.Members[i].Address == a {
@@ -196,22 +204,36 @@ func (s *Selection) Fallback() bool { return s.V4.Mode == ModeFallback || s.V6.M
 
 // sameAnswer reports whether both give the same answers, to publishers and from the name server.
 func (s *Selection) sameAnswer(o *Selection) bool {
-	same := func(a, b *FamilyPick) bool {
-		warm := (a.Mode == ModeWarmup) == (b.Mode == ModeWarmup)
-		return warm && slices.Equal(a.Published(), b.Published()) && slices.EqualFunc(a.serving(), b.serving(), func(x, y Member) bool {
-			return x.Address == y.Address && x.Weight == y.Weight
-		})
-	}
 	if o == nil || s.Fallback() != o.Fallback() || s.Fallback() && s.Alias != o.Alias {
 		return false
 	}
-	return same(&s.V4, &o.V4) && same(&s.V6, &o.V6)
+	return s.V4.sameAnswer(&o.V4) && s.V6.sameAnswer(&o.V6)
 }
 
-func (p *FamilyPick) serving() []Member {
-	out := slices.DeleteFunc(slices.Clone(p.Members), func(m Member) bool { return !m.Serves() })
-	slices.SortFunc(out, func(a, b Member) int { return a.Address.Compare(b.Address) })
-	return out
+func (p *FamilyPick) sameAnswer(o *FamilyPick) bool {
+	if (p.Mode == ModeWarmup) != (o.Mode == ModeWarmup) {
+		return false
+	}
+	same := func(x, y *Member) bool {
+		return x.Serves() == y.Serves() && (x.Step == StepKept) == (y.Step == StepKept) && (!x.Serves() || x.Weight == y.Weight)
+	}
+	nobody := &Member{Step: StepEligible}
+	for i := range p.Members {
+		x, y := &p.Members[i], nobody
+		if m := o.near(i, x.Address); m != nil {
+			y = m
+		}
+		if !same(x, y) {
+			return false
+		}
+	}
+	for i := range o.Members {
+		y := &o.Members[i]
+		if y.Serves() && p.near(i, y.Address) == nil {
+			return false
+		}
+	}
+	return true
 }
 
 // standing is what the pipeline knows of an endpoint when it starts.
@@ -227,7 +249,8 @@ func choose(v *Service, stand []standing, prev *Selection, now time.Time, index 
 	if prev == nil {
 		prev = &Selection{}
 	}
-	var v4, v6 []standing
+	f4 := &family{service: v, prev: &prev.V4, now: now}
+	f6 := &family{service: v, prev: &prev.V6, now: now}
 	for _, s := range stand {
 		switch a := s.endpoint.Address; {
 		case a.Zone() != "":
@@ -236,13 +259,11 @@ func choose(v *Service, stand []standing, prev *Selection, now time.Time, index 
 				Weight: s.endpoint.Weight, Priority: s.endpoint.Priority,
 			})
 		case a.Is4():
-			v4 = append(v4, s)
+			f4.add(s, len(stand))
 		default:
-			v6 = append(v6, s)
+			f6.add(s, len(stand))
 		}
 	}
-	f4 := newFamily(v, v4, &prev.V4, now)
-	f6 := newFamily(v, v6, &prev.V6, now)
 	hope := f4.hope() + f6.hope()
 	next.V4 = f4.run(hope)
 	next.V6 = f6.run(hope)
@@ -289,34 +310,35 @@ type family struct {
 	next     time.Time
 }
 
-func newFamily(v *Service, stand []standing, prev *FamilyPick, now time.Time) *family {
-	f := &family{service: v, prev: prev, now: now}
-	for _, s := range stand {
-		m := Member{Address: s.endpoint.Address, Health: s.health, Weight: s.endpoint.Weight, Priority: s.endpoint.Priority}
-		if old := prev.member(m.Address); old != nil {
-			m.Left = old.Left
-			if m.Health == Unknown {
-				m.Health = old.Health
-			}
-		}
-		out := s.override.out()
-		switch {
-		case out:
-			m.Step, m.Cause = StepEligible, overrideCause(s.override.Action)
-		case s.override != nil: // forced up
-			m.Cause = CauseForcedUp
-			f.up++
-		case m.Health == Up:
-			f.up++
-		case m.Health == Down:
-			f.down++
-		default:
-			f.unknown++
-		}
-		f.members = append(f.members, m)
-		f.operator = append(f.operator, out)
+// add takes in one endpoint of at most this many.
+func (f *family) add(s standing, most int) {
+	if f.members == nil {
+		f.members = make([]Member, 0, most)
+		f.operator = make([]bool, 0, most)
 	}
-	return f
+	m := Member{Address: s.endpoint.Address, Health: s.health, Weight: s.endpoint.Weight, Priority: s.endpoint.Priority}
+	if old := f.prev.near(len(f.members), m.Address); old != nil {
+		m.Left = old.Left
+		if m.Health == Unknown {
+			m.Health = old.Health
+		}
+	}
+	out := s.override.out()
+	switch {
+	case out:
+		m.Step, m.Cause = StepEligible, overrideCause(s.override.Action)
+	case s.override != nil:
+		m.Cause = CauseForcedUp
+		f.up++
+	case m.Health == Up:
+		f.up++
+	case m.Health == Down:
+		f.down++
+	default:
+		f.unknown++
+	}
+	f.members = append(f.members, m)
+	f.operator = append(f.operator, out)
 }
 
 func overrideCause(a Action) Cause {
@@ -346,7 +368,7 @@ func (f *family) run(hope int) FamilyPick {
 	}
 	for i := range p.Members {
 		m := &p.Members[i]
-		old := f.prev.member(m.Address)
+		old := f.prev.near(i, m.Address)
 		switch {
 		case m.Serves():
 			m.Left = time.Time{}
@@ -363,7 +385,11 @@ func (f *family) decide(hope int) Mode {
 		return f.withdraw()
 	}
 	if f.up+f.down+f.unknown == 0 {
-		return f.allTakenOut(hope)
+		mode := f.allTakenOut(hope)
+		if f.fresh() && mode.Panic() && mode != ModeNone && !f.known() {
+			return ModeWarmup
+		}
+		return mode
 	}
 	if f.warming() {
 		f.disbelieve()
@@ -433,12 +459,19 @@ func (f *family) allTakenOut(hope int) Mode {
 	return ModeAll
 }
 
+// fresh reports whether the family has given no answer yet.
+func (f *family) fresh() bool {
+	return f.prev.Mode == ModeAbsent || f.prev.Mode == ModeWarmup || f.prev.Mode == ModeWithdrawn
+}
+
+// known reports whether anything is known of any endpoint.
+func (f *family) known() bool {
+	return slices.ContainsFunc(f.members, func(m Member) bool { return m.Health != Unknown })
+}
+
 // warming reports whether too little is known to speak, and notes when to look again.
 func (f *family) warming() bool {
-	if f.prev.Mode != ModeAbsent && f.prev.Mode != ModeWarmup && f.prev.Mode != ModeWithdrawn {
-		return false
-	}
-	if f.unknown == 0 {
+	if !f.fresh() || f.unknown == 0 {
 		return false
 	}
 	if f.up+f.down == 0 {

@@ -133,7 +133,9 @@ func (s *State) Apply(e Event) (*State, error) {
 	next.index, next.at = e.Index, e.At.Round(0).UTC() // without the zone and the monotonic reading that only one process has
 	t := &transaction{State: next, now: next.at, before: s.compiled()}
 	if err := t.apply(e); err != nil {
-		return &next, fmt.Errorf("event %d (%s): %w", e.Index, e.Kind, err)
+		refused := *s
+		refused.index = e.Index
+		return &refused, fmt.Errorf("event %d (%s): %w", e.Index, e.Kind, err)
 	}
 	if t.now.Before(s.at) {
 		// The clock went back: what waits for a time that is now far away is looked at again.
@@ -345,6 +347,9 @@ func (s *State) standings(v *Service) []standing {
 	for i := range v.Endpoints {
 		e := &v.Endpoints[i]
 		out[i] = standing{endpoint: e, health: s.health(asked[i])}
+		if s.overrides.len() == 0 {
+			continue
+		}
 		if o := s.Override(EndpointID{v.Name, e.Address}); o.At(s.at) {
 			out[i].override = o
 		}
