@@ -173,26 +173,32 @@ type loader struct {
 	stack    []string // files being read, for loops
 	problems []Problem
 	warnings []Problem
+	said     map[Problem]bool
 	more     int
 }
 
 func newLoader(o Options) *loader {
 	return &loader{
-		o: o.withDefaults(), budget: maxConfig, aliased: maxAliased,
+		o: o.withDefaults(), budget: maxConfig, aliased: maxAliased, said: map[Problem]bool{},
 		sources: Sources{digests: map[string][sha256.Size]byte{}, globs: map[string][]string{}},
 	}
 }
 
 func (l *loader) problem(p Problem) {
+	if l.said[p] {
+		return
+	}
 	if len(l.problems) >= maxProblems {
 		l.more++
 		return
 	}
+	l.said[p] = true
 	l.problems = append(l.problems, p)
 }
 
 func (l *loader) warning(p Problem) {
-	if len(l.warnings) < maxProblems {
+	if len(l.warnings) < maxProblems && !l.said[p] {
+		l.said[p] = true
 		l.warnings = append(l.warnings, p)
 	}
 }
@@ -215,7 +221,7 @@ func (l *loader) failed() error {
 	return &Errors{Problems: l.sorted(l.problems), More: l.more}
 }
 
-// sorted returns problems by file, in the order of reading, line and column, each once.
+// sorted returns problems by file, in the order of reading, line and column.
 func (l *loader) sorted(ps []Problem) []Problem {
 	rank := make(map[string]int, len(l.files))
 	for i, f := range l.files {
@@ -236,7 +242,7 @@ func (l *loader) sorted(ps []Problem) []Problem {
 		}
 		return a.Column - b.Column
 	})
-	return slices.CompactFunc(ps, func(a, b Problem) bool { return a == b })
+	return ps
 }
 
 // saw remembers what a file held.
