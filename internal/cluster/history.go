@@ -23,7 +23,7 @@ type note struct {
 }
 
 // maxHistory bounds the newest events that are kept for reading, in bytes of their JSON. The newest is kept whatever its size.
-const maxHistory = 32 << 20
+const maxHistory = 16 << 20
 
 // history is the newest records, oldest first.
 type history struct {
