@@ -27,7 +27,7 @@ import (
 type Options struct {
 	Listen      []string            // host:port; no host: every address of both families; [::]: IPv6 only; empty list: DefaultListen
 	Zones       []Zone              //
-	State       func() *rota.State  // the State of the moment; called for every query, from many goroutines; never nil
+	State       func() *rota.State  // the State of the moment; called for every query, from many goroutines; nil is the empty State
 	Log         *slog.Logger        // nil: silent
 	MaxTCP      int                 // TCP connections in all; 0: DefaultMaxTCP
 	MaxClient   int                 // TCP connections of one client, an IPv4 address or an IPv6 /64; 0: DefaultMaxClient
@@ -68,6 +68,7 @@ type Server struct {
 
 // New makes a server. It fails with every error in the zones.
 func New(o Options) (*Server, error) {
+	nothing := &rota.State{}
 	if o.State == nil {
 		return nil, errors.New("dns: no state to answer from")
 	}
@@ -83,7 +84,8 @@ func New(o Options) (*Server, error) {
 	if o.Draw == nil {
 		o.Draw = rand.Uint64N
 	}
-	s := &Server{opts: o, state: o.State, log: o.Log, strange: rate.NewLimiter(rate.Every(10*time.Second), 5)}
+	state := func() *rota.State { return cmp.Or(o.State(), nothing) }
+	s := &Server{opts: o, state: state, log: o.Log, strange: rate.NewLimiter(rate.Every(10*time.Second), 5)}
 	if err := s.SetZones(o.Zones); err != nil {
 		return nil, err
 	}
@@ -99,8 +101,7 @@ func (s *Server) SetZones(zones []Zone) error {
 	}
 	s.rebuild.Lock()
 	defer s.rebuild.Unlock()
-	st := s.state()
-	s.install(compiled, st, s.catalog.Load())
+	s.install(compiled, s.state(), s.catalog.Load())
 	return nil
 }
 
