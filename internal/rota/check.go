@@ -119,7 +119,7 @@ func (c Check) Key() string {
 	if c.Port != 0 {
 		fmt.Fprintf(&b, ":%d", c.Port)
 	}
-	b.WriteString(c.Path)
+	b.WriteString(c.path())
 	sep := byte('#')
 	add := func(key, value string) {
 		b.WriteByte(sep)
@@ -138,28 +138,40 @@ func (c Check) Key() string {
 			add(key, strconv.Itoa(value))
 		}
 	}
-	text("method", c.Method)
+	if c.Method != "GET" {
+		text("method", c.Method)
+	}
 	text("host", c.Host)
 	for _, h := range c.Header {
-		add("header", h.Name+": "+h.Value)
+		add("header", h.key())
 	}
-	for _, r := range c.Status {
-		add("status", r.String())
+	if !slices.Equal(c.Status, []StatusRange{{200, 399}}) {
+		for _, r := range c.Status {
+			add("status", r.String())
+		}
 	}
 	for _, h := range c.ExpectHeader {
-		add("expect_header", h.Name+": "+h.Value)
+		add("expect_header", h.key())
 	}
 	text("body", c.Body)
 	if c.Follow {
 		add("follow", "true")
 	}
-	number("max_body", c.MaxBody)
-	text("server_name", c.ServerName)
-	text("verify", string(c.Verify))
+	if c.MaxBody != DefaultMaxBody {
+		number("max_body", c.MaxBody)
+	}
+	if c.ServerName != c.Host {
+		text("server_name", c.ServerName)
+	}
+	if c.Verify != VerifyStrict {
+		text("verify", string(c.Verify))
+	}
 	number("cert_days", c.CertDays)
 	text("send", c.Send)
 	text("expect", c.Expect)
-	number("count", c.Count)
+	if c.Count != 1 {
+		number("count", c.Count)
+	}
 	if c.Loss != 0 {
 		add("loss", strconv.FormatFloat(c.Loss, 'g', -1, 64))
 	}
@@ -182,6 +194,20 @@ func (c Check) Key() string {
 	}
 	return b.String()
 }
+
+// path is the Path as it stands in a key: / when an HTTP check says nothing, and quoted when it holds what would end it there.
+func (c Check) path() string {
+	switch {
+	case c.Path == "" && (c.Kind == KindHTTP || c.Kind == KindHTTPS):
+		return "/"
+	case strings.Contains(c.Path, "#") || strings.HasPrefix(c.Path, "\"") || strings.HasPrefix(c.Path, ":"):
+		return strconv.Quote(c.Path)
+	}
+	return c.Path
+}
+
+// key is the header as it stands in a key. A name with a colon, which no header has, cannot pass for another header.
+func (h Header) key() string { return strings.ReplaceAll(h.Name, ":", "::") + ": " + h.Value }
 
 // Describe says in one line what the check asks, for people.
 func (c Check) Describe() string {
@@ -217,6 +243,6 @@ func NewTarget(addr netip.Addr, c Check) Target {
 
 // sortTargets sorts by id and drops repetitions.
 func sortTargets(ts []Target) []Target {
-	slices.SortFunc(ts, func(a, b Target) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(ts, func(a, b Target) int { return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Check.Name, b.Check.Name)) })
 	return slices.CompactFunc(ts, func(a, b Target) bool { return a.ID == b.ID })
 }

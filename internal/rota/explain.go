@@ -60,10 +60,10 @@ type Dropped struct {
 	Why     string     `json:"why"`
 }
 
-// Explain explains the answer of a service for type A or AAAA, and false when there is no such service.
+// Explain explains the answer of a service for type A or AAAA, and false when there is no such service or t is another type.
 func (s *State) Explain(n Name, t Type) (Explanation, bool) {
 	v, sel := s.Service(n), s.Selection(n)
-	if v == nil || sel == nil {
+	if v == nil || sel == nil || t != TypeA && t != TypeAAAA {
 		return Explanation{}, false
 	}
 	p := sel.Family(t)
@@ -71,14 +71,14 @@ func (s *State) Explain(n Name, t Type) (Explanation, bool) {
 		Service: n, Type: t, TTL: v.TTL, Mode: p.Mode, Since: p.Since, Changed: sel.At, Index: sel.Index, Epoch: s.lead.Term,
 		Answer: texts(p.Serving()), Summary: s.summary(v, p),
 	}
-	members := slices.Concat(p.Members, sel.Hidden)
+	members := slices.Clone(p.Members)
+	if t == TypeAAAA {
+		members = append(members, sel.Hidden...) // only IPv6 addresses have zone ids
+	}
 	for _, m := range members {
-		if m.Address.Is4() != (t == TypeA) {
-			continue
-		}
 		x.Endpoints = append(x.Endpoints, s.explainMember(v, m))
 	}
-	x.Steps = s.explainSteps(v, p)
+	x.Steps = s.explainSteps(v, p, members)
 	return x, true
 }
 
@@ -107,9 +107,8 @@ func (v *Service) endpoint(a netip.Addr) *Endpoint {
 	return nil
 }
 
-func (s *State) explainSteps(v *Service, p *FamilyPick) []StepExplanation {
+func (s *State) explainSteps(v *Service, p *FamilyPick, in []Member) []StepExplanation {
 	var steps []StepExplanation
-	in := slices.Clone(p.Members)
 	for step := StepEligible; step <= StepLimit; step++ {
 		x := StepExplanation{Step: step, Kept: []netip.Addr{}}
 		rest := in[:0:0]
@@ -136,9 +135,9 @@ func (s *State) summary(v *Service, p *FamilyPick) string {
 	for _, m := range p.Members {
 		switch {
 		case m.Cause == CauseDrained || m.Cause == CauseMaintenance || m.Cause == CauseForcedDown:
-		case m.Health == Up:
+		case m.counts() == Up:
 			up++
-		case m.Health == Down:
+		case m.counts() == Down:
 			down++
 		}
 	}
@@ -190,7 +189,11 @@ func (s *State) why(v *Service, m Member) string {
 		if o == nil {
 			return m.Cause.String()
 		}
-		return fmt.Sprintf("%s by %s until %s: %s", m.Cause, o.Author, o.Expires.UTC().Format(time.DateTime+"Z"), o.Reason)
+		text := fmt.Sprintf("%s by %s until %s: %s", m.Cause, o.Author, o.Expires.UTC().Format(time.DateTime+"Z"), o.Reason)
+		if m.Health != Unknown {
+			text += "; its checks say " + m.Health.String()
+		}
+		return text
 	case CauseWaiting:
 		return "has no verdict yet" + s.missing(v, m)
 	case CauseUnproven:
@@ -205,6 +208,8 @@ func (s *State) why(v *Service, m Member) string {
 		return s.evidence(v, m, m.Health.String()) + "; it was not in the last good answer"
 	case CauseLowerTier:
 		return fmt.Sprintf("priority %d stands by while a better one serves", m.Priority)
+	case CauseTierLost:
+		return fmt.Sprintf("too few of priority %d can serve, and another one does", m.Priority)
 	case CauseNoWeight:
 		return "weight 0 while others have some"
 	case CauseOverLimit:
@@ -286,7 +291,10 @@ func (s *State) whyMoved(n Name, p, q *FamilyPick) []string {
 	}
 	for _, m := range q.Members {
 		old := p.member(m.Address)
-		if was := old != nil && old.Serves(); was != m.Serves() {
+		if old == nil {
+			old = &Member{Step: StepEligible}
+		}
+		if old.Serves() != m.Serves() || (old.Step == StepKept) != (m.Step == StepKept) {
 			out = append(out, m.Address.String()+" "+s.why(v, m))
 		}
 	}
@@ -361,7 +369,8 @@ func matcher(pattern string) (func(*Service, *Endpoint) bool, error) {
 	}, nil
 }
 
-// Emptied lists the services that would have every endpoint taken out by hand if the overrides were set at now, sorted.
+// Emptied lists the services of which an address family would have every endpoint taken out by hand if the overrides were set at now,
+// sorted. The name then keeps its last answer, or none when on_all_down is none: either is seldom what the operator wants.
 func (s *State) Emptied(overrides []Override, now time.Time) []Name {
 	set := map[EndpointID]Override{}
 	for _, o := range overrides {
@@ -369,17 +378,20 @@ func (s *State) Emptied(overrides []Override, now time.Time) []Name {
 	}
 	var out []Name
 	for _, o := range overrides {
-		v := s.Service(o.Endpoint.Service)
-		if v == nil || slices.Contains(out, v.Name) {
+		v, of := s.Service(o.Endpoint.Service), o.Endpoint.Address
+		if v == nil || v.endpoint(of) == nil || of.Zone() != "" || slices.Contains(out, v.Name) {
 			continue
 		}
 		left := slices.ContainsFunc(v.Endpoints, func(e Endpoint) bool {
+			if e.Address.Zone() != "" || e.Address.Is4() != of.Is4() {
+				return false
+			}
 			id := EndpointID{v.Name, e.Address}
 			if n, ok := set[id]; ok {
 				return !n.out()
 			}
 			o := s.Override(id)
-			return e.Address.Zone() == "" && (!o.At(now) || !o.out())
+			return !o.At(now) || !o.out()
 		})
 		if !left {
 			out = append(out, v.Name)

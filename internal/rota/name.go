@@ -14,6 +14,7 @@ type Name string
 const (
 	maxLabel = 63
 	maxName  = 255
+	maxText  = 4 * maxName // characters: every octet escaped as \DDD
 )
 
 // ParseName reads a domain name in presentation form and returns its canonical form. A missing trailing dot is added.
@@ -24,6 +25,9 @@ func ParseName(s string) (Name, error) {
 	}
 	if s == "." {
 		return ".", nil
+	}
+	if len(s) > maxText {
+		return "", fmt.Errorf("domain name %q… of %d characters takes more than %d octets", s[:maxLabel], len(s), maxName)
 	}
 	var b strings.Builder
 	b.Grow(len(s) + 1)
@@ -169,8 +173,11 @@ func (n Name) Labels() int {
 
 // In reports whether n is zone or below it, label by label.
 func (n Name) In(zone Name) bool {
+	if n == "" || zone == "" {
+		return false
+	}
 	if zone == "." || n == zone {
-		return n != ""
+		return true
 	}
 	for len(n) > len(zone) {
 		if n = n.Parent(); n == zone {

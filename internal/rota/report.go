@@ -2,6 +2,8 @@ package rota
 
 import (
 	"cmp"
+	"errors"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -40,20 +42,40 @@ func (r *Report) Opinion(t TargetID) *Opinion {
 	return r.Opinions[i]
 }
 
+// Validate reports what makes a report from elsewhere unfit to be judged: no vantage, an opinion that is missing, without a target,
+// out of order or given twice.
+func (r *Report) Validate() error {
+	if r.Vantage == "" {
+		return errors.New("report names no vantage")
+	}
+	last := TargetID("")
+	for i, o := range r.Opinions {
+		if o == nil || o.Target <= last {
+			return fmt.Errorf("report of %s: opinion %d is missing, without a target, out of order or given twice", r.Vantage, i)
+		}
+		last = o.Target
+	}
+	return nil
+}
+
 // Moved lists the targets about which b says something else than a does, sorted. The cost of an unmoved target is one
 // comparison of pointers.
 func Moved(a, b *Report) []TargetID {
 	if a == nil {
 		a = &Report{}
 	}
-	var moved []TargetID
-	if a.Abstain != b.Abstain {
-		for _, o := range b.Opinions {
-			moved = append(moved, o.Target)
-		}
-		return moved
+	if b == nil {
+		b = &Report{}
 	}
+	all := a.Abstain != b.Abstain // then every opinion begins or ceases to count
 	i, j := 0, 0
+	if !all {
+		for i < len(a.Opinions) && i < len(b.Opinions) && a.Opinions[i] == b.Opinions[i] {
+			i++
+		}
+		j = i
+	}
+	var moved []TargetID
 	for i < len(a.Opinions) || j < len(b.Opinions) {
 		switch {
 		case i == len(a.Opinions):
@@ -62,7 +84,7 @@ func Moved(a, b *Report) []TargetID {
 		case j == len(b.Opinions):
 			moved = append(moved, a.Opinions[i].Target)
 			i++
-		case a.Opinions[i] == b.Opinions[j]:
+		case !all && a.Opinions[i] == b.Opinions[j]:
 			i++
 			j++
 		default:
@@ -75,7 +97,7 @@ func Moved(a, b *Report) []TargetID {
 				moved = append(moved, y.Target)
 				j++
 			default:
-				if *x != *y {
+				if all || *x != *y {
 					moved = append(moved, x.Target)
 				}
 				i++

@@ -110,7 +110,7 @@ type Change struct {
 // Key returns the changed RRset's name and type.
 func (c Change) Key() Key { return c.New.Key() }
 
-// Added and Removed list the data that only one side has, sorted.
+// Added lists the data that the change brings, sorted.
 func (c Change) Added() []string { return without(c.New.Data, c.Old.Data) }
 
 // Removed lists the data that the change takes away, sorted.
@@ -143,7 +143,7 @@ func (c Change) String() string {
 }
 
 // Diff returns the changes that bring have to want, sorted by name and type. It speaks only of the RRsets in want; a wanted RRset
-// without data asks for its removal. What is in have and not in want is left alone.
+// without data asks for its removal. What is in have and not in want is left alone. Each side names a key at most once.
 func Diff(have, want []RRset) []Change {
 	byKey := make(map[Key]RRset, len(have))
 	for _, s := range have {
@@ -160,7 +160,7 @@ func Diff(have, want []RRset) []Change {
 			changes = append(changes, Change{Old: h, New: w})
 		}
 	}
-	slices.SortFunc(changes, func(a, b Change) int {
+	slices.SortStableFunc(changes, func(a, b Change) int {
 		return cmp.Or(cmp.Compare(a.Key().Name, b.Key().Name), cmp.Compare(a.Key().Type, b.Key().Type))
 	})
 	return changes

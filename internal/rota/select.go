@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"hash/fnv"
 	"math"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"time"
@@ -60,11 +61,13 @@ const (
 	CauseUnproven          // kept without a verdict
 	CauseHoldIgnored       // kept though held: nobody else can serve
 	CauseForcedUp          // kept by an override
+	CauseTierLost          // too few of its priority are up, and another priority can serve
 )
 
 var causeNames = [...]string{
 	"", "down", "drained", "maintenance", "forced-down", "waiting", "held", "unpublished", "not-last-good", "lower-tier",
 	"no-weight", "over-limit", "fallback", "removed", "disbelieved", "unproven", "hold-ignored", "forced-up",
+	"tier-lost",
 }
 
 func (c Cause) String() string { return enumName(causeNames[:], int(c)) }
@@ -114,7 +117,7 @@ func (m *Mode) UnmarshalText(b []byte) error {
 // Member is one endpoint's part in a pick.
 type Member struct {
 	Address  netip.Addr `json:"address"`
-	Health   Status     `json:"health"` // the worst of its required checks; what was last known when that is unknown now
+	Health   Status     `json:"health"` // the worst of its required checks, whatever people say; what was last known when that is unknown now
 	Step     Step       `json:"step"`   // that dropped it, or StepKept
 	Cause    Cause      `json:"cause,omitempty"`
 	Weight   uint32     `json:"weight"`
@@ -124,6 +127,14 @@ type Member struct {
 
 // Serves reports whether the member may be in an answer: it is kept, or only over the limit of one answer.
 func (m Member) Serves() bool { return m.Step == StepKept || m.Step == StepLimit }
+
+// counts is the health that the pipeline goes by.
+func (m *Member) counts() Status {
+	if m.Cause == CauseForcedUp {
+		return Up
+	}
+	return m.Health
+}
 
 // FamilyPick is the outcome of the pipeline for one address family of a service.
 type FamilyPick struct {
@@ -169,6 +180,7 @@ type Selection struct {
 	V6      FamilyPick `json:"v6"`
 	Hidden  []Member   `json:"hidden,omitempty"` // endpoints that cannot be published
 	Next    time.Time  `json:"next,omitzero"`    // when to look again although nothing else happens
+	Alias   Name       `json:"alias,omitempty"`  // the fallback that answers, or answered last and may still be in other name servers
 }
 
 // Family returns the pick for a record type, A or AAAA.
@@ -190,7 +202,10 @@ func (s *Selection) sameAnswer(o *Selection) bool {
 			return x.Address == y.Address && x.Weight == y.Weight
 		})
 	}
-	return o != nil && s.Fallback() == o.Fallback() && same(&s.V4, &o.V4) && same(&s.V6, &o.V6)
+	if o == nil || s.Fallback() != o.Fallback() || s.Fallback() && s.Alias != o.Alias {
+		return false
+	}
+	return same(&s.V4, &o.V4) && same(&s.V6, &o.V6)
 }
 
 func (p *FamilyPick) serving() []Member {
@@ -228,17 +243,15 @@ func choose(v *Service, stand []standing, prev *Selection, now time.Time, index 
 	}
 	f4 := newFamily(v, v4, &prev.V4, now)
 	f6 := newFamily(v, v6, &prev.V6, now)
-	up := f4.up + f6.up
-	next.V4 = f4.run(up)
-	next.V6 = f6.run(up)
-	if next.V4.Mode == ModeFallback || next.V6.Mode == ModeFallback {
+	hope := f4.hope() + f6.hope()
+	next.V4 = f4.run(hope)
+	next.V6 = f6.run(hope)
+	next.Alias = prev.Alias
+	if next.Fallback() {
+		next.Alias = v.Safety.Fallback
 		// A CNAME stands alone (RFC 1034 §3.6.2): the other family gives way.
-		for _, p := range []*FamilyPick{&next.V4, &next.V6} {
-			if p.Mode != ModeAbsent && p.Mode != ModeWithdrawn && p.Mode != ModeFallback {
-				p.Mode, p.Since = ModeFallback, now
-				p.dropServing(StepPanic, CauseFallback)
-			}
-		}
+		next.V4.giveWay(&prev.V4, now)
+		next.V6.giveWay(&prev.V6, now)
 	}
 	for _, t := range []time.Time{f4.next, f6.next} {
 		if !t.IsZero() && (next.Next.IsZero() || t.Before(next.Next)) {
@@ -248,10 +261,18 @@ func choose(v *Service, stand []standing, prev *Selection, now time.Time, index 
 	return next
 }
 
-func (p *FamilyPick) dropServing(s Step, c Cause) {
+// giveWay takes the family out of the answer because the fallback answers.
+func (p *FamilyPick) giveWay(prev *FamilyPick, now time.Time) {
+	if p.Mode == ModeAbsent || p.Mode == ModeWithdrawn || p.Mode == ModeFallback {
+		return
+	}
+	p.Mode, p.Since = ModeFallback, now
+	if prev.Mode == ModeFallback {
+		p.Since = prev.Since
+	}
 	for i := range p.Members {
 		if p.Members[i].Serves() {
-			p.Members[i].Step, p.Members[i].Cause = s, c
+			p.Members[i].Step, p.Members[i].Cause = StepPanic, CauseFallback
 		}
 	}
 }
@@ -283,7 +304,7 @@ func newFamily(v *Service, stand []standing, prev *FamilyPick, now time.Time) *f
 		case out:
 			m.Step, m.Cause = StepEligible, overrideCause(s.override.Action)
 		case s.override != nil: // forced up
-			m.Health, m.Cause = Up, CauseForcedUp
+			m.Cause = CauseForcedUp
 			f.up++
 		case m.Health == Up:
 			f.up++
@@ -308,9 +329,18 @@ func overrideCause(a Action) Cause {
 	return CauseForcedDown
 }
 
-// run decides the family. up counts the endpoints of both families that are up.
-func (f *family) run(up int) FamilyPick {
-	p := FamilyPick{Mode: f.decide(up), Since: f.now, Members: f.members}
+// hope counts the endpoints for whose sake no fallback answers: those that are up and, while nothing at all is known of the family,
+// those of which nothing is known.
+func (f *family) hope() int {
+	if f.up+f.down == 0 {
+		return f.unknown
+	}
+	return f.up
+}
+
+// run decides the family. hope counts the endpoints of both families that speak against a fallback.
+func (f *family) run(hope int) FamilyPick {
+	p := FamilyPick{Mode: f.decide(hope), Since: f.now, Members: f.members}
 	if p.Mode == f.prev.Mode && !f.prev.Since.IsZero() {
 		p.Since = f.prev.Since
 	}
@@ -328,25 +358,22 @@ func (f *family) run(up int) FamilyPick {
 }
 
 // decide fills in who is dropped by which step and returns the mode.
-func (f *family) decide(up int) Mode {
+func (f *family) decide(hope int) Mode {
 	if len(f.members) == 0 {
 		return f.withdraw()
 	}
 	if f.up+f.down+f.unknown == 0 {
-		return f.allTakenOut()
+		return f.allTakenOut(hope)
 	}
 	if f.warming() {
-		for i := range f.members {
-			if !f.operator[i] {
-				f.members[i].Cause = CauseUnproven
-			}
-		}
+		f.disbelieve()
 		return ModeWarmup
 	}
 	if f.up+f.down > 0 {
 		tier, trusted := f.trustedTier()
-		if !trusted || f.up < f.service.Safety.MinPublished {
-			return f.panic(up)
+		// With nobody down there is nothing to disbelieve, however many endpoints the operator left.
+		if !trusted || f.down > 0 && f.up < f.service.Safety.MinPublished {
+			return f.panic(hope)
 		}
 		f.eligible()
 		f.tier(tier)
@@ -381,9 +408,14 @@ func (f *family) withdraw() Mode {
 }
 
 // allTakenOut answers when a person took out every endpoint. The name is not emptied unless the operator chose none.
-func (f *family) allTakenOut() Mode {
-	if f.service.Safety.OnAllDown == OnAllDownNone {
+func (f *family) allTakenOut(hope int) Mode {
+	switch f.service.Safety.OnAllDown {
+	case OnAllDownNone:
 		return ModeNone
+	case OnAllDownFallback:
+		if f.prev.Mode == ModeFallback && hope == 0 {
+			return ModeFallback // the last answer
+		}
 	}
 	kept := false
 	for i := range f.members {
@@ -417,7 +449,7 @@ func (f *family) warming() bool {
 		since = f.prev.Since
 	}
 	end := since.Add(f.service.grace())
-	if !f.now.Before(end) {
+	if f.now.Before(since) || !f.now.Before(end) { // a clock that went back does not lengthen the wait
 		return false
 	}
 	f.wake(end)
@@ -429,6 +461,9 @@ func (v *Service) grace() time.Duration {
 	grace := time.Duration(0)
 	for _, e := range v.Endpoints {
 		for _, u := range e.Checks {
+			if u.Observe {
+				continue
+			}
 			t := u.Check.Timing
 			rounds := time.Duration(max(t.Fall, t.Rise))
 			grace = max(grace, t.Interval+rounds*(t.Timeout+t.FastInterval))
@@ -443,45 +478,65 @@ func (f *family) wake(t time.Time) {
 	}
 }
 
-// trustedTier returns the best priority of which enough endpoints are up, and whether there is one.
+// trustedTier returns the priority that serves, and whether there is one: the best of which enough endpoints are up and not held,
+// else the best of which enough are up.
 func (f *family) trustedTier() (uint16, bool) {
-	type count struct{ up, down int }
+	type count struct{ up, free, down int }
 	tiers := map[uint16]count{}
-	for i, m := range f.members {
+	for i := range f.members {
 		if f.operator[i] {
 			continue
 		}
+		m := &f.members[i]
 		c := tiers[m.Priority]
-		switch m.Health {
+		switch m.counts() {
 		case Up:
 			c.up++
+			if !f.held(m) {
+				c.free++
+			}
 		case Down:
 			c.down++
 		}
 		tiers[m.Priority] = c
 	}
-	best, found := uint16(0), false
+	type choice struct {
+		found, free bool
+		priority    uint16
+	}
+	var best choice
 	for p, c := range tiers {
-		if c.up == 0 || float64(c.up) < f.service.Safety.FailOpenBelow*float64(c.up+c.down)-1e-9 {
+		// The conversion keeps the product from being fused with the subtraction, which would round differently on some machines.
+		need := float64(f.service.Safety.FailOpenBelow*float64(c.up+c.down)) - 1e-9
+		if c.up == 0 || float64(c.up) < need {
 			continue
 		}
-		if !found || p < best {
-			best, found = p, true
+		x := choice{found: true, free: c.free > 0, priority: p}
+		if !best.found || x.free && !best.free || x.free == best.free && x.priority < best.priority {
+			best = x
 		}
 	}
-	return best, found
+	return best.priority, best.found
 }
 
+// bestTier returns the best priority among those still in, preferring one with an endpoint that is not held.
 func (f *family) bestTier() uint16 {
-	best := uint16(math.MaxUint16)
-	f.each(func(m *Member) { best = min(best, m.Priority) })
+	best, free := uint16(math.MaxUint16), false
+	f.each(func(m *Member) {
+		switch ok := !f.held(m); {
+		case ok && !free:
+			best, free = m.Priority, true
+		case ok == free:
+			best = min(best, m.Priority)
+		}
+	})
 	return best
 }
 
 // eligible drops who is down, who waits for a first verdict, and who came back too soon.
 func (f *family) eligible() {
 	f.each(func(m *Member) {
-		switch m.Health {
+		switch m.counts() {
 		case Down:
 			m.Step, m.Cause = StepEligible, CauseDown
 		case Unknown:
@@ -490,11 +545,16 @@ func (f *family) eligible() {
 	})
 }
 
-// tier keeps one priority. Endpoints of it that came back too soon are held, unless nobody else of it can serve.
+// tier keeps one priority. Endpoints that came back too soon are held, unless nobody else can serve.
 func (f *family) tier(best uint16) {
 	f.each(func(m *Member) {
-		if m.Priority != best {
+		switch {
+		case m.Priority > best:
 			m.Step, m.Cause = StepTier, CauseLowerTier
+		case m.Priority < best && f.held(m):
+			f.hold(m)
+		case m.Priority < best:
+			m.Step, m.Cause = StepTier, CauseTierLost
 		}
 	})
 	free := 0
@@ -509,21 +569,27 @@ func (f *family) tier(best uint16) {
 		case free == 0:
 			m.Cause = CauseHoldIgnored
 		default:
-			m.Step, m.Cause = StepEligible, CauseHeld
-			f.wake(m.Left.Add(f.service.Safety.MinHold))
+			f.hold(m)
 		}
 	})
 }
 
+// held reports whether the member left too short a time ago. One that left in what is now the future, by a clock that has been put
+// back since, is not held.
 func (f *family) held(m *Member) bool {
-	return m.Cause != CauseForcedUp && !m.Left.IsZero() && f.now.Before(m.Left.Add(f.service.Safety.MinHold))
+	return m.Cause != CauseForcedUp && !m.Left.IsZero() && !f.now.Before(m.Left) && f.now.Before(m.Left.Add(f.service.Safety.MinHold))
+}
+
+func (f *family) hold(m *Member) {
+	m.Step, m.Cause = StepEligible, CauseHeld
+	f.wake(m.Left.Add(f.service.Safety.MinHold))
 }
 
 // panic answers when health is not believed.
-func (f *family) panic(up int) Mode {
+func (f *family) panic(hope int) Mode {
 	safety := f.service.Safety
 	switch {
-	case safety.OnAllDown == OnAllDownFallback && up == 0:
+	case safety.OnAllDown == OnAllDownFallback && hope == 0:
 		f.each(func(m *Member) { m.Step, m.Cause = StepPanic, CauseFallback })
 		return ModeFallback
 	case safety.OnAllDown == OnAllDownNone:
@@ -541,17 +607,31 @@ func (f *family) panic(up int) Mode {
 		mode = ModeKeep
 	}
 	f.each(func(m *Member) {
-		switch {
-		case mode == ModeKeep && m.Health != Up && !f.lastGood(m):
+		if mode == ModeKeep && m.counts() != Up && !f.lastGood(m) {
 			m.Step, m.Cause = StepPanic, CauseNotLastGood
-		case m.Health == Down:
+		}
+	})
+	f.disbelieve()
+	// A weight of 0 counts in a panic too, unless all that have a weight are down.
+	proven := false
+	f.each(func(m *Member) { proven = proven || m.Weight > 0 && m.counts() == Up })
+	if proven {
+		f.weigh()
+	}
+	f.limit()
+	return mode
+}
+
+// disbelieve marks those still in that are kept although they are not known to be up.
+func (f *family) disbelieve() {
+	f.each(func(m *Member) {
+		switch m.counts() {
+		case Down:
 			m.Cause = CauseDisbelieved
-		case m.Health == Unknown:
+		case Unknown:
 			m.Cause = CauseUnproven
 		}
 	})
-	f.limit()
-	return mode
 }
 
 func (f *family) lastGood(m *Member) bool {
@@ -561,7 +641,7 @@ func (f *family) lastGood(m *Member) bool {
 
 func (f *family) anyLastGood() bool {
 	found := false
-	f.each(func(m *Member) { found = found || m.Health == Up || f.lastGood(m) })
+	f.each(func(m *Member) { found = found || m.counts() == Up || f.lastGood(m) })
 	return found
 }
 
@@ -579,7 +659,7 @@ func (f *family) weigh() {
 	})
 }
 
-// limit keeps as many as the policy allows: those with the highest weighted rendezvous score, so that the choice moves as little
+// limit keeps as many as the policy allows: those that weighted rendezvous hashing prefers, so that the choice moves as little
 // as possible when endpoints come and go.
 func (f *family) limit() {
 	n := f.service.Policy.Answers
@@ -587,24 +667,28 @@ func (f *family) limit() {
 		return
 	}
 	type scored struct {
-		m     *Member
-		score float64
+		m    *Member
+		cost uint64
 	}
 	var in []scored
-	f.each(func(m *Member) { in = append(in, scored{m, score(f.service.Name, m)}) })
+	f.each(func(m *Member) { in = append(in, scored{m, cost(f.service.Name, m)}) })
 	if len(in) <= n {
 		return
 	}
 	slices.SortFunc(in, func(a, b scored) int {
-		return cmp.Or(cmp.Compare(b.score, a.score), a.m.Address.Compare(b.m.Address))
+		// Cost a weight, compared without dividing: both products stay below 2^64.
+		x, y := a.cost*uint64(max(b.m.Weight, 1)), b.cost*uint64(max(a.m.Weight, 1))
+		return cmp.Or(cmp.Compare(x, y), a.m.Address.Compare(b.m.Address))
 	})
 	for _, s := range in[n:] {
 		s.m.Step, s.m.Cause = StepLimit, CauseOverLimit
 	}
 }
 
-// score is the weighted rendezvous hash of an endpoint for a service.
-func score(v Name, m *Member) float64 {
+// cost is the exponential variate of weighted rendezvous hashing for an endpoint of a service: the lowest cost a weight wins. It is
+// -log2 of a hash taken as a fraction of 1, times 2^26, in integers: floating point rounds differently from machine to machine, and
+// replicas must agree. It is at most 2^32.
+func cost(v Name, m *Member) uint64 {
 	h := fnv.New64a()
 	h.Write([]byte(v))
 	a := m.Address.As16()
@@ -615,6 +699,25 @@ func score(v Name, m *Member) float64 {
 	x ^= x >> 27
 	x *= 0x94d049bb133111eb
 	x ^= x >> 31
-	u := (float64(x>>11) + 0.5) / (1 << 53)
-	return -float64(max(m.Weight, 1)) / math.Log(u)
+	return 64<<costBits - log2(max(x, 1))
+}
+
+const costBits = 26
+
+// log2 returns the logarithm of x, at least 1, to base 2, times 2^costBits, rounded down.
+func log2(x uint64) uint64 {
+	whole := bits.Len64(x) - 1
+	m := x << (63 - whole) // the mantissa in [1, 2), as a fraction of 2^63
+	l := uint64(whole)
+	for range costBits {
+		hi, _ := bits.Mul64(m, m) // in [1, 4), as a fraction of 2^62
+		l <<= 1
+		if hi>>63 == 1 {
+			l |= 1
+			m = hi
+		} else {
+			m = hi << 1
+		}
+	}
+	return l
 }

@@ -100,19 +100,18 @@ type Policy struct {
 type compiled struct {
 	spec     Spec
 	services map[Name]*Service
-	targets  []Target            // sorted by id
-	uses     map[TargetID][]Name // services that a target's verdict touches, sorted
+	asked    map[Name][][]TargetID // by service: for each endpoint, the targets of the checks that decide
+	targets  []Target              // sorted by id
+	uses     map[TargetID][]Name   // services that a target's verdict touches, sorted
 }
 
 // compile indexes a spec and refuses one whose parts contradict each other.
 func compile(s Spec) (*compiled, error) {
-	c := &compiled{spec: s, services: make(map[Name]*Service, len(s.Services)), uses: map[TargetID][]Name{}}
-	var errs []error
-	if len(s.Vantages) > 0 {
-		if _, err := s.Quorum.Votes(s.Quorum.Voices(s.Vantages)); err != nil {
-			errs = append(errs, err)
-		}
+	c := &compiled{
+		spec: s, services: make(map[Name]*Service, len(s.Services)), asked: make(map[Name][][]TargetID, len(s.Services)),
+		uses: map[TargetID][]Name{},
 	}
+	errs := s.voters()
 	c.spec.Services = slices.SortedFunc(slices.Values(s.Services), func(a, b Service) int { return cmp.Compare(a.Name, b.Name) })
 	for i := range c.spec.Services {
 		v := &c.spec.Services[i]
@@ -120,8 +119,11 @@ func compile(s Spec) (*compiled, error) {
 			errs = append(errs, fmt.Errorf("service %s is configured twice", v.Name.Short()))
 		}
 		c.services[v.Name] = v
+		errs = append(errs, v.contradictions()...)
 		seen := map[netip.Addr]bool{}
-		for _, e := range v.Endpoints {
+		asked := make([][]TargetID, len(v.Endpoints))
+		c.asked[v.Name] = asked
+		for j, e := range v.Endpoints {
 			if !e.Address.IsValid() || e.Address.Is4In6() {
 				errs = append(errs, fmt.Errorf("service %s: endpoint address %v cannot be used", v.Name.Short(), e.Address))
 			}
@@ -132,6 +134,9 @@ func compile(s Spec) (*compiled, error) {
 			for _, u := range e.Checks {
 				t := e.Target(u)
 				c.targets = append(c.targets, t)
+				if !u.Observe {
+					asked[j] = append(asked[j], t.ID)
+				}
 				if names := c.uses[t.ID]; len(names) == 0 || names[len(names)-1] != v.Name {
 					c.uses[t.ID] = append(names, v.Name)
 				}
@@ -140,6 +145,63 @@ func compile(s Spec) (*compiled, error) {
 	}
 	c.targets = sortTargets(c.targets)
 	return c, errors.Join(errs...)
+}
+
+// voters reports what is wrong with who may vote. A vantage named twice would have two voices.
+func (s Spec) voters() []error {
+	var errs []error
+	if len(s.Vantages) > 0 {
+		if _, err := s.Quorum.Votes(s.Quorum.Voices(s.Vantages)); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if of := s.Quorum.Of; of != "" && of != "nodes" && of != "sites" {
+		errs = append(errs, fmt.Errorf("quorum of %q: want nodes or sites", of))
+	}
+	if s.Quorum.MaxAge < 0 {
+		errs = append(errs, fmt.Errorf("quorum: max_age %v is negative", s.Quorum.MaxAge))
+	}
+	seen := map[string]bool{}
+	for _, v := range s.Vantages {
+		if v.Name == "" || seen[v.Name] {
+			errs = append(errs, fmt.Errorf("vantage %q is configured twice or has no name", v.Name))
+		}
+		seen[v.Name] = true
+	}
+	return errs
+}
+
+// maxTTL is the largest TTL there is, in seconds (RFC 2181 §8).
+const maxTTL = 1<<31 - 1
+
+// contradictions reports what no decision could be made of.
+func (v *Service) contradictions() []error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("service %s: "+format, append([]any{v.Name.Short()}, args...)...))
+	}
+	if n, err := ParseName(string(v.Name)); err != nil {
+		errs = append(errs, fmt.Errorf("service: %w", err))
+	} else if n != v.Name {
+		bad("its name is not in canonical form, which is %s", n)
+	}
+	if v.TTL > maxTTL {
+		bad("TTL %d is above %d", v.TTL, maxTTL)
+	}
+	if f := v.Safety.FailOpenBelow; !(f >= 0 && f <= 1) {
+		bad("fail_open_below %v: want a share from 0 to 1", f)
+	}
+	switch v.Safety.OnAllDown {
+	case "", OnAllDownKeep, OnAllDownAll, OnAllDownNone:
+	case OnAllDownFallback:
+		// Without a name to answer with, the fallback would empty the service.
+		if fb := v.Safety.Fallback; fb == "" || fb == v.Name {
+			bad("on_all_down is fallback: want a fallback, and another name than the service's own")
+		}
+	default:
+		bad("on_all_down %q: want keep, all, fallback or none", v.Safety.OnAllDown)
+	}
+	return errs
 }
 
 // Validate reports every contradiction inside the spec.

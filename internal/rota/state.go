@@ -126,16 +126,20 @@ var ErrStale = errors.New("event is not newer than the state")
 // Apply returns the state after e. An event that cannot be applied gives an error, and then the next state differs only in its
 // index, so that every replica goes on alike. s stays as it is.
 func (s *State) Apply(e Event) (*State, error) {
-	next := *s
 	if e.Index <= s.index && s.index != 0 {
 		return s, fmt.Errorf("%w: index %d after %d", ErrStale, e.Index, s.index)
 	}
-	next.index, next.at = e.Index, e.At
-	t := &transaction{State: next, now: e.At}
+	next := *s
+	next.index, next.at = e.Index, e.At.Round(0).UTC() // without the zone and the monotonic reading that only one process has
+	t := &transaction{State: next, now: next.at, before: s.compiled()}
 	if err := t.apply(e); err != nil {
-		refused := *s
-		refused.index, refused.at = e.Index, e.At
-		return &refused, fmt.Errorf("event %d (%s): %w", e.Index, e.Kind, err)
+		return &next, fmt.Errorf("event %d (%s): %w", e.Index, e.Kind, err)
+	}
+	if t.now.Before(s.at) {
+		// The clock went back: what waits for a time that is now far away is looked at again.
+		for n := range t.waiting.all() {
+			t.touch(n)
+		}
 	}
 	t.decide()
 	return &t.State, nil
@@ -145,6 +149,7 @@ func (s *State) Apply(e Event) (*State, error) {
 type transaction struct {
 	State
 	now      time.Time
+	before   *compiled
 	dirty    map[Name]bool
 	advanced bool
 }
@@ -181,8 +186,11 @@ func (t *transaction) apply(e Event) error {
 	case EventTick:
 		t.tick()
 	case EventLead:
-		if e.Lead == nil || e.Lead.Term < t.lead.Term {
-			return fmt.Errorf("lead %+v is older than term %d", e.Lead, t.lead.Term)
+		switch {
+		case e.Lead == nil:
+			return errors.New("names no leader")
+		case e.Lead.Term < t.lead.Term || e.Lead.Term == t.lead.Term && t.lead.Node != "" && e.Lead.Node != t.lead.Node:
+			return fmt.Errorf("%s leads in term %d, which is not after %s in term %d", e.Lead.Node, e.Lead.Term, t.lead.Node, t.lead.Term)
 		}
 		t.lead = *e.Lead
 	case EventPublished:
@@ -252,6 +260,9 @@ func (s *State) checkOverride(o Override) error {
 	if _, err := ParseAction(string(o.Action)); err != nil {
 		return err
 	}
+	if left := o.Expires.Sub(s.at); left > MaxOverride {
+		return fmt.Errorf("override of %s would last %v more, want at most %v", o.Endpoint, left, MaxOverride)
+	}
 	if life := o.Expires.Sub(o.Set); life <= 0 || life > MaxOverride {
 		return fmt.Errorf("override of %s would last %v, want more than nothing and at most %v", o.Endpoint, life, MaxOverride)
 	}
@@ -286,7 +297,7 @@ func (t *transaction) decide() {
 		}
 		prev := t.Selection(n)
 		next := choose(v, t.standings(v), prev, t.now, t.index)
-		if next.sameAnswer(prev) {
+		if was := t.before.services[n]; next.sameAnswer(prev) && was != nil && was.TTL == v.TTL {
 			next.At, next.Index = prev.At, prev.Index
 			if next.equal(prev) {
 				continue
@@ -307,7 +318,7 @@ func (s *Selection) equal(o *Selection) bool {
 	family := func(a, b *FamilyPick) bool {
 		return a.Mode == b.Mode && a.Since.Equal(b.Since) && slices.Equal(a.Members, b.Members)
 	}
-	return family(&s.V4, &o.V4) && family(&s.V6, &o.V6) && slices.Equal(s.Hidden, o.Hidden) && s.Next.Equal(o.Next)
+	return family(&s.V4, &o.V4) && family(&s.V6, &o.V6) && slices.Equal(s.Hidden, o.Hidden) && s.Next.Equal(o.Next) && s.Alias == o.Alias
 }
 
 // advance moves the serial on, once an event.
@@ -316,18 +327,24 @@ func (t *transaction) advance() {
 		return
 	}
 	t.advanced = true
-	if clock := uint32(t.now.Unix()); int32(clock-t.serial) > 0 {
+	clock := uint32(t.now.Unix())
+	switch {
+	case t.now.Unix() > 0 && (t.serial == 0 || int32(clock-t.serial) > 0):
 		t.serial = clock
-		return
+	default:
+		t.serial++
 	}
-	t.serial++
+	if t.serial == 0 {
+		t.serial = 1 // 0 is the serial of no zone yet
+	}
 }
 
 func (s *State) standings(v *Service) []standing {
 	out := make([]standing, len(v.Endpoints))
+	asked := s.compiled().asked[v.Name]
 	for i := range v.Endpoints {
 		e := &v.Endpoints[i]
-		out[i] = standing{endpoint: e, health: s.health(e)}
+		out[i] = standing{endpoint: e, health: s.health(asked[i])}
 		if o := s.Override(EndpointID{v.Name, e.Address}); o.At(s.at) {
 			out[i].override = o
 		}
@@ -335,18 +352,16 @@ func (s *State) standings(v *Service) []standing {
 	return out
 }
 
-// health is the worst of an endpoint's required checks; without any it is up.
-func (s *State) health(e *Endpoint) Status {
+// health is the worst of an endpoint's required checks, which ask these targets; without any it is up.
+func (s *State) health(asked []TargetID) Status {
 	worst := Up
-	for _, u := range e.Checks {
-		if u.Observe {
-			continue
-		}
-		switch s.Verdict(e.Target(u).ID).Status {
-		case Down:
-			return Down
-		case Unknown:
+	for _, id := range asked {
+		v, ok := s.verdicts.get(id)
+		switch {
+		case !ok || v.Status == Unknown:
 			worst = Unknown
+		case v.Status == Down:
+			return Down
 		}
 	}
 	return worst
@@ -398,17 +413,26 @@ func (s *State) wants(v *Service) []Want {
 				drop = append(drop, m.Address.String())
 			}
 			slices.Sort(drop)
-			want(t, nil, drop)
+			if len(drop) > 0 {
+				want(t, nil, drop)
+			}
 		default:
 			want(t, texts(p.Published()), nil)
 		}
 	}
-	if fb := v.Safety.Fallback; fb != "" {
-		if sel.Fallback() {
-			want(TypeCNAME, []string{fb.String()}, nil)
-		} else if len(out) > 0 {
-			want(TypeCNAME, nil, []string{fb.String()})
+	if sel.Fallback() {
+		want(TypeCNAME, []string{sel.Alias.String()}, nil)
+		return out
+	}
+	var drop []string
+	for _, alias := range []Name{v.Safety.Fallback, sel.Alias} {
+		if alias != "" && !slices.Contains(drop, alias.String()) {
+			drop = append(drop, alias.String())
 		}
+	}
+	if len(out) > 0 && len(drop) > 0 {
+		slices.Sort(drop)
+		want(TypeCNAME, nil, drop)
 	}
 	return out
 }
@@ -518,7 +542,8 @@ func Restore(snap Snapshot) (*State, error) {
 	return s, nil
 }
 
-// Transitions lists what differs between the answers of two states, sorted by service and type. Its cost grows with what moved.
+// Transitions lists what differs between the answers of two states, sorted by service and type: other addresses serve, others are
+// published, or the mode is another. Its cost grows with what moved.
 func Transitions(prev, next *State) []Transition {
 	var out []Transition
 	moved(prev.selections, next.selections, func(n Name) {
@@ -532,7 +557,7 @@ func Transitions(prev, next *State) []Transition {
 		for _, t := range []Type{TypeA, TypeAAAA} {
 			p, q := a.Family(t), b.Family(t)
 			before, after := texts(p.Serving()), texts(q.Serving())
-			if slices.Equal(before, after) && p.Mode == q.Mode {
+			if slices.Equal(before, after) && slices.Equal(p.Published(), q.Published()) && p.Mode == q.Mode {
 				continue
 			}
 			out = append(out, Transition{

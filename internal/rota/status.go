@@ -3,6 +3,7 @@ package rota
 import (
 	"fmt"
 	"time"
+	"unicode"
 )
 
 // Status is up, down or unknown. The zero value is Unknown and claims nothing: it is never evidence for or against anyone.
@@ -80,8 +81,8 @@ type Observation struct {
 // MaxReason bounds a Reason, in bytes: it may come from the other side.
 const MaxReason = 200
 
-// CleanReason makes text from anywhere fit to be a Reason: control characters become '?', invalid UTF-8 becomes U+FFFD and what
-// exceeds MaxReason is cut.
+// CleanReason makes text from anywhere fit to be a Reason: characters that control a terminal or the direction of text become '?',
+// invalid UTF-8 becomes U+FFFD and what exceeds MaxReason is cut. Without args, format is the text itself.
 func CleanReason(format string, args ...any) string {
 	s := format
 	if len(args) > 0 {
@@ -90,7 +91,7 @@ func CleanReason(format string, args ...any) string {
 	out := make([]rune, 0, min(len(s), MaxReason))
 	size := 0
 	for _, r := range s {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) || r == 0x2028 || r == 0x2029 || (r >= 0x202a && r <= 0x202e) {
+		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029' {
 			r = '?'
 		}
 		n := len(string(r))

@@ -36,7 +36,8 @@ func (s Streak) Observe(o Observation, t Timing) Streak {
 	return s
 }
 
-// Pending reports whether a change of opinion is under way, so that the next probe is due after the fast interval.
+// Pending reports whether a change of opinion is under way, so that the next probe is due after the fast interval. Observations
+// that are unknown bring no change nearer: a target that cannot be probed from here is not probed faster for it.
 func (s Streak) Pending(t Timing) bool {
 	switch s.Status {
 	case Up:
@@ -44,5 +45,5 @@ func (s Streak) Pending(t Timing) bool {
 	case Down:
 		return s.Successes > 0
 	}
-	return true
+	return s.Failures > 0 || s.Successes > 0 || s.Last.At.IsZero()
 }

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/cluster"
+	"github.com/rota-dns/rota/internal/config"
+	"github.com/rota-dns/rota/internal/nameserver"
+	"github.com/rota-dns/rota/internal/probe"
+	"github.com/rota-dns/rota/internal/publish"
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// The rooms do not know each other. What follows turns the values of one into those of the next.
+
+// zonesOf returns the zones the name server is authoritative for. floor is the least serial they may show: it grows with every
+// configuration that is put in force, since static records may differ.
+func zonesOf(d *config.DNS, floor time.Time) []nameserver.Zone {
+	if d == nil {
+		return nil
+	}
+	out := make([]nameserver.Zone, 0, len(d.Zones))
+	for _, z := range d.Zones {
+		var text strings.Builder
+		for _, s := range z.Records {
+			for _, data := range s.Data {
+				fmt.Fprintf(&text, "%s %d IN %s %s\n", s.Name, s.TTL, s.Type, data)
+			}
+		}
+		out = append(out, nameserver.Zone{
+			Name: z.Name, NS: z.NS, MName: z.MName, RName: z.RName, Refresh: z.Refresh, Retry: z.Retry, Expire: z.Expire,
+			Minimum: z.Minimum, TTL: z.TTL, Serial: uint32(floor.Unix()), Records: text.String(), File: "zone " + z.Name.Short(),
+		})
+	}
+	return out
+}
+
+// publishersOf makes the publishers of a configuration, sorted by name. None of them does anything yet.
+func (a *app) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
+	var out []*publish.Publisher
+	var errs []error
+	for _, p := range cfg.Publishers {
+		backend, err := backendOf(p)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("publish.%s: %w", p.Name, err))
+			continue
+		}
+		out = append(out, publish.New(publish.Options{
+			Name: p.Name, Backend: backend, Source: a.node, Owner: cfg.Owner,
+			Record: func(ctx context.Context, done rota.Published) error {
+				_, err := a.node.Append(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
+				return err
+			},
+			Confirm: a.node.Confirm,
+			Log:     a.log.With("room", "publish"),
+		}))
+	}
+	return out, errors.Join(errs...)
+}
+
+func backendOf(p config.Publisher) (publish.Backend, error) {
+	switch {
+	case p.RFC2136 != nil:
+		o := publish.RFC2136Options{
+			Servers: p.RFC2136.Servers, Transport: publish.Transport(p.RFC2136.Transport), Zone: p.RFC2136.Zone,
+		}
+		if k := p.RFC2136.Key; k != nil {
+			o.Key = &publish.Key{Name: k.Name, Algorithm: k.Algorithm, Secret: k.Secret.Reveal()}
+		}
+		return publish.NewRFC2136(o)
+	}
+	return nil, fmt.Errorf("no such type: %s", p.Type)
+}
+
+// apiOptions shows the node to the API.
+func (a *app) apiOptions(cfg *config.Config) api.Options {
+	o := api.Options{
+		Source: a.node,
+		Append: func(ctx context.Context, e rota.Event) (rota.Event, error) {
+			e, err := a.node.Append(ctx, e)
+			if errors.Is(err, cluster.ErrNotLeader) || errors.Is(err, cluster.ErrClosed) {
+				err = fmt.Errorf("%w: %w", api.ErrNoLeader, err)
+			}
+			return e, err
+		},
+		Records: func(after uint64, limit int) []api.Record {
+			var out []api.Record
+			for _, r := range a.node.Records(after, limit) {
+				out = append(out, api.Record{Event: r.Event, Transitions: r.Transitions, Refused: r.Refused})
+			}
+			return out
+		},
+		Reports:       a.node.Reports,
+		Publishers:    a.publisherStatus,
+		Plan:          a.plan,
+		Cluster:       a.clusterStatus,
+		Probes:        a.probes,
+		Config:        func() []byte { return a.current.Load().cfg.Effective() },
+		Reload:        func(ctx context.Context) error { return a.reload(ctx, "asked over the API") },
+		Ready:         a.ready,
+		Registry:      a.registry(),
+		MetricsPath:   cfg.Metrics.Path,
+		Socket:        socketPath(cfg),
+		Listen:        cfg.API.Listen,
+		CertFile:      cfg.API.CertFile,
+		KeyFile:       cfg.API.KeyFile,
+		AnonymousRead: cfg.API.AnonymousRead,
+		Node:          cfg.Node.Name,
+		Version:       version(),
+		Log:           a.log.With("room", "api"),
+	}
+	for _, t := range cfg.API.Tokens {
+		o.Tokens = append(o.Tokens, api.Token{Name: t.Name, Role: api.Role(t.Role), Secret: t.Token.Reveal()})
+	}
+	if a.dns != nil {
+		o.NameServer = func() api.NameServer {
+			ns := api.NameServer{}
+			for _, at := range a.dns.Addrs() {
+				ns.Addresses = append(ns.Addresses, at.String())
+			}
+			for _, z := range a.current.Load().cfg.DNS.Zones {
+				ns.Zones = append(ns.Zones, z.Name)
+			}
+			return ns
+		}
+	}
+	return o
+}
+
+func (a *app) publisherStatus() []api.PublisherStatus {
+	now := a.current.Load()
+	var out []api.PublisherStatus
+	for _, p := range now.publishers {
+		s := p.Status()
+		view := api.PublisherStatus{Publisher: s.Publisher, Type: publisherType(now.cfg, s.Publisher), Zones: []api.PublishedZone{}}
+		for _, z := range s.Zones {
+			view.Zones = append(view.Zones, publishedZone(s, z))
+		}
+		for _, r := range s.Lost {
+			view.Zones = append(view.Zones, api.PublishedZone{State: "failing", Error: r.Error()})
+		}
+		out = append(out, view)
+	}
+	return out
+}
+
+func publisherType(cfg *config.Config, name string) string {
+	i := slices.IndexFunc(cfg.Publishers, func(p config.Publisher) bool { return p.Name == name })
+	if i < 0 {
+		return ""
+	}
+	return cfg.Publishers[i].Type
+}
+
+func publishedZone(s publish.Status, z publish.ZoneStatus) api.PublishedZone {
+	view := api.PublishedZone{
+		Zone: z.Zone, Failures: z.Failures, Drift: z.Drift, Epoch: s.Term, Read: z.LastSuccess, Written: z.LastWrite, Took: z.Lag,
+		Records: z.Records,
+	}
+	switch {
+	case !s.Leading:
+		view.State = "standby"
+	case len(z.Reasons) > 0:
+		view.State = "failing"
+		view.Error = z.Reasons[0].Error()
+	case z.LastTry.IsZero():
+		view.State = "unread"
+	case z.Drift > 0:
+		view.State = "pending"
+	default:
+		view.State = "in-step"
+	}
+	return view
+}
+
+// plan asks every publisher what it would write now.
+func (a *app) plan(ctx context.Context) ([]api.Plan, error) {
+	var out []api.Plan
+	for _, p := range a.current.Load().publishers {
+		plan, err := p.Plan(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, z := range plan.Zones {
+			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged}
+			var reasons []string
+			for _, r := range z.Reasons {
+				reasons = append(reasons, r.Error())
+			}
+			view.Error = strings.Join(reasons, "\n")
+			out = append(out, view)
+		}
+	}
+	slices.SortFunc(out, func(x, y api.Plan) int {
+		return cmp.Or(cmp.Compare(x.Publisher, y.Publisher), cmp.Compare(x.Zone, y.Zone))
+	})
+	return out, nil
+}
+
+func (a *app) clusterStatus() api.ClusterStatus { return api.ClusterStatus(a.node.Status()) }
+
+// probes shows what this node remembers of a target.
+func (a *app) probes(id rota.TargetID) (api.TargetProbes, bool) {
+	h, ok := a.prober.History(id)
+	if !ok {
+		return api.TargetProbes{}, false
+	}
+	out := api.TargetProbes{Streak: h.Streak}
+	for _, t := range h.Traces {
+		out.Recent = append(out.Recent, probeOf(t))
+	}
+	return out, true
+}
+
+func probeOf(t probe.Trace) api.Probe {
+	p := api.Probe{Observation: t.Observation}
+	for _, s := range t.Steps {
+		line := fmt.Sprintf("%s at %v took %v", s.Name, s.At.Round(time.Microsecond), s.Took.Round(time.Microsecond))
+		if s.Note != "" {
+			line += ": " + s.Note
+		}
+		p.Log = append(p.Log, line)
+	}
+	return p
+}

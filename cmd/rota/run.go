@@ -1,0 +1,453 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/cluster"
+	"github.com/rota-dns/rota/internal/config"
+	"github.com/rota-dns/rota/internal/nameserver"
+	"github.com/rota-dns/rota/internal/probe"
+	"github.com/rota-dns/rota/internal/publish"
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// reloadEvery is how often the configuration's files are looked at for a change of content.
+const reloadEvery = 5 * time.Second
+
+// reportEvery is how often this vantage reports although nothing changed.
+const reportEvery = 10 * time.Second
+
+func runCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Run a node: check, decide, publish and answer",
+		Long: `Reads the configuration, serves the last state from the data directory at once, and keeps the DNS true until it is told to
+stop. SIGHUP reloads the configuration, all of it or nothing; so does a change of its content. SIGTERM and SIGINT stop in
+order and leave the DNS as it is.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			path, err := c.Flags().GetString("config")
+			if err != nil {
+				return err
+			}
+			return runNode(ctx, path, c.ErrOrStderr())
+		},
+	}
+}
+
+func runNode(ctx context.Context, path string, stderr io.Writer) error {
+	cfg, err := config.Load(path, config.Options{})
+	if err != nil {
+		return err
+	}
+	log, logs, err := newLogger(cfg.Log.Level, string(cfg.Log.Format), cfg.Log.File, stderr)
+	if err != nil {
+		return err
+	}
+	defer logs.Close()
+	a, err := newApp(cfg, log)
+	if err != nil {
+		return err
+	}
+	a.load = func() (*config.Config, error) { return config.Load(path, config.Options{}) }
+	a.reopen = logs.Reopen
+	return a.run(ctx)
+}
+
+// app is one running node: the rooms and how they are wired.
+type app struct {
+	// Set by newApp and fixed from then on.
+	log    *slog.Logger
+	node   *cluster.Node
+	prober *probe.Prober
+	dns    *nameserver.Server // nil: answers no queries
+	api    *api.Server
+	load   func() (*config.Config, error) // reads the configuration again; nil: it cannot change
+	reopen func() error                   // opens the log file again after a rotation; nil: nothing to open
+
+	// Replaced as a whole by a reload, read by anyone.
+	current atomic.Pointer[inForce]
+
+	reloading sync.Mutex // held for the length of a reload: they are done one after the other
+}
+
+// inForce is a configuration and what was made of it.
+type inForce struct {
+	cfg        *config.Config
+	publishers []*publish.Publisher
+	failed     error         // why the newest file is not in force; nil: it is
+	since      time.Time     // of cfg
+	replaced   chan struct{} // closed when another configuration is in force
+}
+
+// newApp does everything that can fail before anything runs: it opens the data directory, with the last state served from there, and
+// binds the sockets.
+func newApp(cfg *config.Config, log *slog.Logger) (a *app, err error) {
+	a = &app{log: log}
+	for _, w := range cfg.Warnings {
+		log.Warn("configuration", "where", fmt.Sprintf("%s:%d:%d", w.File, w.Line, w.Column), "warning", w.Message)
+	}
+	if a.node, err = cluster.Open(cluster.Options{Dir: cfg.Node.DataDir, Node: cfg.Node.Name, Log: log.With("room", "cluster")}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.node.Close())
+		}
+	}()
+	a.prober = probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")})
+	if cfg.DNS != nil {
+		if a.dns, err = nameserver.New(nameserver.Options{
+			Listen: cfg.DNS.Listen, Zones: zonesOf(cfg.DNS), State: a.node.State, Log: log.With("room", "nameserver"),
+		}); err != nil {
+			return nil, err
+		}
+		if err = a.dns.Listen(); err != nil {
+			return nil, err
+		}
+	}
+	publishers, err := a.publishersOf(cfg)
+	if err != nil {
+		return nil, err
+	}
+	a.current.Store(&inForce{cfg: cfg, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
+	if a.api, err = api.New(a.apiOptions(cfg)); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// run runs the node until ctx is cancelled. It stops backwards: first nobody writes, then nobody probes, and the name server answers
+// to the last.
+func (a *app) run(ctx context.Context) error {
+	var parts []part
+	if a.dns != nil {
+		parts = append(parts, part{"name server", a.dns.Run})
+	}
+	parts = append(parts,
+		part{"api", a.api.Run},
+		part{"narrator", a.narrate},
+		part{"prober", a.prober.Run},
+		part{"vantage", a.feed},
+		part{"leader", a.lead},
+		part{"reload", a.watch},
+		part{"systemd", a.notify},
+	)
+	cfg := a.current.Load().cfg
+	a.log.Info("rota starts", "version", version(), "node", cfg.Node.Name, "data_dir", cfg.Node.DataDir,
+		"services", len(cfg.Spec.Services), "state_index", a.node.State().Index())
+	err := runParts(ctx, a.log, parts)
+	err = errors.Join(err, a.node.Close())
+	a.log.Info("rota stopped; the DNS stays as it is")
+	return err
+}
+
+// feed tells the prober what to probe and the cluster what this vantage holds.
+func (a *app) feed(ctx context.Context) error {
+	tick := time.NewTicker(reportEvery)
+	defer tick.Stop()
+	var probed []rota.Target
+	for {
+		changed, news := a.node.Changed(), a.prober.Changed()
+		if ts := a.node.State().Targets(); !sameSlice(ts, probed) {
+			a.prober.Set(ts)
+			probed = ts
+		}
+		a.node.Report(a.prober.Report())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-news:
+		case <-tick.C:
+		}
+	}
+}
+
+// sameSlice reports whether both are the very same slice: an immutable list that is shared when it did not change.
+func sameSlice[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// lead runs what only a leader does.
+func (a *app) lead(ctx context.Context) error {
+	return a.node.Lead(ctx, func(ctx context.Context, term uint64) error {
+		if err := a.respec(ctx, a.current.Load().cfg); err != nil {
+			return err
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return a.node.Judge(ctx) })
+		g.Go(func() error { return a.publish(ctx, term) })
+		return g.Wait()
+	})
+}
+
+// respec makes the configuration an event, unless it is in force already.
+func (a *app) respec(ctx context.Context, cfg *config.Config) error {
+	same, err := sameSpec(a.node.State().Spec(), cfg.Spec)
+	if err != nil || same {
+		return err
+	}
+	_, err = a.node.Append(ctx, rota.Event{Kind: rota.EventSpec, Actor: cfg.Node.Name, Reason: "configuration", Spec: &cfg.Spec})
+	return err
+}
+
+func sameSpec(a, b rota.Spec) (bool, error) {
+	x, err := json.Marshal(a)
+	if err != nil {
+		return false, err
+	}
+	y, err := json.Marshal(b)
+	return string(x) == string(y), err
+}
+
+// errReplaced ends the publishers of a configuration that is no longer in force.
+var errReplaced = errors.New("another configuration is in force")
+
+// publish runs the publishers in force, and others when a reload puts them in force.
+func (a *app) publish(ctx context.Context, term uint64) error {
+	for {
+		now := a.current.Load()
+		g, gctx := errgroup.WithContext(ctx)
+		g.Go(func() error {
+			select {
+			case <-gctx.Done():
+				return nil
+			case <-now.replaced:
+				return errReplaced
+			}
+		})
+		for _, p := range now.publishers {
+			g.Go(func() error { return p.Run(gctx, term) })
+		}
+		err := g.Wait()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !errors.Is(err, errReplaced) {
+			return err
+		}
+	}
+}
+
+// watch reloads on SIGHUP and when the content of the configuration changes.
+func (a *app) watch(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	edited := make(chan struct{}, 1)
+	g, ctx := errgroup.WithContext(ctx)
+	if a.load != nil {
+		g.Go(func() error {
+			sources := func() config.Sources { return a.current.Load().cfg.Sources }
+			return config.Watch(ctx, reloadEvery, sources, func() {
+				select {
+				case edited <- struct{}{}:
+				default: // a reload is due already
+				}
+			})
+		})
+	}
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-hup:
+				if a.reopen != nil {
+					if err := a.reopen(); err != nil {
+						a.log.Error("the log file cannot be opened again; the old one stays in use", "error", err)
+					}
+				}
+				a.reload(ctx, "SIGHUP")
+			case <-edited:
+				a.reload(ctx, "the file changed")
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// reload puts the configuration as it is written now in force, all of it or nothing, and returns why it could not.
+func (a *app) reload(ctx context.Context, why string) error {
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	sdNotify(daemon.SdNotifyReloading + "\n" + monotonicUsec())
+	defer sdNotify(daemon.SdNotifyReady)
+	err := a.tryReload(ctx)
+	now := a.current.Load()
+	if err != nil {
+		failed := *now
+		failed.failed = err
+		a.current.Store(&failed)
+		a.log.Error("reload refused; the configuration in force stays", "because", why, "error", err)
+		return err
+	}
+	a.log.Info("configuration in force", "because", why, "services", len(now.cfg.Spec.Services))
+	return nil
+}
+
+// tryReload does everything that can fail before it touches anything that runs; the event comes last but one, since it can be refused,
+// and what it replaces is put back then.
+func (a *app) tryReload(ctx context.Context) error {
+	if a.load == nil {
+		return errors.New("this configuration has no file to read again")
+	}
+	next, err := a.load()
+	if err != nil {
+		return err
+	}
+	old := a.current.Load()
+	if err := needsRestart(old.cfg, next); err != nil {
+		return err
+	}
+	publishers, err := a.publishersOf(next)
+	if err != nil {
+		return err
+	}
+	if a.dns != nil {
+		if err := a.dns.SetZones(zonesOf(next.DNS)); err != nil {
+			return err
+		}
+	}
+	if err := a.respec(ctx, next); err != nil {
+		if a.dns != nil {
+			err = errors.Join(err, a.dns.SetZones(zonesOf(old.cfg.DNS)))
+		}
+		return err
+	}
+	for _, w := range next.Warnings {
+		a.log.Warn("configuration", "where", fmt.Sprintf("%s:%d:%d", w.File, w.Line, w.Column), "warning", w.Message)
+	}
+	a.current.Store(&inForce{cfg: next, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
+	close(old.replaced)
+	return nil
+}
+
+// needsRestart names every setting that differs and cannot change while the node runs.
+func needsRestart(old, next *config.Config) error {
+	var errs []error
+	fixed := func(key string, a, b any) {
+		if !reflect.DeepEqual(a, b) {
+			errs = append(errs, fmt.Errorf("%s changed from %v to %v: restart rota for that, or take it back; nothing was changed", key, a, b))
+		}
+	}
+	listen := func(c *config.Config) []string {
+		if c.DNS == nil {
+			return nil
+		}
+		return c.DNS.Listen
+	}
+	fixed("node", old.Node, next.Node)
+	fixed("log", old.Log, next.Log)
+	fixed("metrics", old.Metrics, next.Metrics)
+	fixed("cluster", old.Cluster, next.Cluster)
+	fixed("dns.listen", listen(old), listen(next))
+	if !reflect.DeepEqual(old.API, next.API) {
+		errs = append(errs, errors.New("api changed: restart rota for that, or take it back; nothing was changed"))
+	}
+	return errors.Join(errs...)
+}
+
+// narrate logs every change of an answer, with why.
+func (a *app) narrate(ctx context.Context) error {
+	seen := a.node.State().Index()
+	for {
+		changed := a.node.Changed()
+		for _, r := range a.node.Records(seen, 0) {
+			seen = r.Event.Index
+			for _, t := range r.Transitions {
+				level := slog.LevelInfo
+				if t.Mode.Panic() {
+					level = slog.LevelWarn
+				}
+				a.log.Log(ctx, level, "answer", "service", t.Service.Short(), "type", t.Type.String(), "before", t.Before,
+					"after", t.After, "mode", t.Mode.String(), "why", t.Why, "event", seen)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// settled reports whether a service's answer is decided by verdicts.
+func (a *app) settled(n rota.Name) bool {
+	sel := a.node.State().Selection(n)
+	return sel != nil && sel.V4.Mode != rota.ModeWarmup && sel.V6.Mode != rota.ModeWarmup
+}
+
+// ready says why this node should not be sent clients yet, or nil.
+func (a *app) ready() error {
+	st := a.node.State()
+	if len(st.Services()) == 0 && len(a.current.Load().cfg.Spec.Services) > 0 {
+		return errors.New("no state yet")
+	}
+	for i := range st.Services() {
+		if st.Selection(st.Services()[i].Name) == nil {
+			return fmt.Errorf("service %s has no answer yet", st.Services()[i].Name.Short())
+		}
+	}
+	return nil
+}
+
+// socket is the path of the API's unix socket.
+func (a *app) socket() string { return filepath.Join(a.current.Load().cfg.Node.DataDir, "api.sock") }
+
+// notify tells systemd that the node is ready, and that it is alive as long as its state can be read.
+func (a *app) notify(ctx context.Context) error {
+	sdNotify(daemon.SdNotifyReady)
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || every == 0 {
+		<-ctx.Done()
+	} else {
+		t := time.NewTicker(every / 2)
+		defer t.Stop()
+		for ctx.Err() == nil {
+			if a.node.State() != nil {
+				sdNotify(daemon.SdNotifyWatchdog)
+			}
+			select {
+			case <-ctx.Done():
+			case <-t.C:
+			}
+		}
+	}
+	sdNotify(daemon.SdNotifyStopping)
+	return nil
+}
+
+// sdNotify speaks to systemd when it started us; without it nobody listens, and that is fine.
+func sdNotify(state string) { _, _ = daemon.SdNotify(false, state) }
+
+// monotonicUsec is what Type=notify-reload wants beside RELOADING=1.
+func monotonicUsec() string {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return ""
+	}
+	return fmt.Sprintf("MONOTONIC_USEC=%d", ts.Nano()/1000)
+}

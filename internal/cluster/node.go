@@ -1,0 +1,458 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// Options says what a node needs to start.
+type Options struct {
+	Dir     string       // the data directory; made with mode 0700 when there is none
+	Node    string       // the node's name, as people and events know it; it may change
+	Log     *slog.Logger // nil: silent
+	History int          // events kept for Records at most; 0: DefaultHistory
+}
+
+// DefaultHistory is how many events Records can look back at when Options do not say.
+const DefaultHistory = 1000
+
+// Errors of a Node.
+var (
+	ErrNotLeader = errors.New("this node does not lead")
+	ErrClosed    = errors.New("this node is closed")
+)
+
+// view is the state and the place in raft's log that it comes from.
+type view struct {
+	state *rota.State
+	term  uint64 // raft's, of the entry at state.Index()
+}
+
+// Node is one node of the cluster. All methods may be called at any time from any goroutine, also after Close.
+type Node struct {
+	// Immutable after Open.
+	dir     string
+	name    string
+	log     *slog.Logger
+	id      identity
+	raft    *raft.Raft
+	disk    *disk
+	history *history
+	unlock  func() error
+	stop    context.CancelFunc // ends the node's own goroutines
+	own     sync.WaitGroup     // those goroutines
+	rounds  gate               // who runs inside Lead
+	appends gate               // who waits for raft
+	closing chan struct{}      // closed when Close begins
+	once    sync.Once          // guards Close
+	err     error              // what Close returned
+
+	// Owned by the apply goroutine (before raft runs: by Open), shown to all.
+	view latest[view]
+	grew atomic.Int64 // bytes of events applied since the last snapshot was asked for
+	fed  atomic.Int64 // events applied since then
+
+	// Owned by watch, shown to all.
+	round latest[*round]
+
+	// Guarded by reportsMu for writing, shown to all.
+	reportsMu sync.Mutex
+	reports   latest[[]*rota.Report]
+
+	// Owned by keep (after it ended: by Close).
+	savedIndex uint64 // of the state in the state file
+	keepOld    bool   // the state file is good and becomes the previous one
+
+	trouble trouble
+}
+
+// Open makes or opens a data directory and starts the node. When it returns, State is the whole last state: nothing was asked of any
+// network, and no election took place. It refuses a directory that another process holds, that everyone may write, that a newer
+// version wrote, or whose log is damaged; it never starts empty where there was something.
+func Open(o Options) (*Node, error) {
+	return open(o, func(s store) store { return s })
+}
+
+// open is Open with a hand on the store below raft, where tests let the disk fail.
+func open(o Options, through func(store) store) (_ *Node, err error) {
+	n := &Node{
+		dir: o.Dir, name: o.Node, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
+		history: &history{limit: cmp.Or(max(o.History, 0), DefaultHistory)},
+		closing: make(chan struct{}),
+	}
+	if o.Node == "" {
+		return nil, errors.New("the node has no name: set node.name in the configuration")
+	}
+	if n.unlock, err = openDir(o.Dir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			if n.disk != nil {
+				_ = n.disk.Close()
+			}
+			_ = n.unlock()
+		}
+	}()
+	base, err := n.load()
+	if err != nil {
+		return nil, err
+	}
+	if err := n.identify(base); err != nil {
+		return nil, err
+	}
+	if n.disk, err = n.openDisk(through); err != nil {
+		return nil, err
+	}
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(n.dir, raftDir), 2, &raftLog{log: n.log})
+	if err != nil {
+		return nil, fmt.Errorf("snapshots: %w", err)
+	}
+	if err := n.begin(snaps, base.saved); err != nil {
+		return nil, err
+	}
+	if err := n.replay(snaps, base.saved); err != nil {
+		return nil, err
+	}
+	if err := n.start(snaps); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// Timing of a raft of one. Nobody else's heartbeat is waited for, so the first election takes place at once (see start); these
+// bound how soon it is tried again after a disk failed, and how often an idle leader looks at its own lease.
+const (
+	heartbeat = time.Second
+	lease     = time.Second
+	enqueue   = 5 * time.Second // an Append waits this long for raft's attention
+)
+
+func (n *Node) raftConfig() *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = raft.ServerID(n.id.Node)
+	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = 2*heartbeat, 2*heartbeat, lease
+	c.MaxAppendEntries = 256
+	c.SnapshotThreshold, c.SnapshotInterval = math.MaxUint64, 24*time.Hour // keep asks for them, by count and by bytes
+	c.TrailingLogs = uint64(n.history.limit)
+	c.NoSnapshotRestoreOnStart = true // replay did it, and more
+	c.NoLegacyTelemetry = true
+	c.Logger = &raftLog{log: n.log}
+	return c
+}
+
+func (n *Node) address() raft.ServerAddress { return raft.ServerAddress(n.id.Node) }
+
+func (n *Node) start(snaps raft.SnapshotStore) error {
+	_, transport := raft.NewInmemTransport(n.address())
+	c := n.raftConfig()
+	r, err := raft.NewRaft(c, (*machine)(n), n.disk, n.disk, snaps, transport)
+	if err != nil {
+		return fmt.Errorf("raft: %w", err)
+	}
+	n.raft = r
+	n.round.store(nil)
+	n.reports.store(nil)
+	// A shorter heartbeat makes a follower look at once whether it hears a leader; a node alone never does, and stands for election.
+	reload := r.ReloadableConfig()
+	reload.HeartbeatTimeout, reload.ElectionTimeout = heartbeat, heartbeat
+	if err := r.ReloadConfig(reload); err != nil {
+		return errors.Join(err, r.Shutdown().Error())
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	n.stop = stop
+	n.own.Go(func() { n.watch(ctx) })
+	n.own.Go(func() { n.keep(ctx) })
+	return nil
+}
+
+// State returns the newest state; it is never nil. What it shows is durable here and ordered.
+func (n *Node) State() *rota.State {
+	v, _ := n.view.load()
+	return v.state
+}
+
+// Changed returns a channel that is closed when the state that State returned after this call is no longer the newest. So: take the
+// channel, then the state, act, wait.
+func (n *Node) Changed() <-chan struct{} {
+	_, changed := n.view.load()
+	return changed
+}
+
+// Records returns the newest events after an index and what came of each, oldest first; with a limit above 0 at most that many of
+// the newest. How far it looks back is bounded by Options.History and by bytes, and survives a restart. Nothing in it may be changed.
+func (n *Node) Records(after uint64, limit int) []Record { return n.history.after(after, limit) }
+
+// Append orders an event and returns it with its index once it is durable and applied. A zero At becomes now, an empty Actor this
+// node's name. The error is what State.Apply said when it did not take the event; ErrTooLarge for an event above MaxEvent;
+// ErrNotLeader when this node does not lead; ErrClosed; or the disk's. After any of the last two, after an error of ctx, and after
+// leadership was lost meanwhile, the event may have been ordered or not: look at the state before trying again.
+func (n *Node) Append(ctx context.Context, e rota.Event) (rota.Event, error) {
+	if e.At.IsZero() {
+		e.At = time.Now()
+	}
+	e.At = e.At.UTC().Round(0)
+	if e.Actor == "" {
+		e.Actor = n.name
+	}
+	frame, _, err := encodeEvent(e)
+	if err != nil {
+		return e, err
+	}
+	if err := ctx.Err(); err != nil {
+		return e, err
+	}
+	if !n.appends.enter() {
+		return e, ErrClosed
+	}
+	wait := enqueue
+	if d, ok := ctx.Deadline(); ok {
+		wait = max(min(wait, time.Until(d)), time.Millisecond)
+	}
+	type outcome struct {
+		applied applied
+		err     error
+	}
+	done := make(chan outcome, 1)
+	go func() { // ends when raft answers, which Close waits for
+		defer n.appends.leave()
+		f := n.raft.Apply(frame, wait)
+		if err := f.Error(); err != nil {
+			done <- outcome{err: err}
+			return
+		}
+		done <- outcome{applied: f.Response().(applied)}
+	}()
+	select {
+	case o := <-done:
+		if o.err != nil {
+			return e, fmt.Errorf("append %s: %w", e.Kind, raftError(o.err))
+		}
+		return o.applied.event, o.applied.err
+	case <-ctx.Done():
+		return e, fmt.Errorf("append %s: not confirmed yet: %w", e.Kind, ctx.Err())
+	}
+}
+
+// raftError says in this package's words what raft said.
+func raftError(err error) error {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+	case errors.Is(err, raft.ErrRaftShutdown):
+		return ErrClosed
+	case errors.Is(err, raft.ErrEnqueueTimeout):
+		return fmt.Errorf("the disk keeps raft busy: %w", err)
+	}
+	return err
+}
+
+// Confirm returns nil when this node still leads, as a majority of the voters says now; ErrNotLeader or ErrClosed when not.
+func (n *Node) Confirm(ctx context.Context) error {
+	if !n.appends.enter() {
+		return ErrClosed
+	}
+	done := make(chan error, 1)
+	go func() { // ends when raft answers, which Close waits for
+		defer n.appends.leave()
+		done <- n.raft.VerifyLeader().Error()
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			return raftError(err)
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close stops the node: first what runs inside Lead, then what waits in Append, then raft, then the state file is brought up to date.
+// It returns when every goroutine of the node has ended. It must not be called from inside Lead. Later calls return what the first did.
+func (n *Node) Close() error {
+	n.once.Do(func() {
+		close(n.closing)
+		n.stop()
+		n.own.Wait()
+		n.rounds.close()
+		n.appends.close()
+		errs := []error{n.raft.Shutdown().Error()}
+		errs = append(errs, n.save())
+		errs = append(errs, n.disk.Close(), n.unlock())
+		n.err = errors.Join(errs...)
+	})
+	return n.err
+}
+
+// keepEvery is the least time between two writes of the state file.
+const keepEvery = time.Second
+
+// keepShare bounds what writing large states may cost: after a write that took t, none begins for keepShare times t. The log holds
+// what the state file does not yet.
+const keepShare = 10
+
+// keep brings the state file up to date after changes, and has raft take snapshots.
+func (n *Node) keep(ctx context.Context) {
+	var pause waiting
+	defer pause.stop()
+	for {
+		changed := n.Changed()
+		if n.State().Index() == n.savedIndex {
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		begun := time.Now()
+		rest := keepEvery
+		if err := n.save(); err != nil {
+			rest = 10 * keepEvery
+		}
+		n.compact()
+		select {
+		case <-pause.until(max(rest, keepShare*time.Since(begun))):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// save writes the state file when it is behind.
+func (n *Node) save() error {
+	v, _ := n.view.load()
+	if v.state.Index() == n.savedIndex {
+		return nil
+	}
+	s := n.saved(v)
+	if err := saveState(n.dir, s, n.keepOld); err != nil {
+		err = fmt.Errorf("the state file cannot be written: %w", err)
+		n.trouble.say(n.log, troubleState, err)
+		return err
+	}
+	n.trouble.over(n.log, troubleState)
+	n.savedIndex, n.keepOld = v.state.Index(), true
+	return nil
+}
+
+func (n *Node) saved(v view) *saved {
+	return &saved{
+		header: header{Cluster: n.id.Cluster, Node: n.id.Node, Term: v.term},
+		state:  v.state, notes: n.history.notes(v.state.Index()),
+	}
+}
+
+// A snapshot is taken when the log grew by this much since the last one.
+const (
+	snapshotEvents = 8192
+	snapshotBytes  = 64 << 20
+)
+
+// compact has raft take a snapshot when the log has grown enough, and leaves in the log what Records looks back at.
+func (n *Node) compact() {
+	if n.fed.Load() < snapshotEvents && n.grew.Load() < snapshotBytes {
+		return
+	}
+	c := n.raft.ReloadableConfig()
+	c.TrailingLogs = uint64(n.history.len())
+	err := n.raft.ReloadConfig(c)
+	if err == nil {
+		err = n.raft.Snapshot().Error()
+	}
+	switch {
+	case err == nil:
+		n.trouble.over(n.log, troubleSnapshot)
+		n.fed.Store(0)
+		n.grew.Store(0)
+	case errors.Is(err, raft.ErrNothingNewToSnapshot), errors.Is(err, raft.ErrRaftShutdown):
+	default:
+		n.trouble.say(n.log, troubleSnapshot, fmt.Errorf("no snapshot could be taken: %w", err))
+	}
+}
+
+// machine is the Node as raft sees it: a state machine.
+type machine Node
+
+// applied is what the state machine answers.
+type applied struct {
+	event rota.Event
+	err   error
+}
+
+// Apply folds one entry of the log into the state.
+func (m *machine) Apply(l *raft.Log) any {
+	n := (*Node)(m)
+	v, _ := n.view.load()
+	if l.Index <= v.state.Index() {
+		return applied{err: rota.ErrStale} // replay was here before raft
+	}
+	e, size, err := decodeEvent(l.Data)
+	if err != nil {
+		err = fmt.Errorf("entry %d of the log: %w", l.Index, err)
+		n.log.Error("an event could not be read and changes nothing", "index", l.Index, "err", err)
+		e = rota.Event{At: v.state.At(), Reason: err.Error()}
+	}
+	e.Index = l.Index
+	next, refused := fold(v.state, e)
+	r := Record{Event: e}
+	if refused != nil {
+		r.Refused = refused.Error()
+	} else {
+		r.Transitions = rota.Transitions(v.state, next)
+	}
+	n.history.add(r, size)
+	n.view.store(view{next, l.Term})
+	n.fed.Add(1)
+	n.grew.Add(int64(len(l.Data)))
+	return applied{e, errors.Join(err, refused)}
+}
+
+// fold is State.Apply. A panic in it is a bug of ours that would come back at every start, for ever; so it refuses the event instead,
+// on every node alike.
+func fold(s *rota.State, e rota.Event) (next *rota.State, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			next, _ = s.Apply(rota.Event{Index: e.Index, At: e.At}) // of no kind: refused, with its place taken
+			err = fmt.Errorf("event %d (%s) cannot be applied, which is a bug in rota: %v", e.Index, e.Kind, p)
+		}
+	}()
+	return s.Apply(e)
+}
+
+// Snapshot takes hold of the state; Persist writes it.
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
+	n := (*Node)(m)
+	v, _ := n.view.load()
+	return (*snapshot)(n.saved(v)), nil
+}
+
+// Restore takes the state of a snapshot that another node sent.
+func (m *machine) Restore(r io.ReadCloser) error {
+	n := (*Node)(m)
+	s, err := readSaved(r)
+	if err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	n.view.store(view{s.state, s.header.Term})
+	return nil
+}
+
+type snapshot saved
+
+func (s *snapshot) Persist(sink raft.SnapshotSink) error { return (*saved)(s).write(sink) }
+func (s *snapshot) Release()                             {}

@@ -1,0 +1,455 @@
+package rota
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/tools/txtar"
+)
+
+// epoch is when every scenario begins.
+var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// TestScenarios tells stories of services in the domain's own words. Each testdata/*.txtar is an archive of stories; their lines:
+//
+//	service NAME ADDRESS[,priority=N][,weight=N][,nocheck]… [fall_open P%] [min_published N] [hold D] [answers N] [on_all_down WORD] [fallback NAME] [ttl N] [publish P]
+//	vantages NAME[@SITE]… [need Q] [of sites]
+//	load                                  apply the services and vantages as an event
+//	at D LINE                             go to D after the start, then LINE
+//	verdict ADDRESS up|down|unknown       of all services that ask it
+//	report VANTAGE ADDRESS=STATUS… | report VANTAGE abstain WHY      heard by the quorum; verdicts follow as an event
+//	drain|maintenance|force-up|force-down SERVICE/ADDRESS D REASON
+//	lift SERVICE/ADDRESS, tick, restart   restart: through a stored snapshot
+//	expect A|AAAA|CNAME ADDRESS… | none | untouched | drop ADDRESS…  what publishers are told
+//	expect serve A|AAAA ADDRESS…          what rota's own name server answers from
+//	expect mode|mode6 MODE, expect why ADDRESS "part", expect summary "part", expect serial same|grown, expect deadline D|none
+//	expect emptied|kept SERVICE/ADDRESS…  what a drain of these would do
+//	refuse LINE                           the line must give an error
+func TestScenarios(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scenarios: %v", err)
+	}
+	for _, f := range files {
+		archive, err := txtar.ParseFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, story := range archive.Files {
+			t.Run(strings.TrimSuffix(filepath.Base(f), ".txtar")+"/"+story.Name, func(t *testing.T) {
+				w := &world{t: t, now: epoch, state: &State{}}
+				for i, line := range strings.Split(string(story.Data), "\n") {
+					line, _, _ = strings.Cut(line, "#")
+					if line = strings.TrimSpace(line); line == "" {
+						continue
+					}
+					w.line = fmt.Sprintf("%s:%s:%d: %s", filepath.Base(f), story.Name, i+1, line)
+					if err := w.do(line); err != nil {
+						t.Fatalf("%s\n\t%v", w.line, err)
+					}
+				}
+				w.replay()
+			})
+		}
+	}
+}
+
+// world is a story under way.
+type world struct {
+	t       *testing.T
+	line    string
+	now     time.Time
+	spec    Spec
+	state   *State
+	serial  uint32
+	reports []*Report
+	log     []Event
+}
+
+var testCheck = Check{Name: "web", Kind: KindHTTP, Port: 80, Timing: DefaultTiming()}
+
+func (w *world) do(line string) error {
+	word, rest, _ := strings.Cut(line, " ")
+	args := strings.Fields(rest)
+	switch word {
+	case "at":
+		d, then, _ := strings.Cut(rest, " ")
+		if err := w.goTo(d); err != nil {
+			return err
+		}
+		if then == "" {
+			return nil
+		}
+		return w.do(then)
+	case "service":
+		v, err := parseService(args)
+		if err != nil {
+			return err
+		}
+		w.spec.Services = slices.DeleteFunc(slices.Clone(w.spec.Services), func(s Service) bool { return s.Name == v.Name })
+		w.spec.Services = append(w.spec.Services, v)
+		return nil
+	case "remove":
+		w.spec.Services = slices.DeleteFunc(slices.Clone(w.spec.Services), func(s Service) bool { return s.Name.Short() == rest })
+		return nil
+	case "vantages":
+		return w.vantages(args)
+	case "load":
+		s := w.spec
+		return w.apply(Event{Kind: EventSpec, Spec: &s})
+	case "verdict":
+		return w.verdict(args)
+	case "report":
+		return w.report(args)
+	case "drain", "maintenance", "force-up", "force-down":
+		return w.override(Action(word), args)
+	case "lift":
+		id, err := parseID(rest)
+		if err != nil {
+			return err
+		}
+		return w.apply(Event{Kind: EventLift, Lift: []EndpointID{id}})
+	case "tick":
+		return w.apply(Event{Kind: EventTick})
+	case "lead":
+		term, err := strconv.ParseUint(args[1], 10, 64)
+		if err != nil {
+			return err
+		}
+		return w.apply(Event{Kind: EventLead, Lead: &Lead{Node: args[0], Term: term}})
+	case "restart":
+		return w.restart()
+	case "refuse":
+		if err := w.do(rest); err == nil {
+			return fmt.Errorf("was not refused")
+		}
+		return nil
+	case "expect":
+		return w.expect(args, rest)
+	}
+	return fmt.Errorf("unknown line")
+}
+
+func (w *world) goTo(d string) error {
+	after, err := time.ParseDuration(d)
+	w.now = epoch.Add(after)
+	return err
+}
+
+func (w *world) apply(e Event) error {
+	e.Index, e.At = w.state.Index()+1, w.now
+	w.serial = w.state.Serial()
+	raw, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	var read Event
+	if err := json.Unmarshal(raw, &read); err != nil {
+		return err
+	}
+	w.log = append(w.log, read)
+	w.state, err = w.state.Apply(e)
+	return err
+}
+
+// replay applies the log again, as another node would, and compares byte for byte.
+func (w *world) replay() {
+	s := &State{}
+	for _, e := range w.log {
+		s, _ = s.Apply(e) // a refused event is refused alike
+	}
+	if got, want := snapshotBytes(w.t, s), snapshotBytes(w.t, w.state); !bytes.Equal(got, want) {
+		w.t.Errorf("a replica that replays the log differs:\n got %s\nwant %s", got, want)
+	}
+}
+
+func snapshotBytes(t testing.TB, s *State) []byte {
+	t.Helper()
+	b, err := json.Marshal(s.Snapshot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (w *world) restart() error {
+	var snap Snapshot
+	if err := json.Unmarshal(snapshotBytes(w.t, w.state), &snap); err != nil {
+		return err
+	}
+	s, err := Restore(snap)
+	w.state, w.reports = s, nil
+	return err
+}
+
+func parseService(args []string) (Service, error) {
+	n, err := ParseName(args[0])
+	if err != nil {
+		return Service{}, err
+	}
+	v := Service{Name: n, TTL: 30, Publish: []string{"bind"}, Safety: DefaultSafety()}
+	v.Safety.MinHold = 0
+	for i := 1; i < len(args); i++ {
+		next := func() string { i++; return args[i] }
+		switch args[i] {
+		case "fall_open":
+			p, err := strconv.ParseFloat(strings.TrimSuffix(next(), "%"), 64)
+			if err != nil {
+				return v, err
+			}
+			v.Safety.FailOpenBelow = p / 100
+		case "min_published":
+			v.Safety.MinPublished, err = strconv.Atoi(next())
+		case "hold":
+			v.Safety.MinHold, err = time.ParseDuration(next())
+		case "answers":
+			v.Policy.Answers, err = strconv.Atoi(next())
+		case "on_all_down":
+			v.Safety.OnAllDown = OnAllDown(next())
+		case "fallback":
+			v.Safety.Fallback, err = ParseName(next())
+		case "ttl":
+			ttl, e := strconv.ParseUint(next(), 10, 32)
+			v.TTL, err = uint32(ttl), e
+		default:
+			var e Endpoint
+			if e, err = parseEndpoint(args[i]); err == nil {
+				v.Endpoints = append(v.Endpoints, e)
+			}
+		}
+		if err != nil {
+			return v, err
+		}
+	}
+	return v, nil
+}
+
+func parseEndpoint(s string) (Endpoint, error) {
+	parts := strings.Split(s, ",")
+	a, err := netip.ParseAddr(parts[0])
+	e := Endpoint{Address: a, Weight: 1, Checks: []Use{{Check: testCheck}}}
+	for _, p := range parts[1:] {
+		k, value, _ := strings.Cut(p, "=")
+		n, numErr := strconv.ParseUint(value, 10, 32)
+		switch {
+		case k == "nocheck":
+			e.Checks = nil
+		case k == "priority" && numErr == nil:
+			e.Priority = uint16(n)
+		case k == "weight" && numErr == nil:
+			e.Weight = uint32(n)
+		case k == "site":
+			e.Site = value
+		case k == "path": // another question
+			c := testCheck
+			c.Path = value
+			e.Checks = []Use{{Check: c}}
+		case k == "observe":
+			c := testCheck
+			c.Port = 81
+			e.Checks = append(e.Checks, Use{Check: c, Observe: true})
+		default:
+			return e, fmt.Errorf("endpoint %q", s)
+		}
+	}
+	return e, err
+}
+
+func parseID(s string) (EndpointID, error) {
+	name, address, _ := strings.Cut(s, "/")
+	n, err := ParseName(name)
+	if err != nil {
+		return EndpointID{}, err
+	}
+	a, err := netip.ParseAddr(address)
+	return EndpointID{n, a}, err
+}
+
+func (w *world) vantages(args []string) error {
+	w.spec.Vantages, w.spec.Quorum = nil, Quorum{}
+	for i := 0; i < len(args); i++ {
+		switch args[i] {
+		case "need":
+			i++
+			w.spec.Quorum.Need = args[i]
+		case "of":
+			i++
+			w.spec.Quorum.Of = args[i]
+		default:
+			name, site, _ := strings.Cut(args[i], "@")
+			w.spec.Vantages = append(w.spec.Vantages, Vantage{Name: name, Site: site})
+		}
+	}
+	return nil
+}
+
+func statusOf(word string) Status {
+	var s Status
+	_ = s.UnmarshalText([]byte(word))
+	return s
+}
+
+// asked returns the targets in force that probe an address.
+func (w *world) asked(address string) []Target {
+	return slices.DeleteFunc(slices.Clone(w.state.Targets()), func(t Target) bool { return t.Address.String() != address || t.Check.Port != 80 })
+}
+
+func (w *world) verdict(args []string) error {
+	targets := w.asked(args[0])
+	if len(targets) == 0 {
+		return fmt.Errorf("nobody asks %s", args[0])
+	}
+	e := Event{Kind: EventVerdicts}
+	for _, t := range targets {
+		e.Verdicts = append(e.Verdicts, Verdict{Target: t.ID, Status: statusOf(args[1]), Since: w.now, Need: 1, Votes: []Vote{
+			{Vantage: "ams1", Site: "ams", Status: statusOf(args[1]), Class: ClassTimeout, Reason: "no answer in 3 s"},
+		}})
+	}
+	return w.apply(e)
+}
+
+func (w *world) report(args []string) error {
+	r := &Report{Vantage: args[0], Seq: 1, At: w.now}
+	if len(args) > 1 && args[1] == "abstain" {
+		r.Abstain = strings.Join(args[2:], " ")
+		args = nil
+	}
+	for _, a := range args[min(1, len(args)):] {
+		address, word, _ := strings.Cut(a, "=")
+		for _, t := range w.asked(address) {
+			r.Opinions = append(r.Opinions, &Opinion{Target: t.ID, Status: statusOf(word), Since: w.now, Reason: word + " here"})
+		}
+	}
+	slices.SortFunc(r.Opinions, func(a, b *Opinion) int { return strings.Compare(string(a.Target), string(b.Target)) })
+	if err := r.Validate(); err != nil {
+		return err
+	}
+	w.reports = append(slices.DeleteFunc(w.reports, func(o *Report) bool { return o.Vantage == r.Vantage }), r)
+	var all []TargetID
+	for _, t := range w.state.Targets() {
+		all = append(all, t.ID)
+	}
+	if vs := w.state.Judge(all, w.reports, w.now); len(vs) > 0 {
+		return w.apply(Event{Kind: EventVerdicts, Verdicts: vs})
+	}
+	w.serial = w.state.Serial()
+	return nil
+}
+
+func (w *world) override(a Action, args []string) error {
+	id, err := parseID(args[0])
+	if err != nil {
+		return err
+	}
+	life, err := time.ParseDuration(args[1])
+	if err != nil {
+		return err
+	}
+	return w.apply(Event{Kind: EventOverride, Overrides: []Override{{
+		Endpoint: id, Action: a, Author: "alice", Reason: strings.Join(args[2:], " "), Set: w.now, Expires: w.now.Add(life),
+	}}})
+}
+
+// service is the story's service that holds an address, else its first.
+func (w *world) service(address string) Name {
+	for _, v := range w.state.Services() {
+		for _, e := range v.Endpoints {
+			if e.Address.String() == address {
+				return v.Name
+			}
+		}
+	}
+	return w.state.Services()[0].Name
+}
+
+func (w *world) expect(args []string, rest string) error {
+	what, more := args[0], args[1:]
+	same := func(got any, want ...string) error {
+		if g, w := fmt.Sprint(got), strings.Join(want, " "); g != w {
+			return fmt.Errorf("got %s, want %s", g, w)
+		}
+		return nil
+	}
+	switch what {
+	case "A", "AAAA", "CNAME":
+		return same(w.told(what), slices.Concat(more)...)
+	case "serve":
+		t, _ := ParseType(more[0])
+		return same(strings.Join(texts(w.state.Selection(w.service(more[1])).Family(t).Serving()), " "), more[1:]...)
+	case "mode":
+		return same(w.state.Selection(w.service("")).V4.Mode, more...)
+	case "mode6":
+		return same(w.state.Selection(w.service("")).V6.Mode, more...)
+	case "serial":
+		grown := map[bool]string{true: "grown", false: "same"}[int32(w.state.Serial()-w.serial) > 0]
+		return same(grown, more...)
+	case "deadline":
+		d := w.state.Deadline()
+		if d.IsZero() {
+			return same("none", more...)
+		}
+		return same(d.Sub(epoch), more...)
+	case "why":
+		return w.expectWhy(more[0], rest)
+	case "summary":
+		x, _ := w.state.Explain(w.service(""), TypeA)
+		return holds(x.Summary, rest)
+	case "emptied", "kept":
+		var os []Override
+		for _, s := range more {
+			id, err := parseID(s)
+			if err != nil {
+				return err
+			}
+			os = append(os, Override{Endpoint: id, Action: ActionDrain})
+		}
+		return same(map[bool]string{true: "emptied", false: "kept"}[len(w.state.Emptied(os, w.now)) > 0], what)
+	}
+	return fmt.Errorf("unknown expectation")
+}
+
+func (w *world) expectWhy(address, rest string) error {
+	for _, t := range []Type{TypeA, TypeAAAA} {
+		x, _ := w.state.Explain(w.service(address), t)
+		for _, e := range x.Endpoints {
+			if e.Address.String() == address {
+				return holds(e.Why, rest)
+			}
+		}
+	}
+	return fmt.Errorf("%s is not explained", address)
+}
+
+// holds reports whether text has the part that the line quotes.
+func holds(text, rest string) error {
+	_, quoted, _ := strings.Cut(rest, `"`)
+	if part := strings.TrimSuffix(quoted, `"`); part == "" || !strings.Contains(text, part) {
+		return fmt.Errorf("got %q, want it to hold %q", text, part)
+	}
+	return nil
+}
+
+// told says what publishers are told of the story's first service.
+func (w *world) told(typ string) string {
+	for want := range w.state.Wants("bind") {
+		if want.Set.Type.String() != typ || want.Service != w.service("") {
+			continue
+		}
+		switch {
+		case want.Drop != nil:
+			return "drop " + strings.Join(want.Drop, " ")
+		case len(want.Set.Data) == 0:
+			return "none"
+		}
+		return strings.Join(want.Set.Data, " ")
+	}
+	return "untouched"
+}
