@@ -36,6 +36,8 @@ var hub = map[string]string{
 	"strconv":      "text",
 	"strings":      "text",
 	"time":         "time as an argument; see clock",
+	"unicode":      "text",
+	"unicode/utf8": "text",
 }
 
 // clock lists what the hub may not use of package time: time comes from the event, so that a replay gives the same state.
@@ -52,7 +54,7 @@ var forbidden = map[string]struct {
 	but    []string // directories
 }{
 	"net/rpc":                       {"calls between nodes are typed events and reports", nil},
-	"log":                           {"log/slog is passed in", nil},
+	"log":                           {"log/slog is passed in", []string{"internal/cluster"}}, // raft's logger interface names *log.Logger
 	"io/ioutil":                     {"os and io have it", nil},
 	"math/rand":                     {"math/rand/v2 has it", nil},
 	"plugin":                        {"one static binary", nil},
