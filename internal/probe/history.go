@@ -1,0 +1,97 @@
+package probe
+
+import (
+	"slices"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// Traces kept of one target.
+const (
+	maxSuccesses = 3
+	maxFailures  = 10
+)
+
+// record is one kept trace. Its trace is nil once it has been given up, by its target or by the ring.
+type record struct{ trace *Trace }
+
+// ring holds the last records of all targets; the oldest gives way.
+type ring struct {
+	records []*record
+	at      int
+	size    int
+}
+
+func (r *ring) push(x *record) {
+	if len(r.records) < r.size {
+		r.records = append(r.records, x)
+		return
+	}
+	r.records[r.at].trace = nil
+	r.records[r.at] = x
+	r.at = (r.at + 1) % r.size
+}
+
+// history keeps traces by target, bounded for each target and in all. Failures have a ring of their own: successes, which are many,
+// never push them out.
+type history struct {
+	byTarget  map[rota.TargetID]*past
+	successes ring
+	failures  ring
+}
+
+// past is what is kept of one target, oldest first.
+type past struct{ successes, failures []*record }
+
+func newHistory(size int) history {
+	return history{
+		byTarget:  map[rota.TargetID]*past{},
+		successes: ring{size: max(size/2, 1)}, failures: ring{size: max(size-size/2, 1)},
+	}
+}
+
+func (h *history) add(t *Trace) {
+	p := h.byTarget[t.Target]
+	if p == nil {
+		p = &past{}
+		h.byTarget[t.Target] = p
+	}
+	x := &record{t}
+	list, all, limit := &p.successes, &h.successes, maxSuccesses
+	if t.Observation.Status != rota.Up {
+		list, all, limit = &p.failures, &h.failures, maxFailures
+	}
+	all.push(x)
+	live := slices.DeleteFunc(*list, func(r *record) bool { return r.trace == nil })
+	if len(live) >= limit {
+		live[0].trace = nil
+		live = slices.Delete(live, 0, 1)
+	}
+	*list = append(live, x)
+}
+
+func (h *history) drop(ids []rota.TargetID) {
+	for _, id := range ids {
+		if p := h.byTarget[id]; p != nil {
+			for _, r := range slices.Concat(p.successes, p.failures) {
+				r.trace = nil
+			}
+			delete(h.byTarget, id)
+		}
+	}
+}
+
+func (h *history) of(id rota.TargetID) []Trace {
+	p := h.byTarget[id]
+	if p == nil {
+		return nil
+	}
+	var ts []Trace
+	for _, r := range slices.Concat(p.successes, p.failures) {
+		if r.trace != nil {
+			ts = append(ts, *r.trace)
+		}
+	}
+	slices.SortStableFunc(ts, func(a, b Trace) int { return a.Started.Compare(b.Started) })
+	return ts
+}

@@ -1,0 +1,370 @@
+package probe
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// Bounds of an HTTP answer.
+const (
+	maxHTTPHead  = 64 << 10 // bytes of all heads of one answer, informational ones included
+	maxInterim   = 8        // informational answers (1xx) before the real one
+	maxRedirects = 10
+)
+
+var (
+	errHeadTooLarge = errors.New("head larger than 64 KiB")
+	errInterim      = fmt.Errorf("more than %d informational answers", maxInterim)
+)
+
+// page is one request of an HTTP check: the check's own, or one that a redirect on the same endpoint led to.
+type page struct {
+	tls    bool
+	method string
+	host   string // Host header
+	path   string // with query
+}
+
+// probeHTTP asks one page on a fresh connection and judges the answer. It speaks HTTP/1.1 by itself over a connection it owns, so
+// that one deadline and one byte limit hold for everything; net/http only parses.
+func probeHTTP(ctx context.Context, r *run) finding {
+	c := &r.q.check
+	p := page{tls: c.Kind == rota.KindHTTPS, method: c.Method, host: c.Host, path: c.Path}
+	if p.method == "" {
+		p.method = http.MethodGet
+	}
+	if p.path == "" {
+		p.path = "/"
+	}
+	if p.host == "" {
+		p.host = hostPort(r.addr, c.Port, p.tls)
+	}
+	for hops := 0; ; hops++ {
+		f, next := r.fetch(ctx, p)
+		if next == nil {
+			return f
+		}
+		if hops == maxRedirects {
+			return down(rota.ClassRedirect, "more than %d redirects", maxRedirects)
+		}
+		r.trace.begin("redirect")(next.path)
+		p = *next
+	}
+}
+
+// hostPort is the Host header of an endpoint without a name. A zone id is local to this machine and is not sent (RFC 6874 §1).
+func hostPort(addr netip.Addr, port uint16, tls bool) string {
+	host := addr.WithZone("").String()
+	if addr.Is6() {
+		host = "[" + host + "]"
+	}
+	if port == defaultPort(tls) {
+		return host
+	}
+	return host + ":" + strconv.Itoa(int(port))
+}
+
+func defaultPort(tls bool) uint16 {
+	if tls {
+		return 443
+	}
+	return 80
+}
+
+// fetch asks one page. It returns the page to ask next when the answer is a redirect that may be followed.
+func (r *run) fetch(ctx context.Context, p page) (finding, *page) {
+	raw, stop, err := r.dial(ctx)
+	if err != nil {
+		return r.fault(ctx, "connect", err), nil
+	}
+	defer stop()
+	var c net.Conn = raw
+	if p.tls {
+		t, bad := r.handshake(ctx, raw)
+		if bad != nil {
+			return *bad, nil
+		}
+		c = t
+	}
+	request := r.request(p)
+	r.trace.Sent = firstLines(request)
+	done := r.trace.begin("request")
+	_, err = c.Write(request)
+	done(p.method + " " + p.path)
+	if err != nil {
+		// A server may answer and close before it has read the request; what it said counts more than the broken pipe.
+		var n net.Error
+		if errors.As(err, &n) && n.Timeout() {
+			return r.fault(ctx, "request", err), nil
+		}
+	}
+	a := r.answer(c, p.method)
+	r.trace.Received, r.trace.ReceivedSize = firstLines(a.head), len(a.body)
+	if a.err != nil {
+		return r.answerFault(ctx, a), nil
+	}
+	if r.q.check.Follow && redirects(a.status) && a.header.Get("Location") != "" {
+		return r.redirect(p, a)
+	}
+	return r.q.judge(a), nil
+}
+
+// request is the page's request on the wire. Accept-Encoding asks for no compression; an answer that is compressed all the same is
+// judged as it came, never unpacked.
+func (r *run) request(p page) []byte {
+	var b bytes.Buffer
+	fields := map[string]bool{}
+	host := p.host
+	for _, h := range r.q.check.Header {
+		fields[strings.ToLower(h.Name)] = true
+		if strings.EqualFold(h.Name, "Host") {
+			host = h.Value
+		}
+	}
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", p.method, p.path, host)
+	for _, h := range []rota.Header{
+		{Name: "User-Agent", Value: r.p.userAgent},
+		{Name: "Accept", Value: "*/*"},
+		{Name: "Accept-Encoding", Value: "identity"},
+	} {
+		if !fields[strings.ToLower(h.Name)] {
+			fmt.Fprintf(&b, "%s: %s\r\n", h.Name, h.Value)
+		}
+	}
+	for _, h := range r.q.check.Header {
+		switch strings.ToLower(h.Name) {
+		case "host", "connection", "content-length", "transfer-encoding":
+			continue // these are about this connection, not about the question
+		}
+		fmt.Fprintf(&b, "%s: %s\r\n", h.Name, h.Value)
+	}
+	if p.method == http.MethodPost || p.method == http.MethodPut || p.method == http.MethodPatch {
+		b.WriteString("Content-Length: 0\r\n")
+	}
+	b.WriteString("Connection: close\r\n\r\n")
+	return b.Bytes()
+}
+
+// answer is what came back, as far as it came.
+type answer struct {
+	status int
+	header http.Header
+	head   []byte // raw, at most maxHead bytes of it
+	body   []byte // at most maxBody bytes
+	begun  bool   // at least one byte came
+	inBody bool   // the head was whole
+	err    error
+}
+
+// answer reads heads until one is final, then the body until its end, the limit or an error.
+func (r *run) answer(c io.Reader, method string) answer {
+	first := r.trace.begin("first byte")
+	a := readAnswer(c, method, r.q.maxBody, func() { first("") })
+	if !a.begun {
+		first("none")
+	}
+	return a
+}
+
+// readAnswer reads one final HTTP/1.x answer to a request of method from c; begun is called at the first byte.
+func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
+	var a answer
+	in := &headReader{r: c, left: maxHTTPHead, keep: maxHead}
+	br := bufio.NewReaderSize(in, 4<<10)
+	fail := func(err error) answer {
+		a.head = in.kept
+		if in.exceeded {
+			err = errHeadTooLarge
+		}
+		a.err = err
+		return a
+	}
+	if _, err := br.Peek(1); err != nil {
+		return fail(err)
+	}
+	a.begun = true
+	begun()
+	request := &http.Request{Method: method}
+	var response *http.Response
+	for interim := 0; ; interim++ {
+		var err error
+		if response, err = http.ReadResponse(br, request); err != nil {
+			return fail(err)
+		}
+		if response.ProtoMajor != 1 {
+			return fail(fmt.Errorf("answer of protocol %s", escape([]byte(response.Proto), 20)))
+		}
+		if response.StatusCode >= 200 || response.StatusCode == http.StatusSwitchingProtocols {
+			break
+		}
+		if interim == maxInterim {
+			return fail(errInterim)
+		}
+	}
+	a.status, a.header, a.inBody, a.head = response.StatusCode, response.Header, true, in.kept
+	in.unbound() // from here on the limit is of body bytes kept; framing is bounded by the parser and time by the deadline
+	if a.status == http.StatusSwitchingProtocols {
+		return a
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, int64(maxBody)))
+	a.body = body
+	if err != nil && len(body) < maxBody {
+		a.err = err
+	}
+	return a
+}
+
+// headReader lets at most left bytes through until it is unbound, and keeps the first of them.
+type headReader struct {
+	r        io.Reader
+	left     int
+	keep     int
+	kept     []byte
+	exceeded bool
+	free     bool
+}
+
+func (h *headReader) unbound() { h.free = true }
+
+func (h *headReader) Read(b []byte) (int, error) {
+	if h.free {
+		return h.r.Read(b)
+	}
+	if h.left <= 0 {
+		h.exceeded = true
+		return 0, errHeadTooLarge
+	}
+	n, err := h.r.Read(b[:min(len(b), h.left)])
+	h.left -= n
+	if room := h.keep - len(h.kept); room > 0 {
+		h.kept = append(h.kept, b[:min(n, room)]...)
+	}
+	return n, err
+}
+
+// answerFault judges an answer that ended in an error.
+func (r *run) answerFault(ctx context.Context, a answer) finding {
+	switch {
+	case errors.Is(a.err, errHeadTooLarge), errors.Is(a.err, errInterim):
+		return down(rota.ClassProtocol, "answer: %v", a.err)
+	case !a.begun && errors.Is(a.err, io.EOF):
+		return down(rota.ClassReset, "closed by the target before an answer")
+	case a.inBody && (errors.Is(a.err, io.EOF) || errors.Is(a.err, io.ErrUnexpectedEOF)) && ctx.Err() == nil:
+		return down(rota.ClassProtocol, "body: the target closed before its end")
+	case a.inBody:
+		return r.fault(ctx, "body", a.err)
+	case a.begun && (errors.Is(a.err, io.EOF) || errors.Is(a.err, io.ErrUnexpectedEOF)) && ctx.Err() == nil:
+		return down(rota.ClassProtocol, "answer: cut off in the head")
+	}
+	return r.fault(ctx, "answer", a.err)
+}
+
+// judge says whether a whole answer is the expected one: status first, then header fields, then the body.
+func (q *question) judge(a answer) finding {
+	ok := false
+	for _, s := range q.status {
+		ok = ok || (s.From <= a.status && a.status <= s.To)
+	}
+	if !ok {
+		return down(rota.ClassStatus, "status %d, want %s", a.status, ranges(q.status))
+	}
+	for i, h := range q.check.ExpectHeader {
+		values := a.header.Values(h.Name)
+		found := len(values) > 0 && q.expectHeader[i] == nil
+		for _, v := range values {
+			found = found || (q.expectHeader[i] != nil && q.expectHeader[i].MatchString(v))
+		}
+		switch {
+		case found:
+		case len(values) == 0:
+			return down(rota.ClassHeader, "status %d without header %s", a.status, h.Name)
+		default:
+			return down(rota.ClassHeader, "header %s does not match %q", h.Name, h.Value)
+		}
+	}
+	if q.body != nil && !q.body.Match(a.body) {
+		return down(rota.ClassBody, "body does not match %q", q.check.Body)
+	}
+	return up("status %d", a.status)
+}
+
+func ranges(rs []rota.StatusRange) string {
+	words := make([]string, len(rs))
+	for i, r := range rs {
+		words[i] = r.String()
+	}
+	return strings.Join(words, ", ")
+}
+
+func redirects(status int) bool {
+	switch status {
+	case 301, 302, 303, 307, 308:
+		return true
+	}
+	return false
+}
+
+// redirect says where a redirect leads: to a page of the same endpoint, or off it, which is never followed. Same means http or https,
+// the host that was asked (or the endpoint's address) and the endpoint's port; the connection is to the endpoint's address anyway.
+func (r *run) redirect(from page, a answer) (finding, *page) {
+	scheme := "http"
+	if from.tls {
+		scheme = "https"
+	}
+	base := &url.URL{Scheme: scheme, Host: from.host}
+	if u, err := url.ParseRequestURI(from.path); err == nil {
+		base.Path, base.RawQuery = u.Path, u.RawQuery
+	}
+	location := a.header.Get("Location")
+	to, err := base.Parse(location)
+	if err != nil {
+		return down(rota.ClassRedirect, "status %d with a malformed Location", a.status), nil
+	}
+	off := func(why string) (finding, *page) {
+		return down(rota.ClassRedirect, "redirect off the endpoint (%s): %s", why, to.Redacted()), nil
+	}
+	if to.Scheme != "http" && to.Scheme != "https" {
+		return off("scheme")
+	}
+	next := page{tls: to.Scheme == "https", method: from.method, host: from.host, path: to.RequestURI()}
+	if next.method != http.MethodHead && a.status < 307 {
+		next.method = http.MethodGet
+	}
+	if strings.EqualFold(to.Host, from.host) && to.Scheme == scheme {
+		return finding{}, &next // as it was asked, whatever port its Host header claims
+	}
+	port := defaultPort(next.tls)
+	if s := to.Port(); s != "" {
+		n, err := strconv.ParseUint(s, 10, 16)
+		if err != nil {
+			return off("port")
+		}
+		port = uint16(n)
+	}
+	if port != r.q.check.Port {
+		return off("port")
+	}
+	asked := from.host
+	if h, _, err := net.SplitHostPort(asked); err == nil {
+		asked = h
+	}
+	if host := to.Hostname(); !strings.EqualFold(host, trimBrackets(asked)) {
+		if addr, err := netip.ParseAddr(host); err != nil || addr.Unmap().WithZone("") != r.addr.WithZone("") {
+			return off("host")
+		}
+	}
+	next.host = to.Host
+	return finding{}, &next
+}

@@ -1,0 +1,508 @@
+package probe
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// Message types of ICMP (RFC 792) and ICMPv6 (RFC 4443) that matter to an echo.
+const (
+	echoRequest4, echoReply4   = 8, 0
+	unreachable4, exceeded4    = 3, 11
+	echoRequest6, echoReply6   = 128, 129
+	unreachable6, tooBig6      = 1, 2
+	exceeded6, parameterError6 = 3, 4
+)
+
+// The payload of our echo requests: who sent it, then which it is. The sender's identity is random per socket, so that nobody who
+// has not seen a request can answer it, and no other program's replies are taken for ours.
+const (
+	identitySize = 16
+	payloadSize  = identitySize + 8
+	echoSize     = 8 + payloadSize
+)
+
+// echo is an ICMP echo request or reply, or an ICMP error about one.
+type echo struct {
+	failure  string // in words, when this is an error message; else empty
+	id, seq  uint16
+	identity [identitySize]byte // all zero when an error message quotes too little
+	number   uint64
+	quoted   bool       // the identity and number are there
+	dst      netip.Addr // of the quoted request, in an error message
+}
+
+// parseEcho reads an ICMP message, without its IP header, as a socket of that family gives it. It refuses everything that is not an
+// echo reply, or an error message about an echo request.
+func parseEcho(b []byte, six bool) (echo, bool) {
+	if len(b) < 8 {
+		return echo{}, false
+	}
+	typ, code := b[0], b[1]
+	if !six {
+		switch typ {
+		case echoReply4:
+			return parseEchoBody(b)
+		case unreachable4, exceeded4:
+			return parseQuoted4(b[8:], failure4(typ, code))
+		}
+		return echo{}, false
+	}
+	switch typ {
+	case echoReply6:
+		return parseEchoBody(b)
+	case unreachable6, exceeded6, tooBig6, parameterError6:
+		return parseQuoted6(b[8:], failure6(typ, code))
+	}
+	return echo{}, false
+}
+
+func parseEchoBody(b []byte) (echo, bool) {
+	if len(b) < 8 {
+		return echo{}, false
+	}
+	e := echo{id: binary.BigEndian.Uint16(b[4:]), seq: binary.BigEndian.Uint16(b[6:])}
+	if len(b) >= echoSize {
+		copy(e.identity[:], b[8:])
+		e.number = binary.BigEndian.Uint64(b[8+identitySize:])
+		e.quoted = true
+	}
+	return e, true
+}
+
+// parseQuoted4 reads the IPv4 packet an error message is about (RFC 792: header and at least 8 bytes).
+func parseQuoted4(b []byte, failure string) (echo, bool) {
+	if len(b) < 20 || b[0]>>4 != 4 {
+		return echo{}, false
+	}
+	size := int(b[0]&15) * 4
+	if size < 20 || len(b) < size+8 || b[9] != syscall.IPPROTO_ICMP || b[size] != echoRequest4 {
+		return echo{}, false
+	}
+	if binary.BigEndian.Uint16(b[6:])&0x1fff != 0 {
+		return echo{}, false // a later fragment has no ICMP header
+	}
+	e, ok := parseEchoBody(b[size:])
+	e.failure, e.dst = failure, netip.AddrFrom4([4]byte(b[16:20]))
+	return e, ok
+}
+
+// parseQuoted6 does so for IPv6. Our requests carry no extension headers, so a quoted packet with one is not ours.
+func parseQuoted6(b []byte, failure string) (echo, bool) {
+	const header = 40
+	if len(b) < header+8 || b[0]>>4 != 6 || b[6] != syscall.IPPROTO_ICMPV6 || b[header] != echoRequest6 {
+		return echo{}, false
+	}
+	e, ok := parseEchoBody(b[header:])
+	e.failure, e.dst = failure, netip.AddrFrom16([16]byte(b[24:40]))
+	return e, ok
+}
+
+func failure4(typ, code byte) string {
+	if typ == exceeded4 {
+		return "time to live exceeded on the way"
+	}
+	switch code {
+	case 0, 6, 11:
+		return "network unreachable"
+	case 1, 7, 12:
+		return "host unreachable"
+	case 2:
+		return "protocol unreachable"
+	case 9, 10, 13:
+		return "administratively prohibited"
+	}
+	return fmt.Sprintf("unreachable (code %d)", code)
+}
+
+func failure6(typ, code byte) string {
+	switch typ {
+	case exceeded6:
+		return "hop limit exceeded on the way"
+	case tooBig6:
+		return "packet too big for the way"
+	case parameterError6:
+		return "parameter problem"
+	}
+	switch code {
+	case 0:
+		return "no route on the way"
+	case 1:
+		return "administratively prohibited"
+	case 3:
+		return "host unreachable"
+	}
+	return fmt.Sprintf("unreachable (code %d)", code)
+}
+
+// result is the answer to one echo request.
+type result struct {
+	at      time.Time
+	failure string
+}
+
+// waiting is one echo request without an answer.
+type waiting struct {
+	addr   netip.Addr
+	answer chan<- result // with room for it
+}
+
+// pinger holds the ICMP sockets: one a family, opened at the first echo request of it, shared by all targets.
+type pinger struct {
+	log  *slog.Logger
+	open func(six bool) (*socket, error)
+
+	mu     sync.Mutex // guards what follows
+	socks  [2]*socket // IPv4, IPv6
+	closed bool
+	wg     sync.WaitGroup // one reader a socket; close waits for it
+}
+
+func newPinger(log *slog.Logger) *pinger { return &pinger{log: log, open: openSocket} }
+
+// socket is one ICMP socket with the requests that wait for an answer on it.
+type socket struct {
+	conn     net.PacketConn
+	six      bool
+	raw      bool   // else a ping socket: the kernel chooses the id and checks it
+	id       uint16 // of our requests on a raw socket
+	identity [identitySize]byte
+
+	mu      sync.Mutex // guards what follows
+	number  uint64     // of the last request
+	waiting map[uint64]waiting
+}
+
+// openSocket opens an unprivileged ping socket, or else a raw one.
+func openSocket(six bool) (*socket, error) {
+	s := &socket{six: six, waiting: map[uint64]waiting{}}
+	if _, err := rand.Read(s.identity[:]); err != nil {
+		return nil, err
+	}
+	s.id = binary.BigEndian.Uint16(s.identity[:]) | 1
+	ping, raw, any4 := "udp4", "ip4:icmp", "0.0.0.0"
+	if six {
+		ping, raw, any4 = "udp6", "ip6:ipv6-icmp", "::"
+	}
+	conn, err := icmp.ListenPacket(ping, any4)
+	if err != nil {
+		first := err
+		if conn, err = icmp.ListenPacket(raw, any4); err != nil {
+			if refused(first) && !refused(err) {
+				return nil, err
+			}
+			if !refused(first) && refused(err) && !unsupported(first) {
+				return nil, first
+			}
+			return nil, err
+		}
+		s.raw = true
+		s.filter(conn)
+	}
+	s.conn = conn
+	if c, ok := rawConn(conn); ok {
+		_ = c.SetReadBuffer(4 << 20) // replies come in bursts; the kernel caps it at net.core.rmem_max
+	}
+	return s, nil
+}
+
+func refused(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM)
+}
+
+func unsupported(err error) bool {
+	return errors.Is(err, syscall.EPROTONOSUPPORT) || errors.Is(err, syscall.EAFNOSUPPORT)
+}
+
+func rawConn(c *icmp.PacketConn) (interface{ SetReadBuffer(int) error }, bool) {
+	if p := c.IPv4PacketConn(); p != nil {
+		b, ok := p.PacketConn.(interface{ SetReadBuffer(int) error })
+		return b, ok
+	}
+	if p := c.IPv6PacketConn(); p != nil {
+		b, ok := p.PacketConn.(interface{ SetReadBuffer(int) error })
+		return b, ok
+	}
+	return nil, false
+}
+
+// filter keeps the ICMP of everyone else away from a raw socket, where the system can.
+func (s *socket) filter(c *icmp.PacketConn) {
+	if s.six {
+		var f ipv6.ICMPFilter
+		f.SetAll(true)
+		for _, t := range []ipv6.ICMPType{echoReply6, unreachable6, tooBig6, exceeded6, parameterError6} {
+			f.Accept(t)
+		}
+		_ = c.IPv6PacketConn().SetICMPFilter(&f)
+		return
+	}
+	var f ipv4.ICMPFilter
+	f.SetAll(true)
+	for _, t := range []ipv4.ICMPType{echoReply4, unreachable4, exceeded4} {
+		f.Accept(t)
+	}
+	_ = c.IPv4PacketConn().SetICMPFilter(&f)
+}
+
+// socket returns the socket of a family, opening it and starting its reader when it is the first time.
+func (p *pinger) socket(six bool) (*socket, error) {
+	i := 0
+	if six {
+		i = 1
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, net.ErrClosed
+	}
+	if p.socks[i] != nil {
+		return p.socks[i], nil
+	}
+	s, err := p.open(six)
+	if err != nil {
+		return nil, err
+	}
+	p.socks[i] = s
+	p.log.Debug("icmp socket open", "ipv6", six, "raw", s.raw)
+	p.wg.Go(s.read)
+	return s, nil
+}
+
+// close closes the sockets and waits for their readers.
+func (p *pinger) close() {
+	p.mu.Lock()
+	p.closed = true
+	for _, s := range p.socks {
+		if s != nil {
+			_ = s.conn.Close()
+		}
+	}
+	p.mu.Unlock()
+	p.wg.Wait()
+}
+
+// read takes messages until the socket is closed. A socket that reports errors otherwise (a message too long, a device gone) is read
+// on, a little later.
+func (s *socket) read() {
+	buf := make([]byte, 1500)
+	for {
+		n, from, err := s.conn.ReadFrom(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
+		s.take(buf[:n], source(from), time.Now())
+	}
+}
+
+func source(a net.Addr) netip.Addr {
+	switch a := a.(type) {
+	case *net.UDPAddr:
+		return a.AddrPort().Addr().Unmap()
+	case *net.IPAddr:
+		ip, _ := netip.AddrFromSlice(a.IP)
+		return ip.Unmap().WithZone(a.Zone)
+	}
+	return netip.Addr{}
+}
+
+// take gives a message to the request it answers. Everything must fit: our id, sequence, identity and number, and a reply must come
+// from the address that was asked. What fits nothing (spoofed, late, twice, about others) is dropped.
+func (s *socket) take(b []byte, from netip.Addr, at time.Time) {
+	e, ok := parseEcho(b, s.six)
+	if !ok || (s.raw && e.id != s.id) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	number := e.number
+	switch {
+	case e.quoted:
+		if e.identity != s.identity || uint16(number) != e.seq {
+			return
+		}
+	case e.failure == "" || !s.raw:
+		return
+	default:
+		// An error that quotes 8 bytes only (RFC 792) has id and sequence; take the newest request of that sequence.
+		number = s.number - uint64(uint16(s.number)-e.seq)
+	}
+	w, ok := s.waiting[number]
+	if !ok {
+		return
+	}
+	if e.failure != "" {
+		if e.dst != w.addr.WithZone("") {
+			return
+		}
+	} else if from.WithZone("") != w.addr.WithZone("") || (w.addr.Zone() != "" && from.Zone() != "" && from.Zone() != w.addr.Zone()) {
+		return
+	}
+	delete(s.waiting, number)
+	w.answer <- result{at: at, failure: e.failure}
+}
+
+// send sends one echo request; the answer, if one comes, goes to the channel, which must have room. Forget ends the wait.
+func (s *socket) send(addr netip.Addr, answer chan<- result) (forget func(), err error) {
+	s.mu.Lock()
+	s.number++
+	number := s.number
+	s.waiting[number] = waiting{addr, answer}
+	s.mu.Unlock()
+	forget = func() {
+		s.mu.Lock()
+		delete(s.waiting, number)
+		s.mu.Unlock()
+	}
+	if _, err := s.conn.WriteTo(s.request(number), s.address(addr)); err != nil {
+		forget()
+		return nil, err
+	}
+	return forget, nil
+}
+
+func (s *socket) address(addr netip.Addr) net.Addr {
+	if s.raw {
+		return &net.IPAddr{IP: addr.AsSlice(), Zone: addr.Zone()}
+	}
+	return &net.UDPAddr{IP: addr.AsSlice(), Zone: addr.Zone()}
+}
+
+// request is an echo request on the wire. The kernel fills in the checksum of ICMPv6.
+func (s *socket) request(number uint64) []byte {
+	b := make([]byte, echoSize)
+	b[0] = echoRequest4
+	if s.six {
+		b[0] = echoRequest6
+	}
+	binary.BigEndian.PutUint16(b[4:], s.id)
+	binary.BigEndian.PutUint16(b[6:], uint16(number))
+	copy(b[8:], s.identity[:])
+	binary.BigEndian.PutUint64(b[8+identitySize:], number)
+	if !s.six {
+		binary.BigEndian.PutUint16(b[2:], checksum(b))
+	}
+	return b
+}
+
+// checksum is that of RFC 1071 over an even number of bytes.
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for ; len(b) >= 2; b = b[2:] {
+		sum += uint32(binary.BigEndian.Uint16(b))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// probeICMP sends Count echo requests, spread over the first half of the timeout but at most a second apart, and judges how many
+// were answered. It ends as soon as all are.
+func probeICMP(ctx context.Context, r *run) finding {
+	s, err := r.ping.socket(r.addr.Is6())
+	if err != nil {
+		return r.socketFault(ctx, err)
+	}
+	count := r.q.check.Count
+	gap := min(time.Second, r.q.check.Timeout/time.Duration(2*count))
+	var log bytes.Buffer
+	answers := make(chan result, count) // shared by all requests: each is answered at most once
+	next := time.NewTicker(gap)
+	defer next.Stop()
+	sent, got, failed, failure := 0, 0, 0, ""
+	done := r.trace.begin("echo")
+	finish := func() {
+		done(fmt.Sprintf("%d sent, %d answered", sent, got))
+		r.trace.Received, r.trace.ReceivedSize = escape(log.Bytes(), maxHead), got*echoSize
+	}
+	begun := time.Now()
+	request := func() *finding {
+		forget, err := s.send(r.addr, answers)
+		if err != nil {
+			f := r.fault(ctx, "echo", err)
+			return &f
+		}
+		context.AfterFunc(ctx, forget)
+		sent++
+		return nil
+	}
+	if f := request(); f != nil {
+		finish()
+		return *f
+	}
+	tick := next.C
+	for got+failed < count {
+		if sent == count {
+			tick = nil
+		}
+		select {
+		case <-tick:
+			if f := request(); f != nil {
+				finish()
+				return *f
+			}
+			continue
+		case a := <-answers:
+			if a.failure == "" {
+				got++
+				fmt.Fprintf(&log, "reply %d after %v\n", got, a.at.Sub(begun).Round(time.Microsecond))
+			} else {
+				failed++
+				failure = a.failure
+				fmt.Fprintf(&log, "error after %v: %s\n", a.at.Sub(begun).Round(time.Microsecond), failure)
+			}
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	finish()
+	if r.parent.Err() != nil {
+		return unknown(rota.ClassCancelled, "cancelled")
+	}
+	lost := count - got
+	switch {
+	case got == 0 && failure != "":
+		return down(rota.ClassUnreachable, "echo: %s", failure)
+	case got == 0:
+		return down(rota.ClassTimeout, "echo: no reply within %v", r.q.check.Timeout)
+	case r.q.check.Loss > 0 && float64(lost) >= r.q.check.Loss*float64(count) && lost > 0:
+		return down(rota.ClassLoss, "lost %d of %d, want less than %g%%", lost, count, r.q.check.Loss*100)
+	case lost > 0:
+		return up("lost %d of %d", lost, count)
+	}
+	return up("reply")
+}
+
+// socketFault says what to do when there is no ICMP socket.
+func (r *run) socketFault(ctx context.Context, err error) finding {
+	if r.parent.Err() == nil && refused(err) {
+		return unknown(rota.ClassPermission, "no permission for ICMP: set sysctl net.ipv4.ping_group_range to include this group, or give CAP_NET_RAW")
+	}
+	if errors.Is(err, net.ErrClosed) {
+		return unknown(rota.ClassCancelled, "cancelled")
+	}
+	return r.fault(ctx, "icmp socket", err)
+}

@@ -1,0 +1,163 @@
+package probe
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// Options say who probes and within which bounds. The zero value works.
+type Options struct {
+	Vantage     string         // name in the report
+	Log         *slog.Logger   // nil: silent
+	Concurrency int            // probes in flight, at most; 0: DefaultConcurrency, or half of the descriptors allowed here if that is less
+	Roots       *x509.CertPool // trusted certificate authorities; nil: the system's
+	Forbid      []netip.Prefix // addresses never probed, beside unspecified, multicast and broadcast; nil: DefaultForbid
+	UserAgent   string         // of HTTP requests; empty: "rota"
+	History     int            // traces kept in all, at most; 0: DefaultHistory
+}
+
+// Defaults of Options.
+const (
+	DefaultConcurrency = 2048
+	DefaultHistory     = 8192
+)
+
+// DefaultForbid lists the addresses that no check reaches unless Options.Forbid says otherwise: the metadata services of clouds,
+// which answer whoever asks with credentials of the machine.
+func DefaultForbid() []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix("169.254.169.254/32"),
+		netip.MustParsePrefix("fd00:ec2::254/128"),
+	}
+}
+
+// Prober is one vantage: it probes targets and holds opinions of them. Its methods may be called from any goroutine.
+type Prober struct {
+	// Immutable.
+	vantage     string
+	log         *slog.Logger
+	concurrency int
+	roots       *x509.CertPool
+	forbid      []netip.Prefix
+	userAgent   string
+	probe       func(context.Context, *entry, *pinger) *Trace // observes an entry; tests of the schedule replace it
+
+	// Shared by pointer.
+	report  atomic.Pointer[rota.Report]
+	running atomic.Bool
+
+	mu      sync.Mutex // guards what follows
+	wanted  []rota.Target
+	set     chan struct{} // has room for one: wanted changed
+	changed chan struct{} // closed at the next report
+	history history
+	stats   tally
+}
+
+// New returns a prober without targets. It does nothing until Run.
+func New(o Options) *Prober {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Concurrency <= 0 {
+		o.Concurrency = min(DefaultConcurrency, max(descriptors()/2, 8))
+	}
+	if o.Forbid == nil {
+		o.Forbid = DefaultForbid()
+	}
+	if o.History <= 0 {
+		o.History = DefaultHistory
+	}
+	p := &Prober{
+		vantage: o.Vantage, log: o.Log, concurrency: o.Concurrency, roots: o.Roots, forbid: o.Forbid,
+		userAgent: cmp.Or(o.UserAgent, "rota"),
+		set:       make(chan struct{}, 1), changed: make(chan struct{}),
+		history: newHistory(o.History), stats: newTally(),
+	}
+	p.probe = func(ctx context.Context, e *entry, ping *pinger) *Trace {
+		return p.observe(ctx, e.id, e.addr, e.q, ping)
+	}
+	p.report.Store(&rota.Report{Vantage: p.vantage, Opinions: []*rota.Opinion{}})
+	return p
+}
+
+// Set says which targets to probe, all of them. Targets that stay keep their streaks and their place in the schedule, new ones are
+// probed soon, and the others are forgotten: their probes in flight are cancelled. It does not wait, and may be called before Run.
+func (p *Prober) Set(targets []rota.Target) {
+	ts := slices.Clone(targets)
+	slices.SortStableFunc(ts, func(a, b rota.Target) int { return cmp.Compare(a.ID, b.ID) })
+	ts = slices.CompactFunc(ts, func(a, b rota.Target) bool { return a.ID == b.ID })
+	p.mu.Lock()
+	p.wanted = ts
+	p.mu.Unlock()
+	select {
+	case p.set <- struct{}{}:
+	default: // Run has not looked yet and will find the latest
+	}
+}
+
+// Run probes until ctx ends, then waits for the probes in flight, which end at once, and returns the cause. It owns every goroutine.
+// Only one Run may be under way; another returns an error.
+func (p *Prober) Run(ctx context.Context) error {
+	if !p.running.CompareAndSwap(false, true) {
+		return errors.New("probe: already running")
+	}
+	defer p.running.Store(false)
+	ping := newPinger(p.log)
+	defer ping.close()
+	newScheduler(p, ping).run(ctx)
+	return context.Cause(ctx)
+}
+
+// Report returns the opinions of all targets, sorted; a target that has not been probed yet is unknown. The report and what it
+// points to never change. An opinion keeps its pointer until its status, class or reason changes. Seq is 0 before the first Set has
+// taken effect; At is left to the receiver.
+func (p *Prober) Report() *rota.Report { return p.report.Load() }
+
+// Changed returns a channel that is closed when the report changes next. Ask for it before Report, and no change is missed; a burst
+// of changes is one.
+func (p *Prober) Changed() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.changed
+}
+
+// publish makes r the report and wakes who waits for it.
+func (p *Prober) publish(r *rota.Report) {
+	p.report.Store(r)
+	p.mu.Lock()
+	close(p.changed)
+	p.changed = make(chan struct{})
+	p.mu.Unlock()
+}
+
+// History returns the last traces of a target, oldest first: the last maxSuccesses that were up and, kept longer, the last
+// maxFailures that were not. With more targets than Options.History has room for, the oldest of all go first.
+func (p *Prober) History(id rota.TargetID) []Trace {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.history.of(id)
+}
+
+// Stats returns the counts since New.
+func (p *Prober) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stats.snapshot()
+}
+
+// Once probes t once, now, beside any schedule, and returns its whole log. It returns within the check's timeout.
+func (p *Prober) Once(ctx context.Context, t rota.Target) Trace {
+	ping := newPinger(p.log)
+	defer ping.close()
+	return *p.observe(ctx, t.ID, t.Address, newQuestion(t.Check), ping)
+}
