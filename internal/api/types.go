@@ -1,0 +1,280 @@
+package api
+
+import (
+	"net/netip"
+	"reflect"
+	"time"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// Record is an event and what came of it.
+type Record struct {
+	Event       rota.Event        `json:"event"`
+	Transitions []rota.Transition `json:"transitions,omitempty"` // answers that it changed
+	Refused     string            `json:"refused,omitempty"`     // why the state did not take it, when it did not
+}
+
+// List is a page of things, with the age of the state they were read from.
+type List[T any] struct {
+	Index uint64    `json:"index" doc:"Index of the last event in the state this was read from."`
+	At    time.Time `json:"at" doc:"Time of that event."`
+	Items []T       `json:"items" nullable:"false"`
+}
+
+// ServiceView is a service as it stands.
+type ServiceView struct {
+	Service   string            `json:"service" doc:"Domain name, without the trailing dot."`
+	Status    string            `json:"status" enum:"up,degraded,down,panic,warmup,empty" doc:"up: all of it; degraded: some of it; panic: health is not believed."`
+	Endpoints int               `json:"endpoints"`
+	Up        int               `json:"up"`
+	Down      int               `json:"down"`
+	Unknown   int               `json:"unknown"`
+	Held      int               `json:"overridden" doc:"Endpoints under an override."`
+	Answer    []string          `json:"answer" nullable:"false" doc:"Addresses, or the fallback's name, that may be answered now."`
+	TTL       uint32            `json:"ttl" doc:"Seconds."`
+	ModeA     rota.Mode         `json:"mode_a"`
+	ModeAAAA  rota.Mode         `json:"mode_aaaa"`
+	OnAllDown rota.OnAllDown    `json:"on_all_down"`
+	Zone      string            `json:"zone,omitempty"`
+	Publish   []string          `json:"publish" nullable:"false" doc:"Publishers by name; dns is rota's own name server."`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Changed   time.Time         `json:"changed,omitzero" doc:"When the answer last changed."`
+	Event     uint64            `json:"event,omitempty" doc:"Index of the event that last changed the answer."`
+}
+
+// ServiceDetail is a service with its endpoints.
+type ServiceDetail struct {
+	Index   uint64         `json:"index"`
+	At      time.Time      `json:"at"`
+	Service ServiceView    `json:"service"`
+	Members []EndpointView `json:"endpoints" nullable:"false"`
+}
+
+// VotesView is who holds the verdict of an endpoint, now.
+type VotesView struct {
+	For     int      `json:"for" doc:"Voices that hold the verdict."`
+	Need    int      `json:"need" doc:"Voices that a change of verdict needs."`
+	Of      int      `json:"of" doc:"Voices there are, heard or not."`
+	Against []string `json:"against,omitempty" doc:"Vantages that hold something else, and what."`
+}
+
+// EndpointView is an endpoint as it stands.
+type EndpointView struct {
+	Service   string            `json:"service"`
+	Endpoint  netip.Addr        `json:"endpoint"`
+	Verdict   rota.Status       `json:"verdict" enum:"up,down,unknown" doc:"What the quorum holds: the worst of the required checks."`
+	Votes     VotesView         `json:"votes"`
+	Since     time.Time         `json:"since,omitzero" doc:"Since when the verdict holds."`
+	Failures  int               `json:"failures,omitempty" doc:"Failures this node counts and has not forgiven."`
+	Successes int               `json:"successes,omitempty" doc:"Successes in a row this node counts."`
+	Last      rota.Status       `json:"last_status,omitempty" enum:"up,down,unknown" doc:"Outcome of this node's last probe."`
+	Class     rota.Class        `json:"last_class,omitempty"`
+	Took      time.Duration     `json:"last_took_ns,omitempty" doc:"Duration of this node's last probe."`
+	InAnswer  bool              `json:"in_answer" doc:"Whether it may be answered now."`
+	Published []PublishedIn     `json:"published" nullable:"false"`
+	State     string            `json:"state" enum:"ready,drain,maintenance,force-up,force-down" doc:"What a person said of it."`
+	Step      rota.Step         `json:"step" doc:"Step of the selection that dropped it, or kept."`
+	Cause     rota.Cause        `json:"cause,omitempty"`
+	Why       string            `json:"why"`
+	Override  *rota.Override    `json:"override,omitempty"`
+	Weight    uint32            `json:"weight"`
+	Priority  uint16            `json:"priority"`
+	Site      string            `json:"site,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+}
+
+// PublishedIn says how one publisher's DNS stands to an endpoint.
+type PublishedIn struct {
+	Publisher string `json:"publisher"`
+	State     string `json:"state" enum:"in,pending,held,leaving,unread" doc:"in: there, as wanted; pending: wanted and not there; held: wanted and held by a limit; leaving: there and not wanted; unread: wanted, and the DNS was not read yet."`
+}
+
+// CheckView is a target with its verdict.
+type CheckView struct {
+	Target   rota.TargetID `json:"target"`
+	Check    string        `json:"check"`
+	Kind     rota.Kind     `json:"kind"`
+	Address  netip.Addr    `json:"address"`
+	Services []string      `json:"services" nullable:"false"`
+	Interval time.Duration `json:"interval_ns"`
+	Timeout  time.Duration `json:"timeout_ns"`
+	Verdict  rota.Status   `json:"verdict" enum:"up,down,unknown"`
+	Since    time.Time     `json:"since,omitzero"`
+	Votes    []rota.Vote   `json:"votes" nullable:"false" doc:"What each vantage holds now."`
+	Probes   *TargetProbes `json:"probes,omitempty" doc:"What this node remembers of it."`
+}
+
+// TargetProbes is what one node remembers of probing a target.
+type TargetProbes struct {
+	Streak rota.Streak `json:"streak"`
+	Recent []Probe     `json:"recent" nullable:"false" doc:"Newest last."`
+}
+
+// Probe is one run of a check.
+type Probe struct {
+	rota.Observation
+	Log []string `json:"log,omitempty" doc:"What happened, step by step."`
+}
+
+// VantageView is a place that probes.
+type VantageView struct {
+	Vantage string    `json:"vantage"`
+	Site    string    `json:"site"`
+	State   string    `json:"state" enum:"voting,abstaining,stale,silent"`
+	Reason  string    `json:"reason,omitempty"`
+	Report  time.Time `json:"last_report,omitzero"`
+	Seq     uint64    `json:"seq,omitempty"`
+	Checks  int       `json:"checks"`
+	Up      int       `json:"up"`
+	Down    int       `json:"down"`
+	Unknown int       `json:"unknown"`
+}
+
+// VantageList is the vantages and how many of them a verdict needs.
+type VantageList struct {
+	Index  uint64        `json:"index"`
+	At     time.Time     `json:"at"`
+	Of     string        `json:"of" enum:"nodes,sites" doc:"What has a voice."`
+	Voting int           `json:"voting" doc:"Voices that can be heard now."`
+	Need   int           `json:"need" doc:"Voices that a change of verdict needs."`
+	Voices int           `json:"voices" doc:"Voices there are."`
+	Items  []VantageView `json:"items" nullable:"false"`
+}
+
+// NameServer is rota's own name server.
+type NameServer struct {
+	Addresses []string    `json:"addresses" nullable:"false" doc:"host:port it listens on."`
+	Zones     []rota.Name `json:"zones" nullable:"false" doc:"Zones it is authoritative for."`
+}
+
+// ZoneView is a zone and who keeps it.
+type ZoneView struct {
+	Zone      string    `json:"zone" doc:"Without the trailing dot; empty: a publisher has not found it yet."`
+	Publisher string    `json:"publisher" doc:"dns is rota's own name server."`
+	Services  int       `json:"services"`
+	Serial    uint32    `json:"serial,omitempty" doc:"Of a zone rota answers for."`
+	Servers   []string  `json:"servers,omitempty" doc:"Where rota answers for it."`
+	State     string    `json:"state"`
+	Written   time.Time `json:"written,omitzero"`
+	Error     string    `json:"error,omitempty"`
+}
+
+// PublisherStatus is how one publisher stands.
+type PublisherStatus struct {
+	Publisher string          `json:"publisher"`
+	Type      string          `json:"type"`
+	Zones     []PublishedZone `json:"zones" nullable:"false"`
+}
+
+// PublishedZone is how one publisher stands to one zone.
+type PublishedZone struct {
+	Zone     rota.Name     `json:"zone"`
+	State    string        `json:"state" enum:"in-step,pending,held,failing,unread,standby" doc:"in-step: the DNS says what is wanted."`
+	Error    string        `json:"error,omitempty" doc:"What went wrong last, while failing."`
+	Failures int           `json:"failures,omitempty" doc:"In a row."`
+	Drift    int           `json:"drift,omitempty" doc:"RRsets that differ from what is wanted."`
+	Epoch    uint64        `json:"epoch,omitempty"`
+	Read     time.Time     `json:"read,omitzero" doc:"When the DNS was last read whole."`
+	Written  time.Time     `json:"written,omitzero" doc:"When the DNS was last changed by rota."`
+	Took     time.Duration `json:"took_ns,omitempty" doc:"Duration of the last round."`
+	Next     time.Time     `json:"next,omitzero" doc:"When it tries again, while failing."`
+	Records  []rota.RRset  `json:"records" nullable:"false" doc:"What it read of the names rota owns."`
+	Held     []HeldChange  `json:"held,omitempty" doc:"Changes that a safety limit holds."`
+}
+
+// HeldChange is a change that a safety limit holds.
+type HeldChange struct {
+	Rule   string      `json:"rule"`
+	Why    string      `json:"why"`
+	Change rota.Change `json:"change"`
+}
+
+// Plan is what one publisher would write to one zone now.
+type Plan struct {
+	Publisher string        `json:"publisher"`
+	Zone      rota.Name     `json:"zone"`
+	Changes   []rota.Change `json:"changes" nullable:"false"`
+	Unchanged []rota.RRset  `json:"unchanged" nullable:"false"`
+	Held      []HeldChange  `json:"held,omitempty"`
+	Limits    string        `json:"limits,omitempty" doc:"How near the safety limits this comes, for people."`
+	Error     string        `json:"error,omitempty" doc:"Why there is no plan for this zone."`
+}
+
+// ChangeView is a change of an answer, or of a DNS.
+type ChangeView struct {
+	Event     uint64    `json:"event"`
+	At        time.Time `json:"at"`
+	What      string    `json:"what" enum:"answer,published" doc:"answer: what should be said changed; published: a DNS was made to say it."`
+	Service   string    `json:"service" doc:"Domain name."`
+	Type      rota.Type `json:"type"`
+	Publisher string    `json:"publisher,omitempty"`
+	Zone      string    `json:"zone,omitempty"`
+	Before    []string  `json:"before" nullable:"false"`
+	After     []string  `json:"after" nullable:"false"`
+	Mode      rota.Mode `json:"mode,omitempty" doc:"How the family came to its answer."`
+	Why       []string  `json:"why" nullable:"false"`
+}
+
+// ClusterStatus is how this node and the cluster stand.
+type ClusterStatus struct {
+	Cluster  string `json:"cluster" doc:"Id, made once."`
+	NodeID   string `json:"node_id" doc:"Id, made once."`
+	Node     string `json:"node"`
+	Raft     string `json:"raft" doc:"leader, follower, candidate or shutdown."`
+	Term     uint64 `json:"term"`
+	Leader   string `json:"leader,omitempty" doc:"Name of the leader; empty: none."`
+	Leading  bool   `json:"leading" doc:"This node leads and the state knows it."`
+	Last     uint64 `json:"last_index"`
+	Commit   uint64 `json:"commit_index"`
+	Applied  uint64 `json:"applied_index"`
+	Snapshot uint64 `json:"snapshot_index"`
+
+	LastContact time.Duration `json:"last_contact_ns" doc:"Since the leader was heard of; 0 on the leader, -1 never."`
+	Voters      int           `json:"voters"`
+	Healthy     bool          `json:"healthy" doc:"There is a leader and no trouble."`
+	Trouble     []string      `json:"trouble,omitempty" doc:"What is wrong although the node serves."`
+}
+
+// Explained is why a name answers as it does, up to what each publisher's DNS says.
+type Explained struct {
+	rota.Explanation
+	State      uint64            `json:"state_index"`
+	At         time.Time         `json:"state_at"`
+	Client     string            `json:"client,omitempty" doc:"As asked for. No service places clients in this version, so that it changes nothing."`
+	Now        []CheckView       `json:"now" nullable:"false" doc:"What each vantage holds now of the checks above, and this node's last probes."`
+	Need       int               `json:"need"`
+	Voices     int               `json:"voices"`
+	Published  []PublisherAnswer `json:"published" nullable:"false"`
+	Transition *ChangeView       `json:"last_change,omitempty" doc:"Of this name and type, as far as history reaches back."`
+}
+
+// PublisherAnswer is what one publisher's DNS says of a name and type.
+type PublisherAnswer struct {
+	Publisher string    `json:"publisher"`
+	Zone      string    `json:"zone,omitempty"`
+	State     string    `json:"state"`
+	Records   []string  `json:"records" nullable:"false"`
+	Read      time.Time `json:"read,omitzero"`
+	Error     string    `json:"error,omitempty"`
+}
+
+// OverrideRequest is what a person says of endpoints.
+type OverrideRequest struct {
+	Match  string `json:"match" minLength:"1" maxLength:"300" doc:"SERVICE, SERVICE/ADDRESS, ADDRESS, site:NAME or label:KEY=VALUE." example:"www.example.org/192.0.2.10"`
+	Action string `json:"action" enum:"drain,maintenance,force-up,force-down"`
+	For    string `json:"for,omitempty" maxLength:"20" doc:"How long, such as 90s, 2h or 3d; default 24h, at most 366d."`
+	Reason string `json:"reason" minLength:"1" maxLength:"200"`
+	Author string `json:"author,omitempty" maxLength:"64" doc:"Who says so; believed on the unix socket only."`
+	Force  bool   `json:"force,omitempty" doc:"Even if a service then has nobody left."`
+}
+
+// OverrideReply is what became of it.
+type OverrideReply struct {
+	Event   uint64            `json:"event" doc:"Index of the event."`
+	Set     []rota.Override   `json:"set,omitempty"`
+	Lifted  []rota.EndpointID `json:"lifted,omitempty"`
+	Answers []ServiceView     `json:"services" nullable:"false" doc:"The services it touches, afterwards."`
+}
+
+func typeOf[T any]() reflect.Type { return reflect.TypeFor[T]() }

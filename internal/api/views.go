@@ -1,0 +1,525 @@
+package api
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// view is what one request reads: one state, one set of reports and of publishers, one time.
+type view struct {
+	*rota.State
+	now        time.Time
+	reports    []*rota.Report
+	publishers []PublisherStatus
+	probes     func(rota.TargetID) (TargetProbes, bool)
+}
+
+func (s *Server) view() *view {
+	return &view{
+		State: s.o.Source.State(), now: s.o.Now(), reports: s.o.Reports(), publishers: s.o.Publishers(), probes: s.o.Probes,
+	}
+}
+
+func list[T any](v *view, items []T) *List[T] {
+	if items == nil {
+		items = []T{}
+	}
+	return &List[T]{Index: v.Index(), At: v.At(), Items: items}
+}
+
+func words[T fmt.Stringer](in []T) []string {
+	out := make([]string, len(in))
+	for i, x := range in {
+		out[i] = x.String()
+	}
+	return out
+}
+
+// members returns all endpoints' parts in a service's selection.
+func members(sel *rota.Selection) []rota.Member {
+	return slices.Concat(sel.V4.Members, sel.V6.Members, sel.Hidden)
+}
+
+func (v *view) service(svc *rota.Service) ServiceView {
+	out := ServiceView{
+		Service: svc.Name.Short(), Status: "empty", TTL: svc.TTL, OnAllDown: svc.Safety.OnAllDown, Zone: shortOr(svc.Zone),
+		Publish: slices.Clone(svc.Publish), Labels: svc.Labels, Answer: []string{},
+	}
+	if out.Publish == nil {
+		out.Publish = []string{}
+	}
+	sel := v.Selection(svc.Name)
+	if sel == nil {
+		return out
+	}
+	out.ModeA, out.ModeAAAA, out.Changed, out.Event = sel.V4.Mode, sel.V6.Mode, sel.At, sel.Index
+	for _, m := range members(sel) {
+		if !configured(svc, m.Address) {
+			continue
+		}
+		out.Endpoints++
+		switch m.Health {
+		case rota.Up:
+			out.Up++
+		case rota.Down:
+			out.Down++
+		default:
+			out.Unknown++
+		}
+		if v.Override(rota.EndpointID{Service: svc.Name, Address: m.Address}).At(v.now) {
+			out.Held++
+		}
+	}
+	out.Answer = append(words(sel.V4.Serving()), words(sel.V6.Serving())...)
+	if sel.Fallback() {
+		out.Answer = []string{svc.Safety.Fallback.Short()}
+	}
+	out.Status = status(out, sel)
+	return out
+}
+
+func configured(svc *rota.Service, a netip.Addr) bool {
+	return slices.ContainsFunc(svc.Endpoints, func(e rota.Endpoint) bool { return e.Address == a })
+}
+
+// status puts a service into one word, the worst that holds.
+func status(s ServiceView, sel *rota.Selection) string {
+	is := func(m rota.Mode) bool { return sel.V4.Mode == m || sel.V6.Mode == m }
+	switch {
+	case s.Endpoints == 0:
+		return "empty"
+	case s.Up == 0 && s.Down > 0:
+		return "down"
+	case sel.V4.Mode.Panic() || sel.V6.Mode.Panic():
+		return "panic"
+	case is(rota.ModeWarmup):
+		return "warmup"
+	case s.Up < s.Endpoints || s.Held > 0:
+		return "degraded"
+	}
+	return "up"
+}
+
+func shortOr(n rota.Name) string {
+	if n == "" {
+		return ""
+	}
+	return n.Short()
+}
+
+// endpoint shows one endpoint of a service.
+func (v *view) endpoint(svc *rota.Service, e *rota.Endpoint) EndpointView {
+	id := rota.EndpointID{Service: svc.Name, Address: e.Address}
+	out := EndpointView{
+		Service: svc.Name.Short(), Endpoint: e.Address, State: "ready", Weight: e.Weight, Priority: e.Priority, Site: e.Site,
+		Labels: e.Labels, Published: []PublishedIn{}, Verdict: rota.Up,
+	}
+	if o := v.Override(id); o.At(v.now) {
+		out.Override, out.State = o, string(o.Action)
+	}
+	v.health(e, &out)
+	sel := v.Selection(svc.Name)
+	if sel == nil {
+		return out
+	}
+	t := rota.TypeA
+	if !e.Address.Is4() {
+		t = rota.TypeAAAA
+	}
+	for _, m := range members(sel) {
+		if m.Address == e.Address {
+			out.Step, out.Cause, out.InAnswer = m.Step, m.Cause, m.Serves()
+			out.Published = v.published(svc, t, m, sel)
+		}
+	}
+	return out
+}
+
+// health fills in the verdict of the check that decides: the first that is worst.
+func (v *view) health(e *rota.Endpoint, out *EndpointView) {
+	var worst *rota.Verdict
+	for _, u := range e.Checks {
+		if u.Observe {
+			continue
+		}
+		d := v.Verdict(e.Target(u).ID)
+		if worst == nil || badness(d.Status) > badness(worst.Status) {
+			worst = &d
+		}
+	}
+	if worst == nil {
+		return
+	}
+	out.Verdict, out.Since = worst.Status, worst.Since
+	q, spec := v.Spec().Quorum, v.Spec()
+	votes := v.Votes(worst.Target, v.reports, v.now)
+	out.Votes.For = q.Tally(votes, worst.Status)
+	out.Votes.Of = q.Voices(spec.Vantages)
+	out.Votes.Need, _ = q.Votes(out.Votes.Of)
+	for _, vote := range votes {
+		if vote.Status != worst.Status {
+			what := vote.Status.String()
+			if vote.Status == rota.Unknown {
+				what = vote.Reason
+			}
+			out.Votes.Against = append(out.Votes.Against, vote.Vantage+" "+what)
+		}
+	}
+	if p, ok := v.probes(worst.Target); ok {
+		out.Failures, out.Successes = p.Streak.Failures, p.Streak.Successes
+		out.Last, out.Class, out.Took = p.Streak.Last.Status, p.Streak.Last.Class, p.Streak.Last.Took
+	}
+}
+
+func badness(s rota.Status) int {
+	return [...]int{rota.Up: 0, rota.Unknown: 1, rota.Down: 2}[s]
+}
+
+// published says how each publisher's DNS stands to a member.
+func (v *view) published(svc *rota.Service, t rota.Type, m rota.Member, sel *rota.Selection) []PublishedIn {
+	out := []PublishedIn{}
+	family := sel.Family(t)
+	quiet := family.Mode == rota.ModeWarmup || family.Mode == rota.ModeAbsent
+	for _, name := range svc.Publish {
+		if name == rota.Embedded {
+			if m.Serves() {
+				out = append(out, PublishedIn{name, "in"})
+			}
+			continue
+		}
+		wanted := m.Step == rota.StepKept && !quiet
+		z := v.zoneOf(name, svc)
+		switch {
+		case z == nil || z.Read.IsZero():
+			if wanted {
+				out = append(out, PublishedIn{name, "unread"})
+			}
+		default:
+			there := z.holds(rota.Key{Name: svc.Name, Type: t}, m.Address.String())
+			held := slices.ContainsFunc(z.Held, func(h HeldChange) bool {
+				return h.Change.Key() == rota.Key{Name: svc.Name, Type: t}
+			})
+			switch {
+			case held && wanted != there:
+				out = append(out, PublishedIn{name, "held"})
+			case there && (wanted || quiet):
+				out = append(out, PublishedIn{name, "in"})
+			case there:
+				out = append(out, PublishedIn{name, "leaving"})
+			case wanted:
+				out = append(out, PublishedIn{name, "pending"})
+			}
+		}
+	}
+	return out
+}
+
+// zoneOf returns the zone in which a publisher keeps a service, or nil when it has not found it yet.
+func (v *view) zoneOf(publisher string, svc *rota.Service) *PublishedZone {
+	for i := range v.publishers {
+		if v.publishers[i].Publisher != publisher {
+			continue
+		}
+		var best *PublishedZone
+		for j := range v.publishers[i].Zones {
+			z := &v.publishers[i].Zones[j]
+			if z.Zone != "" && svc.Name.In(z.Zone) && (best == nil || z.Zone.Labels() > best.Zone.Labels()) {
+				best = z
+			}
+		}
+		return best
+	}
+	return nil
+}
+
+func (z *PublishedZone) holds(k rota.Key, data string) bool {
+	return slices.ContainsFunc(z.Records, func(s rota.RRset) bool { return s.Key() == k && slices.Contains(s.Data, data) })
+}
+
+// why fills in the reasons, which cost an explanation a family.
+func (v *view) why(svc *rota.Service, es []EndpointView) {
+	for _, t := range []rota.Type{rota.TypeA, rota.TypeAAAA} {
+		x, ok := v.Explain(svc.Name, t)
+		if !ok {
+			return
+		}
+		for _, e := range x.Endpoints {
+			for i := range es {
+				if es[i].Endpoint == e.Address {
+					es[i].Why = rota.CleanReason("%s", e.Why)
+				}
+			}
+		}
+	}
+}
+
+// endpoints lists endpoints that keep accepts.
+func (v *view) endpoints(keep func(*rota.Service, *rota.Endpoint) bool) []EndpointView {
+	var out []EndpointView
+	services := v.Services()
+	for i := range services {
+		svc, from := &services[i], len(out)
+		for j := range svc.Endpoints {
+			if keep(svc, &svc.Endpoints[j]) {
+				out = append(out, v.endpoint(svc, &svc.Endpoints[j]))
+			}
+		}
+		if len(out) > from {
+			v.why(svc, out[from:])
+		}
+	}
+	return out
+}
+
+// check shows a target.
+func (v *view) check(t rota.Target, services []string) CheckView {
+	d := v.Verdict(t.ID)
+	out := CheckView{
+		Target: t.ID, Check: t.Check.Name, Kind: t.Check.Kind, Address: t.Address, Services: services,
+		Interval: t.Check.Interval, Timeout: t.Check.Timeout, Verdict: d.Status, Since: d.Since,
+		Votes: v.Votes(t.ID, v.reports, v.now),
+	}
+	for i := range out.Votes {
+		out.Votes[i].Reason = rota.CleanReason("%s", out.Votes[i].Reason)
+	}
+	if p, ok := v.probes(t.ID); ok {
+		if p.Recent == nil {
+			p.Recent = []Probe{}
+		}
+		out.Probes = &p
+	}
+	return out
+}
+
+// uses tells which services ask each target, and under which name of a check.
+func (v *view) uses() map[rota.TargetID][]string {
+	out := map[rota.TargetID][]string{}
+	services := v.Services()
+	for i := range services {
+		for j := range services[i].Endpoints {
+			e := &services[i].Endpoints[j]
+			for _, u := range e.Checks {
+				id, name := e.Target(u).ID, services[i].Name.Short()
+				if !slices.Contains(out[id], name) {
+					out[id] = append(out[id], name)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// vantages shows who may vote and who does.
+func (v *view) vantages() VantageList {
+	spec := v.Spec()
+	out := VantageList{
+		Index: v.Index(), At: v.At(), Of: cmp.Or(spec.Quorum.Of, "nodes"), Voices: spec.Quorum.Voices(spec.Vantages), Items: []VantageView{},
+	}
+	out.Need, _ = spec.Quorum.Votes(out.Voices)
+	maxAge := cmp.Or(spec.Quorum.MaxAge, rota.DefaultMaxAge)
+	var voting []rota.Vote
+	for _, c := range spec.Vantages {
+		x := VantageView{Vantage: c.Name, Site: c.Site, State: "silent", Reason: "no report was heard"}
+		vote := rota.Vote{Vantage: c.Name, Site: c.Site}
+		if i := slices.IndexFunc(v.reports, func(r *rota.Report) bool { return r != nil && r.Vantage == c.Name }); i >= 0 {
+			r := v.reports[i]
+			x.Report, x.Seq, x.Checks, x.State, x.Reason = r.At, r.Seq, len(r.Opinions), "voting", ""
+			for _, o := range r.Opinions {
+				switch o.Status {
+				case rota.Up:
+					x.Up++
+				case rota.Down:
+					x.Down++
+				default:
+					x.Unknown++
+				}
+			}
+			switch {
+			case v.now.Sub(r.At) > maxAge:
+				x.State, x.Reason = "stale", "its report is older than "+maxAge.String()
+			case r.Abstain != "":
+				x.State, x.Reason = "abstaining", rota.CleanReason("%s", r.Abstain)
+			default:
+				vote.Status = rota.Up
+			}
+		}
+		voting = append(voting, vote)
+		out.Items = append(out.Items, x)
+	}
+	out.Voting = spec.Quorum.Tally(voting, rota.Up)
+	slices.SortFunc(out.Items, func(a, b VantageView) int { return cmp.Compare(a.Vantage, b.Vantage) })
+	return out
+}
+
+// zones lists zones and who keeps them: rota's own name server, and each publisher.
+func (v *view) zones(ns *NameServer) []ZoneView {
+	var out []ZoneView
+	if ns != nil {
+		for _, z := range ns.Zones {
+			n := 0
+			for _, s := range v.Services() {
+				if s.Zone == z && slices.Contains(s.Publish, rota.Embedded) {
+					n++
+				}
+			}
+			out = append(out, ZoneView{
+				Zone: z.Short(), Publisher: rota.Embedded, Services: n, Serial: v.Serial(), Servers: ns.Addresses, State: "serving",
+			})
+		}
+	}
+	for _, p := range v.publishers {
+		for _, z := range p.Zones {
+			n := 0
+			for i := range v.Services() {
+				s := &v.Services()[i]
+				if best := v.zoneOf(p.Publisher, s); slices.Contains(s.Publish, p.Publisher) && best != nil && best.Zone == z.Zone {
+					n++
+				}
+			}
+			out = append(out, ZoneView{
+				Zone: shortOr(z.Zone), Publisher: p.Publisher, Services: n, State: z.State, Written: z.Written,
+				Error: rota.CleanReason("%s", z.Error),
+			})
+		}
+	}
+	slices.SortFunc(out, func(a, b ZoneView) int {
+		return cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Publisher, b.Publisher))
+	})
+	return out
+}
+
+// changes turns records into changes of answers and of DNS, oldest first.
+func changes(records []Record) []ChangeView {
+	out := []ChangeView{}
+	for _, r := range records {
+		for _, t := range r.Transitions {
+			out = append(out, ChangeView{
+				Event: r.Event.Index, At: r.Event.At, What: "answer", Service: t.Service.Short(), Type: t.Type,
+				Before: orEmpty(t.Before), After: orEmpty(t.After), Mode: t.Mode, Why: orEmpty(t.Why),
+			})
+		}
+		if p := r.Event.Published; p != nil {
+			for _, c := range p.Changes {
+				x := ChangeView{
+					Event: r.Event.Index, At: r.Event.At, What: "published", Service: c.Key().Name.Short(), Type: c.Key().Type,
+					Publisher: p.Publisher, Zone: shortOr(p.Zone), Before: orEmpty(c.Old.Data), After: orEmpty(c.New.Data), Why: []string{},
+				}
+				if c.Why != "" {
+					x.Why = append(x.Why, c.Why)
+				}
+				out = append(out, x)
+			}
+		}
+	}
+	return out
+}
+
+func orEmpty(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+// explained joins an explanation with what vantages and publishers say now.
+func (v *view) explained(svc *rota.Service, x rota.Explanation, records []Record) Explained {
+	if x.Answer == nil {
+		x.Answer = []string{}
+	}
+	if x.Endpoints == nil {
+		x.Endpoints = []rota.EndpointExplanation{}
+	}
+	for i := range x.Endpoints {
+		x.Endpoints[i].Why = rota.CleanReason("%s", x.Endpoints[i].Why)
+		if x.Endpoints[i].Checks == nil {
+			x.Endpoints[i].Checks = []rota.CheckExplanation{}
+		}
+	}
+	out := Explained{Explanation: x, State: v.Index(), At: v.At(), Now: []CheckView{}, Published: []PublisherAnswer{}}
+	spec := v.Spec()
+	out.Voices = spec.Quorum.Voices(spec.Vantages)
+	out.Need, _ = spec.Quorum.Votes(out.Voices)
+	uses := v.uses()
+	for _, e := range x.Endpoints {
+		for _, c := range e.Checks {
+			seen := slices.ContainsFunc(out.Now, func(k CheckView) bool { return k.Target == c.Target })
+			if t, ok := v.Target(c.Target); ok && !seen {
+				out.Now = append(out.Now, v.check(t, uses[t.ID]))
+			}
+		}
+	}
+	for _, name := range svc.Publish {
+		out.Published = append(out.Published, v.publisherAnswer(name, svc, x))
+	}
+	for _, c := range changes(records) {
+		if c.What == "answer" && c.Service == svc.Name.Short() && c.Type == x.Type {
+			out.Transition = &c
+		}
+	}
+	return out
+}
+
+func (v *view) publisherAnswer(name string, svc *rota.Service, x rota.Explanation) PublisherAnswer {
+	if name == rota.Embedded {
+		return PublisherAnswer{Publisher: name, Zone: shortOr(svc.Zone), State: "in-step", Records: x.Answer, Read: v.now}
+	}
+	z := v.zoneOf(name, svc)
+	if z == nil {
+		return PublisherAnswer{Publisher: name, State: "unread", Records: []string{}}
+	}
+	out := PublisherAnswer{
+		Publisher: name, Zone: shortOr(z.Zone), State: z.State, Records: []string{}, Read: z.Read, Error: rota.CleanReason("%s", z.Error),
+	}
+	for _, s := range z.Records {
+		if s.Name == svc.Name && (s.Type == x.Type || s.Type == rota.TypeCNAME) {
+			for _, d := range s.Data {
+				if s.Type == rota.TypeCNAME {
+					d = "CNAME " + strings.TrimSuffix(d, ".")
+				}
+				out.Records = append(out.Records, d)
+			}
+		}
+	}
+	return out
+}
+
+// nearest returns the service whose name is most like a name that is none, or "".
+func (v *view) nearest(s string) string {
+	best, least := "", len(s)/2+1
+	for _, svc := range v.Services() {
+		if d := distance(svc.Name.Short(), s); d < least {
+			best, least = svc.Name.Short(), d
+		}
+	}
+	return best
+}
+
+// distance is the number of bytes to insert, delete or replace to turn one text into the other.
+func distance(a, b string) int {
+	if len(a) > 255 || len(b) > 255 {
+		return max(len(a), len(b))
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		last := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := last
+			if a[i] != b[j] {
+				cost++
+			}
+			last = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
