@@ -68,11 +68,13 @@ func (a *app) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 func backendOf(p config.Publisher) (publish.Backend, error) {
 	switch {
 	case p.RFC2136 != nil:
-		o := publish.RFC2136Options{
-			Servers: p.RFC2136.Servers, Transport: publish.Transport(p.RFC2136.Transport), Zone: p.RFC2136.Zone,
+		o := publish.RFC2136Options{Servers: p.RFC2136.Servers, Transport: publish.Transport(p.RFC2136.Transport)}
+		if z := p.RFC2136.Zone; z != "" {
+			o.Zones = []rota.Name{z}
 		}
 		if k := p.RFC2136.Key; k != nil {
-			o.Key = &publish.Key{Name: k.Name, Algorithm: k.Algorithm, Secret: k.Secret.Reveal()}
+			// The configuration has refused weak algorithms that nobody asked for.
+			o.Key = &publish.Key{Name: k.Name.String(), Algorithm: k.Algorithm, Secret: k.Secret.Reveal(), Weak: true}
 		}
 		return publish.NewRFC2136(o)
 	}
@@ -80,7 +82,7 @@ func backendOf(p config.Publisher) (publish.Backend, error) {
 }
 
 // apiOptions shows the node to the API.
-func (a *app) apiOptions(cfg *config.Config) api.Options {
+func (a *app) apiOptions(cfg *config.Config) (api.Options, error) {
 	o := api.Options{
 		Source: a.node,
 		Append: func(ctx context.Context, e rota.Event) (rota.Event, error) {
@@ -90,13 +92,7 @@ func (a *app) apiOptions(cfg *config.Config) api.Options {
 			}
 			return e, err
 		},
-		Records: func(after uint64, limit int) []api.Record {
-			var out []api.Record
-			for _, r := range a.node.Records(after, limit) {
-				out = append(out, api.Record{Event: r.Event, Transitions: r.Transitions, Refused: r.Refused})
-			}
-			return out
-		},
+		Records:       a.records,
 		Reports:       a.node.Reports,
 		Publishers:    a.publisherStatus,
 		Plan:          a.plan,
@@ -107,7 +103,7 @@ func (a *app) apiOptions(cfg *config.Config) api.Options {
 		Ready:         a.ready,
 		Registry:      a.registry(),
 		MetricsPath:   cfg.Metrics.Path,
-		Socket:        socketPath(cfg),
+		Socket:        a.socket(),
 		Listen:        cfg.API.Listen,
 		CertFile:      cfg.API.CertFile,
 		KeyFile:       cfg.API.KeyFile,
@@ -116,8 +112,16 @@ func (a *app) apiOptions(cfg *config.Config) api.Options {
 		Version:       version(),
 		Log:           a.log.With("room", "api"),
 	}
+	var errs []error
 	for _, t := range cfg.API.Tokens {
-		o.Tokens = append(o.Tokens, api.Token{Name: t.Name, Role: api.Role(t.Role), Secret: t.Token.Reveal()})
+		role, err := api.ParseRole(string(t.Role))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		token, err := api.NewToken(t.Name, role, t.Token.Reveal())
+		errs = append(errs, err)
+		o.Tokens = append(o.Tokens, token)
 	}
 	if a.dns != nil {
 		o.NameServer = func() api.NameServer {
@@ -131,7 +135,15 @@ func (a *app) apiOptions(cfg *config.Config) api.Options {
 			return ns
 		}
 	}
-	return o
+	return o, errors.Join(errs...)
+}
+
+func (a *app) records(after uint64, limit int) []api.Record {
+	var out []api.Record
+	for _, r := range a.node.Records(after, limit) {
+		out = append(out, api.Record{Event: r.Event, Transitions: r.Transitions, Refused: r.Refused})
+	}
+	return out
 }
 
 func (a *app) publisherStatus() []api.PublisherStatus {
@@ -208,12 +220,12 @@ func (a *app) clusterStatus() api.ClusterStatus { return api.ClusterStatus(a.nod
 
 // probes shows what this node remembers of a target.
 func (a *app) probes(id rota.TargetID) (api.TargetProbes, bool) {
-	h, ok := a.prober.History(id)
-	if !ok {
+	traces := a.prober.History(id)
+	if len(traces) == 0 {
 		return api.TargetProbes{}, false
 	}
-	out := api.TargetProbes{Streak: h.Streak}
-	for _, t := range h.Traces {
+	out := api.TargetProbes{Streak: traces[len(traces)-1].Streak}
+	for _, t := range traces {
 		out.Recent = append(out.Recent, probeOf(t))
 	}
 	return out, true

@@ -78,13 +78,14 @@ func runNode(ctx context.Context, path string, stderr io.Writer) error {
 // app is one running node: the rooms and how they are wired.
 type app struct {
 	// Set by newApp and fixed from then on.
-	log    *slog.Logger
-	node   *cluster.Node
-	prober *probe.Prober
-	dns    *nameserver.Server // nil: answers no queries
-	api    *api.Server
-	load   func() (*config.Config, error) // reads the configuration again; nil: it cannot change
-	reopen func() error                   // opens the log file again after a rotation; nil: nothing to open
+	log       *slog.Logger
+	node      *cluster.Node
+	prober    *probe.Prober
+	dns       *nameserver.Server // nil: answers no queries
+	api       *api.Server
+	collector *api.Collector
+	load      func() (*config.Config, error) // reads the configuration again; nil: it cannot change
+	reopen    func() error                   // opens the log file again after a rotation; nil: nothing to open
 
 	// Replaced as a whole by a reload, read by anyone.
 	current atomic.Pointer[inForce]
@@ -119,7 +120,7 @@ func newApp(cfg *config.Config, log *slog.Logger) (a *app, err error) {
 	a.prober = probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")})
 	if cfg.DNS != nil {
 		if a.dns, err = nameserver.New(nameserver.Options{
-			Listen: cfg.DNS.Listen, Zones: zonesOf(cfg.DNS), State: a.node.State, Log: log.With("room", "nameserver"),
+			Listen: cfg.DNS.Listen, Zones: zonesOf(cfg.DNS, time.Now()), State: a.node.State, Log: log.With("room", "nameserver"),
 		}); err != nil {
 			return nil, err
 		}
@@ -132,10 +133,15 @@ func newApp(cfg *config.Config, log *slog.Logger) (a *app, err error) {
 		return nil, err
 	}
 	a.current.Store(&inForce{cfg: cfg, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
-	if a.api, err = api.New(a.apiOptions(cfg)); err != nil {
+	a.collector = api.NewCollector(api.CollectorOptions{Source: a.node, Records: a.records, Reports: a.node.Reports, Version: version()})
+	options, err := a.apiOptions(cfg)
+	if err != nil {
 		return nil, err
 	}
-	return a, nil
+	if a.api, err = api.New(options); err != nil {
+		return nil, err
+	}
+	return a, a.api.Listen(context.Background())
 }
 
 // run runs the node until ctx is cancelled. It stops backwards: first nobody writes, then nobody probes, and the name server answers
@@ -147,6 +153,7 @@ func (a *app) run(ctx context.Context) error {
 	}
 	parts = append(parts,
 		part{"api", a.api.Run},
+		part{"metrics", a.collector.Run},
 		part{"narrator", a.narrate},
 		part{"prober", a.prober.Run},
 		part{"vantage", a.feed},
@@ -326,21 +333,22 @@ func (a *app) tryReload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	since := time.Now()
 	if a.dns != nil {
-		if err := a.dns.SetZones(zonesOf(next.DNS)); err != nil {
+		if err := a.dns.SetZones(zonesOf(next.DNS, since)); err != nil {
 			return err
 		}
 	}
 	if err := a.respec(ctx, next); err != nil {
 		if a.dns != nil {
-			err = errors.Join(err, a.dns.SetZones(zonesOf(old.cfg.DNS)))
+			err = errors.Join(err, a.dns.SetZones(zonesOf(old.cfg.DNS, since)))
 		}
 		return err
 	}
 	for _, w := range next.Warnings {
 		a.log.Warn("configuration", "where", fmt.Sprintf("%s:%d:%d", w.File, w.Line, w.Column), "warning", w.Message)
 	}
-	a.current.Store(&inForce{cfg: next, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
+	a.current.Store(&inForce{cfg: next, publishers: publishers, since: since, replaced: make(chan struct{})})
 	close(old.replaced)
 	return nil
 }
