@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/raft"
 
 	"github.com/rota-dns/rota/internal/rota"
@@ -60,10 +62,11 @@ func half(b []byte) []byte    { return b[:len(b)/2] }
 func nothing([]byte) []byte   { return nil }
 func garbage(b []byte) []byte { return bytes.Repeat([]byte("garbage "), len(b)/8) }
 func flip(b []byte) []byte    { b[len(b)/3] ^= 4; return b }
+func forge(b []byte) []byte   { return bytes.ReplaceAll(b, []byte("number "), []byte("numbeR ")) }
 func noTail(b []byte) []byte  { return b[:len(b)-3] }
 
 func TestDamagedStateFile(t *testing.T) {
-	for name, damage := range map[string]func([]byte) []byte{"half": half, "empty": nothing, "garbage": garbage, "flip": flip, "no tail": noTail} {
+	for name, damage := range map[string]func([]byte) []byte{"half": half, "empty": nothing, "garbage": garbage, "flip": flip, "forge": forge, "no tail": noTail} {
 		t.Run(name, func(t *testing.T) {
 			dir, want := lived(t)
 			prev, err := loadState(filepath.Join(dir, previousFile))
@@ -75,6 +78,9 @@ func TestDamagedStateFile(t *testing.T) {
 			n := mustOpen(t, dir)
 			if n.State().Index() < want.Index() {
 				t.Fatalf("at index %d, want %d", n.State().Index(), want.Index())
+			}
+			if d := cmp.Diff(want.Overrides(), n.State().Overrides(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+				t.Fatalf("overrides (-want +got):\n%s", d)
 			}
 			mustClose(t, n)
 			// The damaged file did not push out the good copy, and was replaced.
@@ -360,6 +366,11 @@ func TestDiskFull(t *testing.T) {
 
 				f.fail.Store(true) // and it can be closed in the middle of it
 				_, _ = n.Append(t.Context(), drain(4, want))
+				time.Sleep(time.Minute)
+				if err := n.Confirm(t.Context()); !errors.Is(err, ErrNotLeader) {
+					t.Errorf("Confirm without a disk: %v", err)
+				}
+				n.fed.Store(snapshotEvents)
 				time.Sleep(time.Minute)
 				mustClose(t, n)
 				if done {

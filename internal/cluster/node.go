@@ -262,20 +262,24 @@ func raftError(err error) error {
 
 // Confirm returns nil when this node still leads, as a majority of the voters says now; ErrNotLeader or ErrClosed when not.
 func (n *Node) Confirm(ctx context.Context) error {
-	if !n.appends.enter() {
+	select {
+	case <-n.closing:
 		return ErrClosed
+	default:
+	}
+	if n.raft.State() != raft.Leader {
+		return ErrNotLeader
 	}
 	done := make(chan error, 1)
-	go func() { // ends when raft answers, which Close waits for
-		defer n.appends.leave()
-		done <- n.raft.VerifyLeader().Error()
-	}()
+	go func() { done <- n.raft.VerifyLeader().Error() }() // raft forgets to answer when it is shut down right now: Close must not wait for it
 	select {
 	case err := <-done:
 		if err != nil {
 			return raftError(err)
 		}
 		return nil
+	case <-n.closing:
+		return ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -287,13 +291,11 @@ func (n *Node) Close() error {
 	n.once.Do(func() {
 		close(n.closing)
 		n.stop()
-		n.own.Wait()
 		n.rounds.close()
 		n.appends.close()
-		errs := []error{n.raft.Shutdown().Error()}
-		errs = append(errs, n.save())
-		errs = append(errs, n.disk.Close(), n.unlock())
-		n.err = errors.Join(errs...)
+		down := n.raft.Shutdown() // before keep is waited for: it may wait for raft, and raft for a disk that fails
+		n.own.Wait()
+		n.err = errors.Join(down.Error(), n.save(), n.disk.Close(), n.unlock())
 	})
 	return n.err
 }
