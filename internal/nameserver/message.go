@@ -106,7 +106,7 @@ func readQuery(p []byte, h header) (query, error) {
 		case dns.TypeTSIG:
 			rr, _, err := dns.UnpackRR(p, start)
 			sig, isSig := rr.(*dns.TSIG)
-			if err != nil || !isSig || i != h.counts[3]-1 || r.class != dns.ClassANY || r.ttl != 0 {
+			if err != nil || !isSig || !signatureFits(r.data) || i != h.counts[3]-1 || r.class != dns.ClassANY || r.ttl != 0 {
 				return q, errForm
 			}
 			q.tsig = sig
@@ -172,6 +172,21 @@ func optionsFit(d []byte) bool {
 		d = d[size:]
 	}
 	return true
+}
+
+// signatureFits reports whether the fields of a TSIG record fill its data exactly (RFC 8945 §4.2); the library takes less.
+func signatureFits(d []byte) bool {
+	off, ok := skipName(d, 0, false)
+	off += 8 // time signed, fudge
+	for _, fixed := range []int{0, 4} {
+		// A length and that many octets: the MAC, then, behind original id and error, the other data.
+		off += fixed
+		if !ok || off+2 > len(d) {
+			return false
+		}
+		off += 2 + int(binary.BigEndian.Uint16(d[off:]))
+	}
+	return off == len(d)
 }
 
 // respond makes the answer to a packet; nil means none. udp bounds its size by what the client says, TCP by 65,535 octets.

@@ -130,6 +130,11 @@ func TestRespondRcode(t *testing.T) {
 			"TSIG not last", hexHead + "0002" + hexName + "036b6579 00 00fa 00ff 00000000 001d 0b686d61632d736861323536 00" +
 				"000000000001 012c 0000 1234 0000 0000" + hexOPT, "FORMERR",
 		},
+		{"TSIG empty", hexHead + "0001" + hexName + "036b6579 00 00fa 00ff 00000000 0000", "FORMERR"},
+		{
+			"TSIG with other data cut", hexHead + "0001" + hexName + "036b6579 00 00fa 00ff 00000000 001d 0b686d61632d736861323536 00" +
+				"000000000001 012c 0000 1234 0000 0001", "FORMERR",
+		},
 		{"TSIG malformed", hexHead + "0001" + hexName + "036b6579 00 00fa 00ff 00000000 0002 0b68", "FORMERR"},
 	}
 	for _, tt := range tests {
