@@ -1,0 +1,258 @@
+package publish
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// Plan is what a publisher would write now.
+type Plan struct {
+	Publisher string     `json:"publisher"`
+	Zones     []ZonePlan `json:"zones"` // sorted; names whose zone cannot be found are in a ZonePlan without a zone
+}
+
+// ZonePlan is what a publisher would write to one zone now.
+type ZonePlan struct {
+	Zone      rota.Name     `json:"zone,omitempty"`
+	Changes   []rota.Change `json:"changes"`   // sorted by name and type
+	Unchanged int           `json:"unchanged"` // RRsets that are as they should be
+	Reasons   []*Reason     `json:"reasons"`   // why the zone, or single names in it, cannot be made true
+}
+
+// desire is what one zone should become, and the state that says so.
+type desire struct {
+	state *rota.State
+	wants []rota.Want // sorted by service
+}
+
+// keys lists what must be read before a plan.
+func (d desire) keys() []rota.Key {
+	out := make([]rota.Key, len(d.wants))
+	for i, w := range d.wants {
+		out[i] = w.Set.Key()
+	}
+	return out
+}
+
+// plan compares what the DNS says with what it should say. It is pure.
+func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
+	p := ZonePlan{Zone: zone, Changes: []rota.Change{}, Reasons: []*Reason{}}
+	index := make(map[rota.Key]rota.RRset, len(have.Sets))
+	for _, s := range have.Sets {
+		index[s.Key()] = s
+	}
+	for wants := range byService(d.wants) {
+		name := wants[0].Service
+		if r := have.Blocked[name]; r != nil {
+			p.Reasons = append(p.Reasons, r)
+			continue
+		}
+		var sets, held []rota.RRset
+		for _, w := range wants {
+			s := index[w.Set.Key()]
+			if s.Name == "" {
+				s = rota.RRset{Name: w.Set.Name, Type: w.Set.Type}
+			}
+			held = append(held, s)
+			if len(w.Drop) > 0 {
+				w.Set = dropped(s, w.Drop)
+			}
+			sets = append(sets, w.Set)
+		}
+		if r := strayCNAME(name, index, sets); r != nil {
+			p.Reasons = append(p.Reasons, r)
+			continue
+		}
+		changes := rota.Diff(held, sets)
+		for i := range changes {
+			changes[i].Why = why(d.state, name, changes[i])
+		}
+		if r := guard(changes, d.permit(name, wants, sets)); r != nil {
+			p.Reasons = append(p.Reasons, r)
+			continue
+		}
+		p.Changes = append(p.Changes, changes...)
+		for i := range sets {
+			if len(sets[i].Data) > 0 && !slices.ContainsFunc(changes, func(c rota.Change) bool { return c.Key() == sets[i].Key() }) {
+				p.Unchanged++
+			}
+		}
+	}
+	return p
+}
+
+// byService yields the wants of one name after the other.
+func byService(wants []rota.Want) func(func([]rota.Want) bool) {
+	return func(yield func([]rota.Want) bool) {
+		for len(wants) > 0 {
+			n := 1
+			for n < len(wants) && wants[n].Service == wants[0].Service {
+				n++
+			}
+			if !yield(wants[:n:n]) {
+				return
+			}
+			wants = wants[n:]
+		}
+	}
+}
+
+// dropped returns s without the records that are to go.
+func dropped(s rota.RRset, drop []string) rota.RRset {
+	s.Data = slices.DeleteFunc(slices.Clone(s.Data), func(d string) bool { return slices.Contains(drop, d) })
+	return s
+}
+
+// strayCNAME finds a CNAME at a name that should have addresses and whose CNAME this plan does not replace: servers agree to the
+// addresses and silently leave them out (RFC 2136 §3.4.2.2).
+func strayCNAME(name rota.Name, index map[rota.Key]rota.RRset, sets []rota.RRset) *Reason {
+	c := index[rota.Key{Name: name, Type: rota.TypeCNAME}]
+	for _, s := range sets {
+		if s.Type == rota.TypeCNAME {
+			c = s
+		}
+	}
+	if len(c.Data) == 0 || !hasAddresses(sets) {
+		return nil
+	}
+	return &Reason{
+		Code: CodeCNAME, Name: name, Text: fmt.Sprintf("is a CNAME to %s, which rota did not write", strings.Join(c.Data, " ")),
+		Advice: "remove the CNAME by hand, or take the service out of rota",
+	}
+}
+
+func hasAddresses(sets []rota.RRset) bool {
+	return slices.ContainsFunc(sets, func(s rota.RRset) bool { return s.Type != rota.TypeCNAME && len(s.Data) > 0 })
+}
+
+// permission is what the guard may let through for one name: data that may be added, and types that may be left without any.
+type permission struct {
+	data  map[string]bool
+	empty map[rota.Type]bool
+}
+
+// permit says what the configuration allows for a name, whatever was decided: the configured addresses, the fallback, and to be
+// empty where the operator chose so or took the last endpoint of the family out.
+func (d desire) permit(name rota.Name, wants []rota.Want, sets []rota.RRset) permission {
+	p := permission{data: map[string]bool{}, empty: map[rota.Type]bool{}}
+	if v := d.state.Service(name); v != nil {
+		for _, e := range v.Endpoints {
+			if e.Address.Zone() == "" {
+				p.data[e.Address.String()] = true
+			}
+		}
+		if v.Safety.Fallback != "" {
+			p.data[v.Safety.Fallback.String()] = true
+		}
+		sel := d.state.Selection(name)
+		for _, t := range []rota.Type{rota.TypeA, rota.TypeAAAA} {
+			p.empty[t] = sel != nil && sel.Family(t).Mode == rota.ModeNone && v.Safety.OnAllDown == rota.OnAllDownNone
+		}
+	}
+	for i, w := range wants {
+		if len(w.Drop) == 0 {
+			continue
+		}
+		if w.Set.Type == rota.TypeCNAME {
+			// The fallback may go when addresses answer instead, or when the name has none left to answer with.
+			p.empty[w.Set.Type] = hasAddresses(sets) || !d.configured(name) || p.empty[rota.TypeA] || p.empty[rota.TypeAAAA]
+			continue
+		}
+		p.empty[sets[i].Type] = !d.configuredFamily(name, sets[i].Type)
+	}
+	return p
+}
+
+// configured reports whether the name has an endpoint that can be published.
+func (d desire) configured(name rota.Name) bool {
+	return d.configuredFamily(name, rota.TypeA) || d.configuredFamily(name, rota.TypeAAAA)
+}
+
+func (d desire) configuredFamily(name rota.Name, t rota.Type) bool {
+	v := d.state.Service(name)
+	return v != nil && slices.ContainsFunc(v.Endpoints, func(e rota.Endpoint) bool {
+		return e.Address.Zone() == "" && e.Address.Is4() == (t == rota.TypeA)
+	})
+}
+
+// guard is the last look at the changes of one name before they may be written. It does not trust what decided them: no type is left
+// without data unless that is permitted or a CNAME takes the name over in the same transaction; no data is added that is not
+// permitted; a CNAME does not stand beside other data.
+func guard(changes []rota.Change, p permission) *Reason {
+	refuse := func(c rota.Change, format string, args ...any) *Reason {
+		return &Reason{
+			Code: CodeGuard, Name: c.Key().Name, Text: fmt.Sprintf(format, args...) + ", so nothing is written",
+			Advice: "this is a fault in rota: please report it with the output of rota explain",
+		}
+	}
+	takeover := slices.ContainsFunc(changes, func(c rota.Change) bool {
+		return c.Key().Type == rota.TypeCNAME && len(c.New.Data) == 1
+	})
+	for _, c := range changes {
+		k := c.Key()
+		if len(c.New.Data) == 0 && len(c.Old.Data) > 0 && !p.empty[k.Type] && !(takeover && k.Type != rota.TypeCNAME) {
+			return refuse(c, "the plan would leave %s without records", k)
+		}
+		if takeover && k.Type != rota.TypeCNAME && len(c.New.Data) > 0 {
+			return refuse(c, "the plan would put a CNAME beside %s", k)
+		}
+		for _, d := range c.Added() {
+			if !p.data[d] {
+				return refuse(c, "the plan would add %s to %s, which is not configured", d, k)
+			}
+			a, err := netip.ParseAddr(d)
+			if k.Type == rota.TypeA && (err != nil || !a.Is4()) || k.Type == rota.TypeAAAA && (err != nil || !a.Is6() || a.Zone() != "") {
+				return refuse(c, "the plan would add %s to %s, which it does not fit", d, k)
+			}
+		}
+	}
+	return nil
+}
+
+// whyLimit bounds how many records a change tells the story of; the summary speaks for the rest.
+const whyLimit = 3
+
+// why says in one line where a change comes from, from the values that decided.
+func why(st *rota.State, name rota.Name, c rota.Change) string {
+	t := c.Key().Type
+	if t == rota.TypeCNAME {
+		t = rota.TypeA
+	}
+	x, ok := st.Explain(name, t)
+	if !ok {
+		return ""
+	}
+	if x.Mode == rota.ModeAbsent && c.Key().Type == rota.TypeCNAME {
+		x, _ = st.Explain(name, rota.TypeAAAA)
+	}
+	moved := slices.Concat(c.Removed(), c.Added())
+	var parts []string
+	for _, d := range moved[:min(len(moved), whyLimit)] {
+		if text := whyRecord(x, c, d); text != "" {
+			parts = append(parts, d+" "+text)
+		}
+	}
+	if len(moved) == 0 {
+		parts = append(parts, fmt.Sprintf("ttl is configured as %d", c.New.TTL))
+	}
+	if len(moved) > whyLimit || len(parts) == 0 || x.Mode.Panic() {
+		parts = append(parts, x.Summary)
+	}
+	return strings.Join(parts, "; ")
+}
+
+func whyRecord(x rota.Explanation, c rota.Change, data string) string {
+	for _, e := range x.Endpoints {
+		if e.Address.String() == data {
+			return e.Why
+		}
+	}
+	if c.Key().Type == rota.TypeCNAME {
+		return ""
+	}
+	return "is not an endpoint of the service"
+}

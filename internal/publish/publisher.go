@@ -1,0 +1,356 @@
+package publish
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// Source is where a Publisher learns what the DNS should say.
+type Source interface {
+	// State returns the newest state.
+	State() *rota.State
+	// Changed returns a channel that is closed, or receives, after the state has changed since the call.
+	Changed() <-chan struct{}
+}
+
+// Options is what a Publisher needs. Name, Backend, Source and Owner must be set.
+type Options struct {
+	Name    string // as services name it in their publish list
+	Backend Backend
+	Source  Source
+	Owner   string // names the installation in fence records, the same on all its nodes; at most 128 bytes when URL-encoded
+
+	// Record is told of every write once it was read back. Its error is logged; the DNS stays as it is.
+	Record func(context.Context, rota.Published) error
+	// Confirm returns nil only after making sure that this node leads at this moment. It is asked before a fence is taken.
+	Confirm func(context.Context) error
+	Log     *slog.Logger
+
+	Audit      time.Duration // between looks at a DNS that is as it should be; 0: one minute
+	MinGap     time.Duration // between writes to one zone; 0: one second
+	MinBackoff time.Duration // before a failed round is tried again, doubled each time, ±50 %; 0: half a second
+	MaxBackoff time.Duration // bounds that, and is the pace when trying again cannot help; 0: 30 seconds
+}
+
+// Publisher keeps the zones behind one backend true to the state. Its methods are safe for concurrent use.
+type Publisher struct {
+	o Options
+
+	mu      sync.Mutex // guards what follows
+	zoneOf  map[rota.Name]rota.Name
+	zones   map[rota.Name]*zone
+	lost    map[rota.Name]*Reason // names whose zone could not be found
+	leading bool
+	term    uint64
+}
+
+// New returns a publisher that does nothing until Run.
+func New(o Options) *Publisher {
+	o.Audit = cmp.Or(o.Audit, time.Minute)
+	o.MinGap = cmp.Or(o.MinGap, time.Second)
+	o.MinBackoff = cmp.Or(o.MinBackoff, 500*time.Millisecond)
+	o.MaxBackoff = cmp.Or(o.MaxBackoff, 30*time.Second)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Record == nil {
+		o.Record = func(context.Context, rota.Published) error { return nil }
+	}
+	if o.Confirm == nil {
+		o.Confirm = func(ctx context.Context) error { return ctx.Err() }
+	}
+	return &Publisher{
+		o: o, zoneOf: map[rota.Name]rota.Name{}, zones: map[rota.Name]*zone{}, lost: map[rota.Name]*Reason{},
+	}
+}
+
+// Name returns the publisher's name.
+func (p *Publisher) Name() string { return p.o.Name }
+
+// Run makes the DNS true, and keeps it so, for as long as this node leads in the term. It returns nil when ctx ends, and an error
+// for which errors.Is(err, ErrFenced) holds when another leader has taken a zone and Confirm does not say that this node leads.
+// Nothing is written after it returned. It must not run twice at once.
+func (p *Publisher) Run(ctx context.Context, term uint64) error {
+	if n := len(Fence{Owner: p.o.Owner}.String()) - len(Fence{}.String()); n == 0 || n > maxOwner {
+		return fmt.Errorf("publisher %s: the owner %q takes %d bytes, want 1 to %d", p.o.Name, p.o.Owner, n, maxOwner)
+	}
+	p.mu.Lock()
+	p.leading, p.term = true, term
+	clear(p.zones)
+	clear(p.lost)
+	p.mu.Unlock()
+	var wg sync.WaitGroup
+	ctx, stop := context.WithCancelCause(ctx)
+	defer func() {
+		stop(nil)
+		wg.Wait()
+		p.mu.Lock()
+		p.leading = false
+		p.mu.Unlock()
+	}()
+	found := make(chan struct{}, 1)
+	search := make(chan []rota.Name, 1)
+	wg.Go(func() { p.finder(ctx, search, found) })
+	for {
+		changed := p.o.Source.Changed()
+		st := p.o.Source.State()
+		desires, lost := p.sort(st)
+		for _, z := range p.reach(term, desires) {
+			wg.Go(func() {
+				if err := z.run(ctx); err != nil {
+					stop(err)
+				}
+			})
+		}
+		select {
+		case <-search: // newer names replace those not yet looked at
+		default:
+		}
+		search <- lost
+		select {
+		case <-ctx.Done():
+			if err := context.Cause(ctx); errors.Is(err, ErrFenced) {
+				return fmt.Errorf("publisher %s: %w", p.o.Name, err)
+			}
+			return nil
+		case <-changed:
+		case <-found:
+		}
+	}
+}
+
+// sort distributes what should be true among the zones. Names whose zone is not known yet are returned.
+func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := map[rota.Name]desire{}
+	var lost []rota.Name
+	for w := range st.Wants(p.o.Name) {
+		zone := w.Zone
+		if zone == "" {
+			zone = p.zoneOf[w.Service]
+		}
+		if zone == "" {
+			if len(lost) == 0 || lost[len(lost)-1] != w.Service {
+				lost = append(lost, w.Service)
+			}
+			continue
+		}
+		d := out[zone]
+		d.state = st
+		d.wants = append(d.wants, w)
+		out[zone] = d
+	}
+	maps.DeleteFunc(p.lost, func(n rota.Name, _ *Reason) bool { return !slices.Contains(lost, n) })
+	return out, lost
+}
+
+// reach hands every zone its newest desire and returns the zones that are new and must be run.
+func (p *Publisher) reach(term uint64, desires map[rota.Name]desire) []*zone {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var fresh []*zone
+	for name, d := range desires {
+		z := p.zones[name]
+		if z == nil {
+			z = newZone(p.o, name, term)
+			p.zones[name] = z
+			fresh = append(fresh, z)
+		}
+		z.want(d)
+	}
+	for name, z := range p.zones {
+		if _, ok := desires[name]; !ok {
+			z.want(desire{})
+		}
+	}
+	return fresh
+}
+
+// finder finds the zones of names, so that a server that does not answer holds up no zone that is known.
+func (p *Publisher) finder(ctx context.Context, search <-chan []rota.Name, found chan<- struct{}) {
+	pace := newBackoff(p.o)
+	var names []rota.Name
+	var retry <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case names = <-search:
+			if retry != nil && len(names) > 0 {
+				continue // the pace holds, the newest names wait for it
+			}
+		case <-retry:
+		}
+		retry = nil
+		any, wait := false, time.Duration(0)
+		for _, n := range names {
+			z, err := p.o.Backend.Zone(ctx, n)
+			if ctx.Err() != nil {
+				return
+			}
+			p.mu.Lock()
+			if err == nil {
+				p.zoneOf[n] = z
+				delete(p.lost, n)
+				any = true
+			} else {
+				r := ReasonOf(err)
+				if old := p.lost[n]; old == nil || *old != *r {
+					p.o.Log.Warn("cannot find the zone of a name", "publisher", p.o.Name, "name", n.Short(), "reason", r)
+				}
+				p.lost[n] = r
+				if wait = p.o.MaxBackoff; r.Transient {
+					wait = pace.NextBackOff()
+				}
+			}
+			p.mu.Unlock()
+			if err != nil && ReasonOf(err).Transient {
+				break
+			}
+		}
+		if wait > 0 {
+			retry = time.After(wait)
+		} else {
+			pace.Reset()
+		}
+		if any {
+			select {
+			case found <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+func newBackoff(o Options) *backoff.ExponentialBackOff {
+	return &backoff.ExponentialBackOff{
+		InitialInterval: o.MinBackoff, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: o.MaxBackoff,
+	}
+}
+
+// jitter spreads d by ±10 %.
+func jitter(d time.Duration) time.Duration {
+	return d + time.Duration((rand.Float64()-0.5)*0.2*float64(d))
+}
+
+// Plan reads the DNS and returns what Run would write now. It writes nothing and works on any node, leading or not.
+// Its error is ctx's; what cannot be read is a reason in its zone's plan.
+func (p *Publisher) Plan(ctx context.Context) (Plan, error) {
+	st := p.o.Source.State()
+	out := Plan{Publisher: p.o.Name, Zones: []ZonePlan{}}
+	desires, lost := p.sort(st)
+	homeless := ZonePlan{Changes: []rota.Change{}}
+	for _, n := range lost {
+		z, err := p.o.Backend.Zone(ctx, n)
+		if err != nil {
+			r := *ReasonOf(err)
+			r.Name = n
+			homeless.Reasons = append(homeless.Reasons, &r)
+			if r.Transient {
+				break
+			}
+			continue
+		}
+		p.mu.Lock()
+		p.zoneOf[n] = z
+		p.mu.Unlock()
+	}
+	if len(lost) > len(homeless.Reasons) {
+		desires, _ = p.sort(st)
+	}
+	for _, name := range slices.Sorted(maps.Keys(desires)) {
+		out.Zones = append(out.Zones, p.planZone(ctx, name, desires[name]))
+	}
+	if len(homeless.Reasons) > 0 {
+		out.Zones = append(out.Zones, homeless)
+	}
+	return out, ctx.Err()
+}
+
+func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) ZonePlan {
+	have, err := p.o.Backend.Read(ctx, name, append(d.keys(), FenceKey(name)))
+	if err != nil {
+		return ZonePlan{Zone: name, Changes: []rota.Change{}, Reasons: []*Reason{ReasonOf(err)}}
+	}
+	plan := d.plan(name, have)
+	if _, r := heldBy(name, p.o.Owner, have.Sets); r != nil {
+		plan.Reasons = append(plan.Reasons, r)
+	}
+	return plan
+}
+
+// heldBy reads the fence among the sets; the zero fence when there is none. The reason says that somebody else owns the zone.
+func heldBy(zone rota.Name, owner string, sets []rota.RRset) (Fence, *Reason) {
+	set := find(sets, FenceKey(zone))
+	if len(set.Data) == 0 {
+		return Fence{}, nil
+	}
+	f, err := ParseFence(set)
+	switch {
+	case err != nil:
+		return Fence{}, &Reason{
+			Code: CodeConflict, Zone: zone, Text: err.Error(), Advice: "nothing is written; remove that record if nobody needs it",
+		}
+	case f.Owner != owner:
+		return f, &Reason{
+			Code: CodeConflict, Zone: zone, Text: fmt.Sprintf("the zone is written by rota %q, this is %q", rota.CleanReason("%s", f.Owner), owner),
+			Advice: "nothing is written; if that installation is gone, remove the TXT record " + set.Name.Short(),
+		}
+	}
+	return f, nil
+}
+
+// Status is how a publisher stands.
+type Status struct {
+	Publisher string       `json:"publisher"`
+	Leading   bool         `json:"leading"` // it writes now; otherwise the rest is as of when it last did
+	Term      uint64       `json:"term,omitempty"`
+	Zones     []ZoneStatus `json:"zones"` // sorted
+	Lost      []*Reason    `json:"lost"`  // names whose zone could not be found, sorted
+}
+
+// ZoneStatus is how one zone stands. Times are zero when there was none in this term.
+type ZoneStatus struct {
+	Zone        rota.Name     `json:"zone"`
+	RRsets      int           `json:"rrsets"` // that rota keeps true there
+	Fence       string        `json:"fence,omitempty"`
+	LastTry     time.Time     `json:"last_try,omitzero"`
+	LastSuccess time.Time     `json:"last_success,omitzero"` // the DNS was read and all of it is as it should be
+	LastWrite   time.Time     `json:"last_write,omitzero"`
+	Failures    int           `json:"failures"` // rounds since LastSuccess
+	Reasons     []*Reason     `json:"reasons"`  // of the last round; the first one concerns the zone if any does
+	Drift       int           `json:"drift"`    // RRsets that were not as they should be when last read
+	Repairs     uint64        `json:"repairs"`  // writes that nothing but the DNS called for: somebody else changed it
+	Writes      uint64        `json:"writes"`
+	Changes     uint64        `json:"changes"`
+	Lag         time.Duration `json:"lag_ns"` // of the last write that a decision called for: from the decision to its read-back
+}
+
+// Status returns how the publisher stands.
+func (p *Publisher) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := Status{Publisher: p.o.Name, Leading: p.leading, Term: p.term, Zones: []ZoneStatus{}, Lost: []*Reason{}}
+	for _, n := range slices.Sorted(maps.Keys(p.zones)) {
+		out.Zones = append(out.Zones, p.zones[n].Status())
+	}
+	for _, n := range slices.Sorted(maps.Keys(p.lost)) {
+		r := *p.lost[n]
+		r.Name = n
+		out.Lost = append(out.Lost, &r)
+	}
+	return out
+}
