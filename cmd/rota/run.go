@@ -71,7 +71,7 @@ func runNode(ctx context.Context, path string, stderr io.Writer) error {
 type node struct {
 	// Set by newNode and fixed from then on.
 	log       *slog.Logger
-	node      *cluster.Node
+	raft      *cluster.Node
 	prober    *probe.Prober
 	dns       *nameserver.Server // nil: answers no queries
 	api       *api.Server
@@ -395,8 +395,8 @@ func (n *node) narrate(ctx context.Context) error {
 }
 
 // settled reports whether a service's answer is decided by verdicts.
-func (n *node) settled(n rota.Name) bool {
-	sel := n.raft.State().Selection(n)
+func (n *node) settled(name rota.Name) bool {
+	sel := n.raft.State().Selection(name)
 	return sel != nil && sel.V4.Mode != rota.ModeWarmup && sel.V6.Mode != rota.ModeWarmup
 }
 
@@ -415,7 +415,9 @@ func (n *node) ready() error {
 }
 
 // socket is the path of the API's unix socket.
-func (n *node) socket() string { return filepath.Join(n.current.Load().cfg.Node.DataDir, api.SocketName) }
+func (n *node) socket() string {
+	return filepath.Join(n.current.Load().cfg.Node.DataDir, api.SocketName)
+}
 
 // notify tells systemd that the node is ready, and that it is alive as long as its state can be read.
 func (n *node) notify(ctx context.Context) error {
