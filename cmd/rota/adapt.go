@@ -43,7 +43,7 @@ func zonesOf(d *config.DNS, floor time.Time) []nameserver.Zone {
 }
 
 // publishersOf makes the publishers of a configuration, sorted by name. None of them does anything yet.
-func (a *app) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
+func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 	var out []*publish.Publisher
 	var errs []error
 	for _, p := range cfg.Publishers {
@@ -53,13 +53,13 @@ func (a *app) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 			continue
 		}
 		out = append(out, publish.New(publish.Options{
-			Name: p.Name, Backend: backend, Source: a.node, Owner: cfg.Owner,
+			Name: p.Name, Backend: backend, Source: n.raft, Owner: cfg.Owner,
 			Record: func(ctx context.Context, done rota.Published) error {
-				_, err := a.node.Append(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
+				_, err := n.raft.Append(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
 				return err
 			},
-			Confirm: a.node.Confirm,
-			Log:     a.log.With("room", "publish"),
+			Confirm: n.raft.Confirm,
+			Log:     n.log.With("room", "publish"),
 		}))
 	}
 	return out, errors.Join(errs...)
@@ -68,7 +68,7 @@ func (a *app) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 func backendOf(p config.Publisher) (publish.Backend, error) {
 	switch {
 	case p.RFC2136 != nil:
-		o := publish.RFC2136Options{Servers: p.RFC2136.Servers, Transport: publish.Transport(p.RFC2136.Transport)}
+		o := publish.RFC2136Options{Servers: p.RFC2136.Servers, Stream: p.RFC2136.Transport == config.TransportTCP}
 		if z := p.RFC2136.Zone; z != "" {
 			o.Zones = []rota.Name{z}
 		}
@@ -82,35 +82,35 @@ func backendOf(p config.Publisher) (publish.Backend, error) {
 }
 
 // apiOptions shows the node to the API.
-func (a *app) apiOptions(cfg *config.Config) (api.Options, error) {
+func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 	o := api.Options{
-		Source: a.node,
+		Source: n.raft,
 		Append: func(ctx context.Context, e rota.Event) (rota.Event, error) {
-			e, err := a.node.Append(ctx, e)
+			e, err := n.raft.Append(ctx, e)
 			if errors.Is(err, cluster.ErrNotLeader) || errors.Is(err, cluster.ErrClosed) {
 				err = fmt.Errorf("%w: %w", api.ErrNoLeader, err)
 			}
 			return e, err
 		},
-		Records:       a.records,
-		Reports:       a.node.Reports,
-		Publishers:    a.publisherStatus,
-		Plan:          a.plan,
-		Cluster:       a.clusterStatus,
-		Probes:        a.probes,
-		Config:        func() []byte { return a.current.Load().cfg.Effective() },
-		Reload:        func(ctx context.Context) error { return a.reload(ctx, "asked over the API") },
-		Ready:         a.ready,
-		Registry:      a.registry(),
+		Records:       n.records,
+		Reports:       n.raft.Reports,
+		Publishers:    n.publisherStatus,
+		Plan:          n.plan,
+		Cluster:       n.clusterStatus,
+		Probes:        n.probes,
+		Config:        func() []byte { return n.current.Load().cfg.Effective() },
+		Reload:        func(ctx context.Context) error { return n.reload(ctx, "asked over the API") },
+		Ready:         n.ready,
+		Registry:      n.registry(),
 		MetricsPath:   cfg.Metrics.Path,
-		Socket:        a.socket(),
+		Socket:        n.socket(),
 		Listen:        cfg.API.Listen,
 		CertFile:      cfg.API.CertFile,
 		KeyFile:       cfg.API.KeyFile,
 		AnonymousRead: cfg.API.AnonymousRead,
 		Node:          cfg.Node.Name,
 		Version:       version(),
-		Log:           a.log.With("room", "api"),
+		Log:           n.log.With("room", "api"),
 	}
 	var errs []error
 	for _, t := range cfg.API.Tokens {
@@ -123,13 +123,13 @@ func (a *app) apiOptions(cfg *config.Config) (api.Options, error) {
 		errs = append(errs, err)
 		o.Tokens = append(o.Tokens, token)
 	}
-	if a.dns != nil {
+	if n.dns != nil {
 		o.NameServer = func() api.NameServer {
 			ns := api.NameServer{}
-			for _, at := range a.dns.Addrs() {
+			for _, at := range n.dns.Addrs() {
 				ns.Addresses = append(ns.Addresses, at.String())
 			}
-			for _, z := range a.current.Load().cfg.DNS.Zones {
+			for _, z := range n.current.Load().cfg.DNS.Zones {
 				ns.Zones = append(ns.Zones, z.Name)
 			}
 			return ns
@@ -138,16 +138,16 @@ func (a *app) apiOptions(cfg *config.Config) (api.Options, error) {
 	return o, errors.Join(errs...)
 }
 
-func (a *app) records(after uint64, limit int) []api.Record {
+func (n *node) records(after uint64, limit int) []api.Record {
 	var out []api.Record
-	for _, r := range a.node.Records(after, limit) {
+	for _, r := range n.raft.Records(after, limit) {
 		out = append(out, api.Record{Event: r.Event, Transitions: r.Transitions, Refused: r.Refused})
 	}
 	return out
 }
 
-func (a *app) publisherStatus() []api.PublisherStatus {
-	now := a.current.Load()
+func (n *node) publisherStatus() []api.PublisherStatus {
+	now := n.current.Load()
 	var out []api.PublisherStatus
 	for _, p := range now.publishers {
 		s := p.Status()
@@ -193,9 +193,9 @@ func publishedZone(s publish.Status, z publish.ZoneStatus) api.PublishedZone {
 }
 
 // plan asks every publisher what it would write now.
-func (a *app) plan(ctx context.Context) ([]api.Plan, error) {
+func (n *node) plan(ctx context.Context) ([]api.Plan, error) {
 	var out []api.Plan
-	for _, p := range a.current.Load().publishers {
+	for _, p := range n.current.Load().publishers {
 		plan, err := p.Plan(ctx)
 		if err != nil {
 			return nil, err
@@ -216,11 +216,11 @@ func (a *app) plan(ctx context.Context) ([]api.Plan, error) {
 	return out, nil
 }
 
-func (a *app) clusterStatus() api.ClusterStatus { return api.ClusterStatus(a.node.Status()) }
+func (n *node) clusterStatus() api.ClusterStatus { return api.ClusterStatus(n.raft.Status()) }
 
 // probes shows what this node remembers of a target.
-func (a *app) probes(id rota.TargetID) (api.TargetProbes, bool) {
-	traces := a.prober.History(id)
+func (n *node) probes(id rota.TargetID) (api.TargetProbes, bool) {
+	traces := n.prober.History(id)
 	if len(traces) == 0 {
 		return api.TargetProbes{}, false
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -33,7 +34,7 @@ type demoOptions struct {
 	explain func(io.Writer, rota.Explanation)
 }
 
-func demoCommand() *cobra.Command {
+func (a *app) demoCommand() *cobra.Command {
 	o := demoOptions{}
 	c := &cobra.Command{
 		Use:   "demo",
@@ -43,7 +44,7 @@ func demoCommand() *cobra.Command {
 Needs no set-up, no privilege and no network; everything is gone when it ends.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			o.out, o.in, o.explain = c.OutOrStdout(), c.InOrStdin(), printExplanation
+			o.out, o.in, o.explain = a.out, c.InOrStdin(), printExplanation
 			return demo(c.Context(), o)
 		},
 	}
@@ -57,7 +58,7 @@ const shortestDemo = 15 * time.Second
 
 func demo(ctx context.Context, o demoOptions) error {
 	if o.length != 0 && o.length < shortestDemo {
-		return usageError(fmt.Errorf("--for %v is too short to show a failure and a return: give at least %v", o.length, shortestDemo))
+		return usagef("--for %v is too short to show a failure and a return: give at least %v", o.length, shortestDemo)
 	}
 	dir, err := os.MkdirTemp("", "rota-demo-")
 	if err != nil {
@@ -76,13 +77,13 @@ func demo(ctx context.Context, o demoOptions) error {
 	if err != nil {
 		return err
 	}
-	a, err := newApp(cfg, appOptions{log: discardLog(), binary: "demo"})
+	n, err := newNode(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
 	done := make(chan error, 1)
-	go func() { done <- a.run(ctx) }()
-	story := demoStory{o: o, app: a, ends: ends, start: time.Now(), server: a.dns.Addrs()[0].String()}
+	go func() { done <- n.run(ctx) }()
+	story := demoStory{o: o, node: n, ends: ends, start: time.Now(), server: n.dns.Addrs()[0].String()}
 	err = story.tell(ctx)
 	cancel()
 	return errors.Join(err, <-done)
@@ -101,7 +102,7 @@ services:
     check: {type: http, port: %d, path: /, interval: 1s, timeout: 500ms, fast_interval: 200ms, fall: 2, rise: 2, ok: 2}
     safety: {min_hold: 1s}
 `, dir, listen, demoName, port)
-	return config.Parse("demo.yaml", []byte(text), configOptions())
+	return config.Parse("demo.yaml", []byte(text), config.Options{})
 }
 
 // freeListen returns listen when UDP and TCP can be bound there, else any free port of the same host.
@@ -125,7 +126,7 @@ func freeListen(listen string) string {
 // demoStory tells what happens while the demo runs.
 type demoStory struct {
 	o      demoOptions
-	app    *app
+	node   *node
 	ends   *endpoints
 	start  time.Time
 	server string
@@ -147,7 +148,7 @@ func (d *demoStory) tell(ctx context.Context) error {
 
   the story    rota --addr unix://%[6]s explain %[5]s
 
-`, d.ends.port, d.server, host, port, demoName, d.app.socket())
+`, d.ends.port, d.server, host, port, demoName, d.node.socket())
 
 	if d.o.length != 0 {
 		var stop context.CancelFunc
@@ -186,7 +187,7 @@ func (d *demoStory) failure(ctx context.Context, victim netip.Addr, explain bool
 		return err
 	}
 	if explain {
-		if x, ok := d.app.node.State().Explain(rota.MustParseName(demoName), rota.TypeA); ok {
+		if x, ok := d.node.raft.State().Explain(rota.MustParseName(demoName), rota.TypeA); ok {
 			fmt.Fprintln(d.o.out)
 			d.o.explain(indented{d.o.out}, x)
 			fmt.Fprintln(d.o.out)
@@ -212,7 +213,7 @@ func (d *demoStory) await(ctx context.Context, what string, want []netip.Addr) e
 		}
 		if err == nil {
 			line := "dig    " + strings.Join(addressTexts(got), " ")
-			if slices.Equal(got, want) && (d.app.settled(rota.MustParseName(demoName))) {
+			if slices.Equal(got, want) && (d.node.settled(rota.MustParseName(demoName))) {
 				d.say("%s   %s, after %.1f s", line, what, time.Since(since).Seconds())
 				return nil
 			}

@@ -152,7 +152,7 @@ type cleanHandler struct{ next slog.Handler }
 func (h cleanHandler) Enabled(ctx context.Context, l slog.Level) bool { return h.next.Enabled(ctx, l) }
 
 func (h cleanHandler) Handle(ctx context.Context, r slog.Record) error {
-	clean := slog.NewRecord(r.Time, r.Level, printable(r.Message), r.PC)
+	clean := slog.NewRecord(r.Time, r.Level, logSafe(r.Message), r.PC)
 	r.Attrs(func(a slog.Attr) bool {
 		clean.AddAttrs(cleanAttr(a))
 		return true
@@ -169,14 +169,14 @@ func (h cleanHandler) WithAttrs(as []slog.Attr) slog.Handler {
 }
 
 func (h cleanHandler) WithGroup(name string) slog.Handler {
-	return cleanHandler{h.next.WithGroup(printable(name))}
+	return cleanHandler{h.next.WithGroup(logSafe(name))}
 }
 
 func cleanAttr(a slog.Attr) slog.Attr {
 	v := a.Value.Resolve() // a value that redacts itself does so here, before any handler can look inside
 	switch v.Kind() {
 	case slog.KindString:
-		v = slog.StringValue(printable(v.String()))
+		v = slog.StringValue(logSafe(v.String()))
 	case slog.KindGroup:
 		group := make([]slog.Attr, len(v.Group()))
 		for i, m := range v.Group() {
@@ -186,7 +186,7 @@ func cleanAttr(a slog.Attr) slog.Attr {
 	case slog.KindAny:
 		v = slog.AnyValue(cleanAny(v.Any()))
 	}
-	return slog.Attr{Key: printable(a.Key), Value: v}
+	return slog.Attr{Key: logSafe(a.Key), Value: v}
 }
 
 // cleanAny makes a value of any type printable: errors and what has a text form become that text, everything else becomes what
@@ -194,28 +194,28 @@ func cleanAttr(a slog.Attr) slog.Attr {
 func cleanAny(v any) (clean any) {
 	defer func() {
 		if p := recover(); p != nil { // a nil pointer behind an interface; a log line must not end the process
-			clean = printable(fmt.Sprintf("!PANIC: %v", p))
+			clean = logSafe(fmt.Sprintf("!PANIC: %v", p))
 		}
 	}()
 	switch v := v.(type) {
 	case nil:
 		return nil
 	case error:
-		return printable(v.Error())
+		return logSafe(v.Error())
 	case encoding.TextMarshaler:
 		if text, err := v.MarshalText(); err == nil {
-			return printable(string(text))
+			return logSafe(string(text))
 		}
 	case fmt.Stringer:
-		return printable(v.String())
+		return logSafe(v.String())
 	}
 	text, err := json.Marshal(v)
 	if err != nil {
-		return printable(fmt.Sprintf("%T: %v", v, err))
+		return logSafe(fmt.Sprintf("%T: %v", v, err))
 	}
 	var tree any
 	if err := json.Unmarshal(text, &tree); err != nil {
-		return printable(string(text))
+		return logSafe(string(text))
 	}
 	return cleanTree(tree)
 }
@@ -223,7 +223,7 @@ func cleanAny(v any) (clean any) {
 func cleanTree(v any) any {
 	switch v := v.(type) {
 	case string:
-		return printable(v)
+		return logSafe(v)
 	case []any:
 		for i := range v {
 			v[i] = cleanTree(v[i])
@@ -231,18 +231,18 @@ func cleanTree(v any) any {
 	case map[string]any:
 		clean := make(map[string]any, len(v))
 		for k, m := range v {
-			clean[printable(k)] = cleanTree(m)
+			clean[logSafe(k)] = cleanTree(m)
 		}
 		return clean
 	}
 	return v
 }
 
-// printable writes control characters, invalid UTF-8, line separators and what reverses the direction of text as escapes.
-func printable(s string) string {
+// logSafe writes control characters, invalid UTF-8, line separators and what reverses the direction of text as escapes.
+func logSafe(s string) string {
 	// In colour tint turns the four characters \x1b of a quoted value into a real escape character, so they may not stand for one.
 	s = strings.ReplaceAll(s, `\x1b`, `\u001b`)
-	if !strings.ContainsFunc(s, unprintable) {
+	if !strings.ContainsFunc(s, unsafeInLog) {
 		return s
 	}
 	var b strings.Builder
@@ -252,7 +252,7 @@ func printable(s string) string {
 			fmt.Fprintf(&b, `\x%02x`, s[i])
 		case r == 0x1b:
 			b.WriteString(`\u001b`)
-		case unprintable(r):
+		case unsafeInLog(r):
 			q := strconv.QuoteRuneToASCII(r)
 			b.WriteString(q[1 : len(q)-1])
 		default:
@@ -262,7 +262,7 @@ func printable(s string) string {
 	return b.String()
 }
 
-func unprintable(r rune) bool {
+func unsafeInLog(r rune) bool {
 	return r < ' ' || r >= 0x7f && r < 0xa0 || r == 0x2028 || r == 0x2029 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 ||
 		r == '\uFFFD'
 }

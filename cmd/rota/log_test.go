@@ -377,14 +377,14 @@ func FuzzPrintable(f *testing.F) {
 	f.Add("plain")
 	f.Add("a\nb\x1b[0m\xff\u202e\ufffd")
 	f.Fuzz(func(t *testing.T, s string) {
-		p := printable(s)
-		if strings.ContainsFunc(p, unprintable) {
+		p := logSafe(s)
+		if strings.ContainsFunc(p, unsafeInLog) {
 			t.Errorf("%q became %q", s, p)
 		}
 		if strings.Contains(p, `\x1b`) {
 			t.Errorf("%q became %q, which tint would turn into an escape character", s, p)
 		}
-		if printable(p) != p {
+		if logSafe(p) != p {
 			t.Errorf("%q is not stable", p)
 		}
 	})

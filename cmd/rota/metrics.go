@@ -12,16 +12,16 @@ import (
 )
 
 // registry gathers what this node counts. Everything is read from where it lives when it is asked for.
-func (a *app) registry() *prometheus.Registry {
+func (n *node) registry() *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOptions{}),
-		a.collector, rooms{a})
+		n.collector, rooms{n})
 	return r
 }
 
 // rooms turns the counters of the rooms into metrics. Labels are what is configured and what rota itself names: nothing that came over
 // a network becomes one.
-type rooms struct{ a *app }
+type rooms struct{ n *node }
 
 // Describe sends nothing: which series there are depends on the configuration.
 func (r rooms) Describe(chan<- *prometheus.Desc) {}
@@ -29,13 +29,13 @@ func (r rooms) Describe(chan<- *prometheus.Desc) {}
 // Collect sends what the rooms count now.
 func (r rooms) Collect(out chan<- prometheus.Metric) {
 	m := emitter{out}
-	r.probes(m, r.a.prober.Stats())
-	now := r.a.current.Load()
+	r.probes(m, r.n.prober.Stats())
+	now := r.n.current.Load()
 	for _, p := range now.publishers {
 		publishers(m, p.Status())
 	}
-	if r.a.dns != nil {
-		queries(m, r.a.dns.Stats())
+	if r.n.dns != nil {
+		queries(m, r.n.dns.Stats())
 	}
 	r.cluster(m)
 	ok := 1.0
@@ -98,7 +98,7 @@ func queries(m emitter, s nameserver.Stats) {
 }
 
 func (r rooms) cluster(m emitter) {
-	s := r.a.node.Status()
+	s := r.n.raft.Status()
 	flag := func(b bool) float64 {
 		if b {
 			return 1

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -23,7 +24,7 @@ func TestRunPartsStopsBackwards(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		err := runParts(ctx, discardLog(), []part{slow("a", 0), slow("b", time.Minute), slow("c", time.Second)})
+		err := runParts(ctx, slog.New(slog.DiscardHandler), []part{slow("a", 0), slow("b", time.Minute), slow("c", time.Second)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,7 +38,7 @@ func TestRunPartsStopsBackwards(t *testing.T) {
 func TestRunPartsEndsWithTheFirstFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stopped := false
-		err := runParts(t.Context(), discardLog(), []part{
+		err := runParts(t.Context(), slog.New(slog.DiscardHandler), []part{
 			{"rest", func(ctx context.Context) error { <-ctx.Done(); stopped = true; return ctx.Err() }},
 			{"broken", func(context.Context) error { return errors.New("no socket") }},
 		})

@@ -36,7 +36,7 @@ const reloadEvery = 5 * time.Second
 // reportEvery is how often this vantage reports although nothing changed.
 const reportEvery = 10 * time.Second
 
-func runCommand() *cobra.Command {
+func (a *app) runCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
 		Short: "Run a node: check, decide, publish and answer",
@@ -44,15 +44,7 @@ func runCommand() *cobra.Command {
 stop. SIGHUP reloads the configuration, all of it or nothing; so does a change of its content. SIGTERM and SIGINT stop in
 order and leave the DNS as it is.`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
-			defer stop()
-			path, err := c.Flags().GetString("config")
-			if err != nil {
-				return err
-			}
-			return runNode(ctx, path, c.ErrOrStderr())
-		},
+		RunE: func(c *cobra.Command, _ []string) error { return runNode(c.Context(), a.configPath(), a.err) },
 	}
 }
 
@@ -66,20 +58,20 @@ func runNode(ctx context.Context, path string, stderr io.Writer) error {
 		return err
 	}
 	defer logs.Close()
-	a, err := newApp(cfg, log)
+	n, err := newNode(cfg, log)
 	if err != nil {
 		return err
 	}
-	a.load = func() (*config.Config, error) { return config.Load(path, config.Options{}) }
-	a.reopen = logs.Reopen
-	return a.run(ctx)
+	n.load = func() (*config.Config, error) { return config.Load(path, config.Options{}) }
+	n.reopen = logs.Reopen
+	return n.run(ctx)
 }
 
-// app is one running node: the rooms and how they are wired.
-type app struct {
-	// Set by newApp and fixed from then on.
+// node is one running node: the rooms and how they are wired.
+type node struct {
+	// Set by newNode and fixed from then on.
 	log       *slog.Logger
-	node      *cluster.Node
+	raft      *cluster.Node
 	prober    *probe.Prober
 	dns       *nameserver.Server // nil: answers no queries
 	api       *api.Server
@@ -102,86 +94,86 @@ type inForce struct {
 	replaced   chan struct{} // closed when another configuration is in force
 }
 
-// newApp does everything that can fail before anything runs: it opens the data directory, with the last state served from there, and
+// newNode does everything that can fail before anything runs: it opens the data directory, with the last state served from there, and
 // binds the sockets.
-func newApp(cfg *config.Config, log *slog.Logger) (a *app, err error) {
-	a = &app{log: log}
+func newNode(cfg *config.Config, log *slog.Logger) (n *node, err error) {
+	n = &node{log: log}
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration", "where", fmt.Sprintf("%s:%d:%d", w.File, w.Line, w.Column), "warning", w.Message)
 	}
-	if a.node, err = cluster.Open(cluster.Options{Dir: cfg.Node.DataDir, Node: cfg.Node.Name, Log: log.With("room", "cluster")}); err != nil {
+	if n.raft, err = cluster.Open(cluster.Options{Dir: cfg.Node.DataDir, Node: cfg.Node.Name, Log: log.With("room", "cluster")}); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.node.Close())
+			err = errors.Join(err, n.raft.Close())
 		}
 	}()
-	a.prober = probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")})
+	n.prober = probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")})
 	if cfg.DNS != nil {
-		if a.dns, err = nameserver.New(nameserver.Options{
-			Listen: cfg.DNS.Listen, Zones: zonesOf(cfg.DNS, time.Now()), State: a.node.State, Log: log.With("room", "nameserver"),
+		if n.dns, err = nameserver.New(nameserver.Options{
+			Listen: cfg.DNS.Listen, Zones: zonesOf(cfg.DNS, time.Now()), State: n.raft.State, Log: log.With("room", "nameserver"),
 		}); err != nil {
 			return nil, err
 		}
-		if err = a.dns.Listen(); err != nil {
+		if err = n.dns.Listen(); err != nil {
 			return nil, err
 		}
 	}
-	publishers, err := a.publishersOf(cfg)
+	publishers, err := n.publishersOf(cfg)
 	if err != nil {
 		return nil, err
 	}
-	a.current.Store(&inForce{cfg: cfg, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
-	a.collector = api.NewCollector(api.CollectorOptions{Source: a.node, Records: a.records, Reports: a.node.Reports, Version: version()})
-	options, err := a.apiOptions(cfg)
+	n.current.Store(&inForce{cfg: cfg, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
+	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.raft.Reports, Version: version()})
+	options, err := n.apiOptions(cfg)
 	if err != nil {
 		return nil, err
 	}
-	if a.api, err = api.New(options); err != nil {
+	if n.api, err = api.New(options); err != nil {
 		return nil, err
 	}
-	return a, a.api.Listen(context.Background())
+	return n, n.api.Listen(context.Background())
 }
 
 // run runs the node until ctx is cancelled. It stops backwards: first nobody writes, then nobody probes, and the name server answers
 // to the last.
-func (a *app) run(ctx context.Context) error {
+func (n *node) run(ctx context.Context) error {
 	var parts []part
-	if a.dns != nil {
-		parts = append(parts, part{"name server", a.dns.Run})
+	if n.dns != nil {
+		parts = append(parts, part{"name server", n.dns.Run})
 	}
 	parts = append(parts,
-		part{"api", a.api.Run},
-		part{"metrics", a.collector.Run},
-		part{"narrator", a.narrate},
-		part{"prober", a.prober.Run},
-		part{"vantage", a.feed},
-		part{"leader", a.lead},
-		part{"reload", a.watch},
-		part{"systemd", a.notify},
+		part{"api", n.api.Run},
+		part{"metrics", n.collector.Run},
+		part{"narrator", n.narrate},
+		part{"prober", n.prober.Run},
+		part{"vantage", n.feed},
+		part{"leader", n.lead},
+		part{"reload", n.watch},
+		part{"systemd", n.notify},
 	)
-	cfg := a.current.Load().cfg
-	a.log.Info("rota starts", "version", version(), "node", cfg.Node.Name, "data_dir", cfg.Node.DataDir,
-		"services", len(cfg.Spec.Services), "state_index", a.node.State().Index())
-	err := runParts(ctx, a.log, parts)
-	err = errors.Join(err, a.node.Close())
-	a.log.Info("rota stopped; the DNS stays as it is")
+	cfg := n.current.Load().cfg
+	n.log.Info("rota starts", "version", version(), "node", cfg.Node.Name, "data_dir", cfg.Node.DataDir,
+		"services", len(cfg.Spec.Services), "state_index", n.raft.State().Index())
+	err := runParts(ctx, n.log, parts)
+	err = errors.Join(err, n.raft.Close())
+	n.log.Info("rota stopped; the DNS stays as it is")
 	return err
 }
 
 // feed tells the prober what to probe and the cluster what this vantage holds.
-func (a *app) feed(ctx context.Context) error {
+func (n *node) feed(ctx context.Context) error {
 	tick := time.NewTicker(reportEvery)
 	defer tick.Stop()
 	var probed []rota.Target
 	for {
-		changed, news := a.node.Changed(), a.prober.Changed()
-		if ts := a.node.State().Targets(); !sameSlice(ts, probed) {
-			a.prober.Set(ts)
+		changed, news := n.raft.Changed(), n.prober.Changed()
+		if ts := n.raft.State().Targets(); !sameSlice(ts, probed) {
+			n.prober.Set(ts)
 			probed = ts
 		}
-		a.node.Report(a.prober.Report())
+		n.raft.Report(n.prober.Report())
 		select {
 		case <-ctx.Done():
 			return nil
@@ -198,25 +190,25 @@ func sameSlice[T any](a, b []T) bool {
 }
 
 // lead runs what only a leader does.
-func (a *app) lead(ctx context.Context) error {
-	return a.node.Lead(ctx, func(ctx context.Context, term uint64) error {
-		if err := a.respec(ctx, a.current.Load().cfg); err != nil {
+func (n *node) lead(ctx context.Context) error {
+	return n.raft.Lead(ctx, func(ctx context.Context, term uint64) error {
+		if err := n.respec(ctx, n.current.Load().cfg); err != nil {
 			return err
 		}
 		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { return a.node.Judge(ctx) })
-		g.Go(func() error { return a.publish(ctx, term) })
+		g.Go(func() error { return n.raft.Judge(ctx) })
+		g.Go(func() error { return n.publish(ctx, term) })
 		return g.Wait()
 	})
 }
 
 // respec makes the configuration an event, unless it is in force already.
-func (a *app) respec(ctx context.Context, cfg *config.Config) error {
-	same, err := sameSpec(a.node.State().Spec(), cfg.Spec)
+func (n *node) respec(ctx context.Context, cfg *config.Config) error {
+	same, err := sameSpec(n.raft.State().Spec(), cfg.Spec)
 	if err != nil || same {
 		return err
 	}
-	_, err = a.node.Append(ctx, rota.Event{Kind: rota.EventSpec, Actor: cfg.Node.Name, Reason: "configuration", Spec: &cfg.Spec})
+	_, err = n.raft.Append(ctx, rota.Event{Kind: rota.EventSpec, Actor: cfg.Node.Name, Reason: "configuration", Spec: &cfg.Spec})
 	return err
 }
 
@@ -233,9 +225,9 @@ func sameSpec(a, b rota.Spec) (bool, error) {
 var errReplaced = errors.New("another configuration is in force")
 
 // publish runs the publishers in force, and others when a reload puts them in force.
-func (a *app) publish(ctx context.Context, term uint64) error {
+func (n *node) publish(ctx context.Context, term uint64) error {
 	for {
-		now := a.current.Load()
+		now := n.current.Load()
 		g, gctx := errgroup.WithContext(ctx)
 		g.Go(func() error {
 			select {
@@ -259,15 +251,15 @@ func (a *app) publish(ctx context.Context, term uint64) error {
 }
 
 // watch reloads on SIGHUP and when the content of the configuration changes.
-func (a *app) watch(ctx context.Context) error {
+func (n *node) watch(ctx context.Context) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
 	edited := make(chan struct{}, 1)
 	g, ctx := errgroup.WithContext(ctx)
-	if a.load != nil {
+	if n.load != nil {
 		g.Go(func() error {
-			sources := func() config.Sources { return a.current.Load().cfg.Sources }
+			sources := func() config.Sources { return n.current.Load().cfg.Sources }
 			return config.Watch(ctx, reloadEvery, sources, func() {
 				select {
 				case edited <- struct{}{}:
@@ -282,14 +274,14 @@ func (a *app) watch(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case <-hup:
-				if a.reopen != nil {
-					if err := a.reopen(); err != nil {
-						a.log.Error("the log file cannot be opened again; the old one stays in use", "error", err)
+				if n.reopen != nil {
+					if err := n.reopen(); err != nil {
+						n.log.Error("the log file cannot be opened again; the old one stays in use", "error", err)
 					}
 				}
-				a.reload(ctx, "SIGHUP")
+				n.reload(ctx, "SIGHUP")
 			case <-edited:
-				a.reload(ctx, "the file changed")
+				n.reload(ctx, "the file changed")
 			}
 		}
 	})
@@ -297,58 +289,58 @@ func (a *app) watch(ctx context.Context) error {
 }
 
 // reload puts the configuration as it is written now in force, all of it or nothing, and returns why it could not.
-func (a *app) reload(ctx context.Context, why string) error {
-	a.reloading.Lock()
-	defer a.reloading.Unlock()
+func (n *node) reload(ctx context.Context, why string) error {
+	n.reloading.Lock()
+	defer n.reloading.Unlock()
 	sdNotify(daemon.SdNotifyReloading + "\n" + monotonicUsec())
 	defer sdNotify(daemon.SdNotifyReady)
-	err := a.tryReload(ctx)
-	now := a.current.Load()
+	err := n.tryReload(ctx)
+	now := n.current.Load()
 	if err != nil {
 		failed := *now
 		failed.failed = err
-		a.current.Store(&failed)
-		a.log.Error("reload refused; the configuration in force stays", "because", why, "error", err)
+		n.current.Store(&failed)
+		n.log.Error("reload refused; the configuration in force stays", "because", why, "error", err)
 		return err
 	}
-	a.log.Info("configuration in force", "because", why, "services", len(now.cfg.Spec.Services))
+	n.log.Info("configuration in force", "because", why, "services", len(now.cfg.Spec.Services))
 	return nil
 }
 
 // tryReload does everything that can fail before it touches anything that runs; the event comes last but one, since it can be refused,
 // and what it replaces is put back then.
-func (a *app) tryReload(ctx context.Context) error {
-	if a.load == nil {
+func (n *node) tryReload(ctx context.Context) error {
+	if n.load == nil {
 		return errors.New("this configuration has no file to read again")
 	}
-	next, err := a.load()
+	next, err := n.load()
 	if err != nil {
 		return err
 	}
-	old := a.current.Load()
+	old := n.current.Load()
 	if err := needsRestart(old.cfg, next); err != nil {
 		return err
 	}
-	publishers, err := a.publishersOf(next)
+	publishers, err := n.publishersOf(next)
 	if err != nil {
 		return err
 	}
 	since := time.Now()
-	if a.dns != nil {
-		if err := a.dns.SetZones(zonesOf(next.DNS, since)); err != nil {
+	if n.dns != nil {
+		if err := n.dns.SetZones(zonesOf(next.DNS, since)); err != nil {
 			return err
 		}
 	}
-	if err := a.respec(ctx, next); err != nil {
-		if a.dns != nil {
-			err = errors.Join(err, a.dns.SetZones(zonesOf(old.cfg.DNS, since)))
+	if err := n.respec(ctx, next); err != nil {
+		if n.dns != nil {
+			err = errors.Join(err, n.dns.SetZones(zonesOf(old.cfg.DNS, since)))
 		}
 		return err
 	}
 	for _, w := range next.Warnings {
-		a.log.Warn("configuration", "where", fmt.Sprintf("%s:%d:%d", w.File, w.Line, w.Column), "warning", w.Message)
+		n.log.Warn("configuration", "where", fmt.Sprintf("%s:%d:%d", w.File, w.Line, w.Column), "warning", w.Message)
 	}
-	a.current.Store(&inForce{cfg: next, publishers: publishers, since: since, replaced: make(chan struct{})})
+	n.current.Store(&inForce{cfg: next, publishers: publishers, since: since, replaced: make(chan struct{})})
 	close(old.replaced)
 	return nil
 }
@@ -379,18 +371,18 @@ func needsRestart(old, next *config.Config) error {
 }
 
 // narrate logs every change of an answer, with why.
-func (a *app) narrate(ctx context.Context) error {
-	seen := a.node.State().Index()
+func (n *node) narrate(ctx context.Context) error {
+	seen := n.raft.State().Index()
 	for {
-		changed := a.node.Changed()
-		for _, r := range a.node.Records(seen, 0) {
+		changed := n.raft.Changed()
+		for _, r := range n.raft.Records(seen, 0) {
 			seen = r.Event.Index
 			for _, t := range r.Transitions {
 				level := slog.LevelInfo
 				if t.Mode.Panic() {
 					level = slog.LevelWarn
 				}
-				a.log.Log(ctx, level, "answer", "service", t.Service.Short(), "type", t.Type.String(), "before", t.Before,
+				n.log.Log(ctx, level, "answer", "service", t.Service.Short(), "type", t.Type.String(), "before", t.Before,
 					"after", t.After, "mode", t.Mode.String(), "why", t.Why, "event", seen)
 			}
 		}
@@ -403,15 +395,15 @@ func (a *app) narrate(ctx context.Context) error {
 }
 
 // settled reports whether a service's answer is decided by verdicts.
-func (a *app) settled(n rota.Name) bool {
-	sel := a.node.State().Selection(n)
+func (n *node) settled(name rota.Name) bool {
+	sel := n.raft.State().Selection(name)
 	return sel != nil && sel.V4.Mode != rota.ModeWarmup && sel.V6.Mode != rota.ModeWarmup
 }
 
 // ready says why this node should not be sent clients yet, or nil.
-func (a *app) ready() error {
-	st := a.node.State()
-	if len(st.Services()) == 0 && len(a.current.Load().cfg.Spec.Services) > 0 {
+func (n *node) ready() error {
+	st := n.raft.State()
+	if len(st.Services()) == 0 && len(n.current.Load().cfg.Spec.Services) > 0 {
 		return errors.New("no state yet")
 	}
 	for i := range st.Services() {
@@ -423,10 +415,12 @@ func (a *app) ready() error {
 }
 
 // socket is the path of the API's unix socket.
-func (a *app) socket() string { return filepath.Join(a.current.Load().cfg.Node.DataDir, "api.sock") }
+func (n *node) socket() string {
+	return filepath.Join(n.current.Load().cfg.Node.DataDir, api.SocketName)
+}
 
 // notify tells systemd that the node is ready, and that it is alive as long as its state can be read.
-func (a *app) notify(ctx context.Context) error {
+func (n *node) notify(ctx context.Context) error {
 	sdNotify(daemon.SdNotifyReady)
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || every == 0 {
@@ -435,7 +429,7 @@ func (a *app) notify(ctx context.Context) error {
 		t := time.NewTicker(every / 2)
 		defer t.Stop()
 		for ctx.Err() == nil {
-			if a.node.State() != nil {
+			if n.raft.State() != nil {
 				sdNotify(daemon.SdNotifyWatchdog)
 			}
 			select {

@@ -493,9 +493,16 @@ func TestSnapshots(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		cut := filepath.Join(dir, raftDir, "snapshots", "9-9-9.tmp")
+		if err := os.Mkdir(cut, 0o700); err != nil {
+			t.Fatal(err)
+		}
 		n = mustOpen(t, dir)
 		same(t, want, n.State())
 		mustClose(t, n)
+		if _, err := os.Stat(cut); err == nil {
+			t.Error("a snapshot that was cut short is still there")
+		}
 		if err := os.Remove(filepath.Join(dir, stateFile)); err != nil {
 			t.Fatal(err)
 		}

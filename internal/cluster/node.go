@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -116,6 +117,12 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 	}
 	if n.disk, err = n.openDisk(through); err != nil {
 		return nil, err
+	}
+	cut, _ := filepath.Glob(filepath.Join(n.dir, raftDir, "snapshots", "*.tmp")) // by kills while they were written; raft leaves them
+	for _, dir := range cut {
+		if err := os.RemoveAll(dir); err != nil {
+			return nil, fmt.Errorf("snapshots: %w", err)
+		}
 	}
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(n.dir, raftDir), 2, &raftLog{log: n.log})
 	if err != nil {

@@ -276,6 +276,7 @@ func (s *scheduler) finish(f finished) {
 	s.p.mu.Lock()
 	s.p.stats.ended(t.Kind, o)
 	if !e.gone && !e.stale {
+		t.Streak = e.streak.Observe(o, e.q.check.Timing)
 		s.p.history.add(t)
 	}
 	s.p.mu.Unlock()
@@ -289,7 +290,7 @@ func (s *scheduler) finish(f finished) {
 		e.due = now + phase(e.id, min(e.q.check.Interval, e.q.check.FastInterval))
 	default:
 		was := e.streak
-		e.streak = was.Observe(o, e.q.check.Timing)
+		e.streak = t.Streak
 		if next := opine(e.opinion, was, e.streak); next != e.opinion {
 			if next.Status != e.opinion.Status {
 				s.p.log.Info("opinion changed", "target", e.id, "status", next.Status.String(), "class", next.Class, "reason", next.Reason)

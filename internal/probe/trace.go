@@ -23,6 +23,7 @@ type Trace struct {
 	ReceivedSize int              `json:"received_size"`      // bytes of the body, the banner or the replies that were read
 	TLS          *TLSFacts        `json:"tls,omitempty"`
 	Observation  rota.Observation `json:"observation"`
+	Streak       rota.Streak      `json:"streak,omitzero"` // of the target after it; zero for a probe beside the schedule
 }
 
 // Step is one phase of a probe: connect, tls, request, first byte, body, send, expect, echo, redirect.

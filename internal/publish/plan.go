@@ -19,7 +19,7 @@ type Plan struct {
 type ZonePlan struct {
 	Zone      rota.Name     `json:"zone,omitempty"`
 	Changes   []rota.Change `json:"changes"`   // sorted by name and type
-	Unchanged int           `json:"unchanged"` // RRsets that are as they should be
+	Unchanged []rota.RRset  `json:"unchanged"` // that are as they should be
 	Reasons   []*Reason     `json:"reasons"`   // why the zone, or single names in it, cannot be made true
 }
 
@@ -40,7 +40,7 @@ func (d desire) keys() []rota.Key {
 
 // plan compares what the DNS says with what it should say. It is pure.
 func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
-	p := ZonePlan{Zone: zone, Changes: []rota.Change{}, Reasons: []*Reason{}}
+	p := ZonePlan{Zone: zone, Changes: []rota.Change{}, Unchanged: []rota.RRset{}, Reasons: []*Reason{}}
 	index := make(map[rota.Key]rota.RRset, len(have.Sets))
 	for _, s := range have.Sets {
 		index[s.Key()] = s
@@ -78,7 +78,7 @@ func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
 		p.Changes = append(p.Changes, changes...)
 		for i := range sets {
 			if len(sets[i].Data) > 0 && !slices.ContainsFunc(changes, func(c rota.Change) bool { return c.Key() == sets[i].Key() }) {
-				p.Unchanged++
+				p.Unchanged = append(p.Unchanged, sets[i])
 			}
 		}
 	}

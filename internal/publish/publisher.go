@@ -332,6 +332,7 @@ type ZoneStatus struct {
 	LastWrite   time.Time     `json:"last_write,omitzero"`
 	Failures    int           `json:"failures"` // rounds since LastSuccess
 	Reasons     []*Reason     `json:"reasons"`  // of the last round; the first one concerns the zone if any does
+	Records     []rota.RRset  `json:"records"`  // what the DNS said of the RRsets rota keeps when it was last asked, sorted; shared, not to be changed
 	Drift       int           `json:"drift"`    // RRsets that were not as they should be when last read
 	Repairs     uint64        `json:"repairs"`  // writes that nothing but the DNS called for: somebody else changed it
 	Writes      uint64        `json:"writes"`

@@ -121,6 +121,8 @@ type RFC2136Options struct {
 	Zones   []rota.Name   // that the servers are known to hold; names outside are looked up by SOA
 	Key     *Key          // nil: messages are not signed
 	Timeout time.Duration // of one exchange with one server; 0: 3 seconds
+	// Stream sends everything over TCP. Otherwise what fits a datagram goes by UDP, and answers that do not fit are asked for by TCP.
+	Stream bool
 	// PlainReads leaves queries unsigned, for servers whose view or policy for the key differs from everybody's.
 	PlainReads bool
 }
@@ -154,8 +156,8 @@ func NewRFC2136(o RFC2136Options) (*RFC2136, error) {
 		if err != nil {
 			return nil, fmt.Errorf("rfc2136: %w", err)
 		}
-		b.writes = append(b.writes, &road{server: addr, key: o.Key, timeout: o.Timeout})
-		read := &road{server: addr, key: o.Key, timeout: o.Timeout}
+		b.writes = append(b.writes, &road{server: addr, key: o.Key, timeout: o.Timeout, stream: o.Stream})
+		read := &road{server: addr, key: o.Key, timeout: o.Timeout, stream: o.Stream}
 		if o.PlainReads {
 			read.key = nil
 		}

@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -225,6 +226,7 @@ func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error
 	if whole := z.still(have.Sets); whole != nil {
 		return whole, nil, nil
 	}
+	z.saw(nil, d.keys(), have.Sets)
 	z.settle(ctx, d, have.Sets, have.Blocked)
 	plan := d.plan(z.name, have)
 	z.mu.Lock()
@@ -259,7 +261,36 @@ func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error
 	if fenced := z.still(back.Sets); fenced != nil {
 		return fenced, names, nil
 	}
+	z.mu.Lock()
+	before := z.status.Records
+	z.mu.Unlock()
+	z.saw(before, keys[1:], back.Sets)
 	return whole, append(names, z.settle(ctx, d, back.Sets, nil)...), nil
+}
+
+// saw keeps what the DNS said of keys, for those who ask, beside what it said of others before.
+func (z *zone) saw(before []rota.RRset, keys []rota.Key, sets []rota.RRset) {
+	asked := make(map[rota.Key]bool, len(keys))
+	for _, k := range keys {
+		asked[k] = true
+	}
+	now := make([]rota.RRset, 0, len(before)+len(keys))
+	for _, s := range before {
+		if !asked[s.Key()] {
+			now = append(now, s)
+		}
+	}
+	for _, s := range sets {
+		if asked[s.Key()] && len(s.Data) > 0 {
+			now = append(now, s)
+		}
+	}
+	slices.SortFunc(now, func(a, b rota.RRset) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Type, b.Type))
+	})
+	z.mu.Lock()
+	z.status.Records = now
+	z.mu.Unlock()
 }
 
 // because returns the reason behind an error of the backend, with the zone it concerns.

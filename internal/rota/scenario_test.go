@@ -25,7 +25,7 @@ var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 //	load                                  apply the services and vantages as an event
 //	at D LINE                             go to D after the start, then LINE
 //	verdict ADDRESS up|down|unknown       of all services that ask it
-//	report VANTAGE ADDRESS=STATUS… | report VANTAGE abstain WHY      heard by the quorum; verdicts follow as an event
+//	report VANTAGE ADDRESS=STATUS… | report VANTAGE abstain WHY ADDRESS=STATUS…      heard by the quorum; verdicts follow as an event
 //	drain|maintenance|force-up|force-down SERVICE/ADDRESS D REASON
 //	lift SERVICE/ADDRESS, tick, restart   restart: through a stored snapshot
 //	expect A|AAAA|CNAME ADDRESS… | none | untouched | drop ADDRESS…  what publishers are told
@@ -318,10 +318,10 @@ func (w *world) verdict(args []string) error {
 func (w *world) report(args []string) error {
 	r := &Report{Vantage: args[0], Seq: 1, At: w.now}
 	if len(args) > 1 && args[1] == "abstain" {
-		r.Abstain = strings.Join(args[2:], " ")
-		args = nil
+		r.Abstain = args[2]
+		args = args[2:]
 	}
-	for _, a := range args[min(1, len(args)):] {
+	for _, a := range args[1:] {
 		address, word, _ := strings.Cut(a, "=")
 		for _, t := range w.asked(address) {
 			r.Opinions = append(r.Opinions, &Opinion{Target: t.ID, Status: statusOf(word), Since: w.now, Reason: word + " here"})

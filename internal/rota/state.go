@@ -138,9 +138,12 @@ func (s *State) Apply(e Event) (*State, error) {
 		return &refused, fmt.Errorf("event %d (%s): %w", e.Index, e.Kind, err)
 	}
 	if t.now.Before(s.at) {
-		// The clock went back: what waits for a time that is now far away is looked at again.
+		// The clock went back: what waits for a time that is now far away, and what a person said until then, is looked at again.
 		for n := range t.waiting.all() {
 			t.touch(n)
+		}
+		for id := range t.overrides.all() {
+			t.touch(id.Service)
 		}
 	}
 	t.decide()
