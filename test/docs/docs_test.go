@@ -12,8 +12,10 @@ package docs_test
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -483,6 +485,117 @@ func (s *session) do(t *testing.T, st step) {
 		}
 		time.Sleep(200 * time.Millisecond) // the world outside this process has no virtual time
 	}
+}
+
+var (
+	promised = regexp.MustCompile("`(?:([a-z]+)\\.)?((?:Test|Fuzz)\\w*)(?:/(\\w+))?`")
+	function = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w*)\(`)
+	scenario = regexp.MustCompile(`(?m)^-- (\w+) --$`)
+)
+
+// Every test that the promises name exists where they say.
+func TestPromisesHaveTests(t *testing.T) {
+	found := map[string]bool{} // "room.Test" and "room.Test/scenario"
+	for room, dir := range map[string]string{"": "internal", "cmd": "cmd/rota", "docs": "test/docs"} {
+		collect(t, found, room, dir)
+	}
+	rooms, err := os.ReadDir(filepath.Join(root, "internal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rooms {
+		if r.IsDir() {
+			collect(t, found, r.Name(), "internal/"+r.Name())
+		}
+	}
+	names := promised.FindAllStringSubmatch(read(t, "docs/promises.md"), -1)
+	if len(names) < 20 {
+		t.Errorf("docs/promises.md names only %d tests", len(names))
+	}
+	for _, m := range names {
+		name := strings.TrimPrefix(m[1]+"."+m[2], ".")
+		if m[3] != "" {
+			name += "/" + m[3]
+		}
+		if !found[name] {
+			t.Errorf("docs/promises.md names %s, which is nowhere", name)
+		}
+	}
+}
+
+func collect(t *testing.T, found map[string]bool, room, dir string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	prefix := strings.TrimPrefix(room+".", ".")
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range function.FindAllSubmatch(text, -1) {
+			found[prefix+string(m[1])] = true
+		}
+	}
+	scenarios, err := filepath.Glob(filepath.Join(root, dir, "testdata", "*.txtar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range scenarios {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range scenario.FindAllSubmatch(text, -1) {
+			found[prefix+"TestScenarios/"+string(m[1])] = true
+		}
+	}
+}
+
+// Every key that this version acts on, those with a description in the schema, is in the reference.
+func TestEveryKeyIsInTheReference(t *testing.T) {
+	out, err := rota(t, "schema")
+	if err != nil {
+		t.Fatalf("rota schema: %v\n%s", err, out)
+	}
+	var schema any
+	if err := json.Unmarshal([]byte(out), &schema); err != nil {
+		t.Fatal(err)
+	}
+	page := read(t, "docs/config.md")
+	for key := range keys(schema) {
+		if key != "$schema" && !regexp.MustCompile("[`.{ ]"+regexp.QuoteMeta(key)+"[`.:]").MatchString(page) {
+			t.Errorf("docs/config.md says nothing of %s", key)
+		}
+	}
+}
+
+// keys lists the properties with a description anywhere in a schema.
+func keys(schema any) map[string]bool {
+	out := map[string]bool{}
+	switch s := schema.(type) {
+	case []any:
+		for _, v := range s {
+			maps.Copy(out, keys(v))
+		}
+	case map[string]any:
+		for k, v := range s {
+			if k == "properties" {
+				if ps, ok := v.(map[string]any); ok {
+					for name, p := range ps {
+						m, ok := p.(map[string]any)
+						if text, _ := m["description"].(string); ok && text != "" && !strings.Contains(text, "Not supported yet") {
+							out[name] = true
+						}
+					}
+				}
+			}
+			maps.Copy(out, keys(v))
+		}
+	}
+	return out
 }
 
 // The test itself works: each of these is a page that lies.
