@@ -1,0 +1,398 @@
+package config
+
+import (
+	"cmp"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+var (
+	numberForm = regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?$`)
+	prefix     = scalar{want: "a prefix such as 10.0.0.0/8", json: "string", parse: func(s string) error {
+		if _, err := netip.ParseAddr(s); err == nil {
+			return nil
+		}
+		p, err := netip.ParsePrefix(s)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%q is no prefix: want one such as 10.0.0.0/8", s)
+		case p != p.Masked():
+			return fmt.Errorf("%s has bits behind its length: write %s", s, p.Masked())
+		}
+		return nil
+	}}
+)
+
+// examine holds the merged tree against the format.
+func (l *loader) examine(root *node) {
+	grammar().check(&examiner{l: l}, root, top)
+}
+
+// builder reads an examined tree into a Config. What was found bad is treated as absent.
+type builder struct {
+	*loader
+	root *node
+	c    *Config
+
+	checks     map[string]entry
+	publishers map[string]*publisher // by name, those that are used
+	defined    map[string]entry      // publishers by name, all
+	later      map[string]bool       // things refused as not supported yet, said once each
+	places     map[rota.Name]place   // of services
+}
+
+func (l *loader) build(root *node) *Config {
+	b := &builder{
+		loader: l, root: root, c: &Config{}, checks: map[string]entry{}, defined: map[string]entry{},
+		publishers: map[string]*publisher{}, later: map[string]bool{}, places: map[rota.Name]place{},
+	}
+	b.node()
+	b.log()
+	b.metrics()
+	b.api()
+	b.c.Cluster.Election = "singleton"
+	b.keys()
+	zones := b.dns()
+	b.quorum()
+	for _, e := range words.entries(root.get("checks")) {
+		b.checks[e.key] = e
+	}
+	for _, e := range words.entries(root.get("publish")) {
+		b.defined[e.key] = e
+	}
+	b.c.Owner = textOr(root.get("ownership").get("owner"), b.c.Node.Name)
+	b.services(zones)
+	b.crossZones(zones)
+	for _, name := range slices.Sorted(maps.Keys(b.publishers)) {
+		b.c.Publishers = append(b.c.Publishers, b.publishers[name].Publisher)
+	}
+	return b.c
+}
+
+// textOr returns the text of a scalar, or def when there is none.
+func textOr(n *node, def string) string {
+	if n == nil || n.bad || n.kind != isScalar {
+		return def
+	}
+	return n.text
+}
+
+func durationOr(n *node, def time.Duration) time.Duration {
+	if n == nil || n.bad {
+		return def
+	}
+	d, err := parseDuration(n.text)
+	if err != nil {
+		return def
+	}
+	return d
+}
+
+func intOr(n *node, def int) int {
+	if n == nil || n.bad {
+		return def
+	}
+	v, err := parseInteger(n.text, -1<<62, 1<<62)
+	if err != nil {
+		return def
+	}
+	return int(v)
+}
+
+func ttlOr(n *node, def uint32) uint32 {
+	if n == nil || n.bad {
+		return def
+	}
+	v, err := parseTTL(n.text)
+	if err != nil {
+		return def
+	}
+	return v
+}
+
+func percentOr(n *node, def float64) float64 {
+	if n == nil || n.bad {
+		return def
+	}
+	v, err := parsePercent(n.text)
+	if err != nil {
+		return def
+	}
+	return v
+}
+
+func nameOr(n *node, def rota.Name) rota.Name {
+	if n == nil || n.bad {
+		return def
+	}
+	v, err := parseName(n.text)
+	if err != nil {
+		return def
+	}
+	return v
+}
+
+// elements returns the values of a list, or a lone value as one; bad ones are left out.
+func elements(n *node) []*node {
+	switch {
+	case n == nil || n.bad:
+		return nil
+	case n.kind == isList:
+		return slices.DeleteFunc(slices.Clone(n.items), func(n *node) bool { return n.bad })
+	case n.kind == isNull:
+		return nil
+	}
+	return []*node{n}
+}
+
+func pairs(n *node) map[string]string {
+	es := anyKey.entries(n)
+	if len(es) == 0 {
+		return nil
+	}
+	m := make(map[string]string, len(es))
+	for _, e := range es {
+		if !e.value.bad {
+			m[e.key] = e.value.text
+		}
+	}
+	return m
+}
+
+func (b *builder) node() {
+	n := b.root.get("node")
+	b.c.Node.Name = textOr(n.get("name"), b.o.HostName)
+	if b.c.Node.Name == "" {
+		b.fail(b.root.at, "write node: {name: NAME}", "this machine has no host name, so the node has no name")
+	}
+	b.c.Node.Site = textOr(n.get("site"), b.c.Node.Name)
+	dir := "rota-data"
+	if state, ok := b.o.Env("STATE_DIRECTORY"); ok && state != "" {
+		dir, _, _ = strings.Cut(state, ":")
+	}
+	if d := n.get("data_dir"); d != nil {
+		dir = within(d.at.src, d.text)
+	}
+	b.c.Node.DataDir = dir
+}
+
+func (b *builder) log() {
+	n := b.root.get("log")
+	_ = b.c.Log.Level.UnmarshalText([]byte(textOr(n.get("level"), slog.LevelInfo.String())))
+	b.c.Log.Format = LogFormat(textOr(n.get("format"), string(LogAuto)))
+	if f := n.get("file"); f != nil {
+		b.c.Log.File = within(f.at.src, f.text)
+		if b.c.Log.Format == LogJournald {
+			b.fail(f.at, "", "log: file and format journald exclude each other")
+		}
+	}
+}
+
+func (b *builder) metrics() {
+	p := b.root.get("metrics").get("prometheus").get("path")
+	b.c.Metrics.Path = textOr(p, "/metrics")
+	for _, taken := range []string{"/", "/api", "/livez", "/readyz", "/health", "/healthz", "/dash", "/openapi.json"} {
+		if b.c.Metrics.Path == taken || strings.HasPrefix(b.c.Metrics.Path, "/api/") {
+			b.fail(p.at, "", "metrics: path %s is taken by the API", b.c.Metrics.Path)
+			break
+		}
+	}
+}
+
+// defaultListen is where the API listens when the configuration does not say.
+const defaultListen = "127.0.0.1:8080"
+
+func (b *builder) api() {
+	n := b.root.get("api")
+	a := &b.c.API
+	a.Listen = defaultListen
+	if v := n.get("listen"); v != nil {
+		a.Listen, _ = parseListen(v.text)
+	}
+	local := isLoopback(a.Listen)
+	a.AnonymousRead = local
+	if v := n.get("dashboard").get("anonymous"); v != nil {
+		a.AnonymousRead = v.text == "read"
+	}
+	b.apiTLS(n.get("tls"))
+	seen := map[string]place{}
+	for _, t := range elements(n.get("tokens")) {
+		name := t.get("name")
+		if name != nil {
+			if at, twice := seen[name.text]; twice {
+				b.fail(name.at, "", "token %q stands twice: first at line %d", name.text, at.line)
+			}
+			seen[name.text] = name.at
+		}
+		s, ok := b.secret(t.get("token"))
+		if ok {
+			a.Tokens = append(a.Tokens, Token{Name: textOr(name, ""), Role: Role(textOr(t.get("role"), "")), Token: s})
+		}
+	}
+	if len(a.Tokens) > 0 && !local && a.Listen != "" && a.CertFile == "" && !n.has("tls") {
+		b.warn(n.at, "add tls: {cert: FILE, key: FILE}", "api: tokens cross the network in the clear")
+	}
+}
+
+func (b *builder) apiTLS(n *node) {
+	cert, key := n.get("cert"), n.get("key")
+	if n == nil || cert == nil && key == nil {
+		return
+	}
+	if cert == nil || key == nil {
+		b.fail(n.at, "", "api: tls wants both cert and key")
+		return
+	}
+	b.c.API.CertFile, b.c.API.KeyFile = within(cert.at.src, cert.text), within(key.at.src, key.text)
+	if b.o.NoSecrets {
+		return
+	}
+	certPEM, err1 := b.read(b.c.API.CertFile, 1<<20)
+	keyPEM, open, err2 := b.open(b.c.API.KeyFile, 1<<20)
+	if err1 != nil {
+		b.fail(cert.at, "", "certificate %s: %v", b.c.API.CertFile, err1)
+	}
+	if err2 != nil {
+		b.fail(key.at, "", "private key %s: %v", b.c.API.KeyFile, err2)
+	}
+	if err1 != nil || err2 != nil {
+		return
+	}
+	if open {
+		b.openSecret(key.at, b.c.API.KeyFile)
+	}
+	if _, err := tls.X509KeyPair(certPEM, keyPEM); err != nil {
+		b.fail(cert.at, "", "certificate %s and key %s cannot be used: %s", b.c.API.CertFile, b.c.API.KeyFile, strings.TrimPrefix(err.Error(), "tls: "))
+	}
+}
+
+func isLoopback(hostport string) bool {
+	h, _, err := splitHostPort(hostport)
+	if err != nil {
+		return false
+	}
+	a, err := netip.ParseAddr(h)
+	return h == "localhost" || err == nil && a.IsLoopback()
+}
+
+func (b *builder) openSecret(at place, path string) {
+	b.warn(at, "chmod o-r", "%s can be read by everybody on this machine", path)
+}
+
+// secret reads what a secret names. It returns false when there is none or it was refused.
+func (b *builder) secret(n *node) (Secret, bool) {
+	if n == nil || n.bad {
+		return Secret{}, false
+	}
+	if n.kind == isScalar {
+		b.warn(n.at, "use {file: PATH}, {env: NAME} or {credential: NAME}", "a secret stands in the configuration itself")
+		return Secret{value: n.text}, true
+	}
+	var given []string
+	for _, form := range []string{"file", "env", "credential"} {
+		if n.has(form) {
+			given = append(given, form)
+		}
+	}
+	if len(given) != 1 {
+		b.fail(n.at, "", "a secret wants one of {file: PATH}, {env: NAME} and {credential: NAME}")
+		return Secret{}, false
+	}
+	v := n.get(given[0])
+	if v == nil {
+		return Secret{}, false
+	}
+	return b.secretFrom(v.at, given[0], v.text)
+}
+
+// secretFrom reads a secret of the form file, env or credential.
+func (b *builder) secretFrom(at place, form, name string) (Secret, bool) {
+	s := Secret{from: form + ":" + name}
+	path := ""
+	switch form {
+	case "file":
+		path = within(at.src, name)
+		s.from = "file:" + path
+	case "credential":
+		dir, ok := b.o.Env("CREDENTIALS_DIRECTORY")
+		if !ok && !b.o.NoSecrets {
+			b.fail(at, "LoadCredential= in the unit, or use {file: PATH}", "credential %q: systemd passed no credentials to this process", name)
+			return Secret{}, false
+		}
+		path = filepath.Join(dir, name)
+	}
+	if b.o.NoSecrets {
+		return s, true
+	}
+	if form == "env" {
+		v, ok := b.o.Env(name)
+		if !ok || strings.TrimSpace(v) == "" {
+			b.fail(at, "", "environment variable %s is %s", name, map[bool]string{true: "empty", false: "not set"}[ok])
+			return Secret{}, false
+		}
+		s.value = strings.TrimSpace(v)
+		return s, true
+	}
+	raw, open, err := b.open(path, maxSecret)
+	if err != nil {
+		b.fail(at, "", "secret %s: %v", path, err)
+		return Secret{}, false
+	}
+	if open && form == "file" {
+		b.openSecret(at, path)
+	}
+	if s.value = strings.TrimSpace(string(raw)); s.value == "" {
+		b.fail(at, "", "secret %s is empty", path)
+		return Secret{}, false
+	}
+	return s, true
+}
+
+func (b *builder) quorum() {
+	v := b.root.get("vantage")
+	q := rota.Quorum{
+		Need: textOr(v.get("quorum"), "majority"), Of: textOr(v.get("of"), "nodes"), MaxAge: durationOr(v.get("max_age"), rota.DefaultMaxAge),
+	}
+	b.c.Spec.Quorum = q
+	b.c.Spec.Vantages = []rota.Vantage{{Name: b.c.Node.Name, Site: b.c.Node.Site}}
+	// With further vantages, which are refused elsewhere, their number is not known here.
+	if n := v.get("quorum"); n != nil && !v.has("agents") && !b.root.get("cluster").has("join") {
+		if _, err := q.Votes(q.Voices(b.c.Spec.Vantages)); err != nil {
+			b.fail(n.at, "", "%v", err)
+		}
+	}
+}
+
+// safety reads a safety map on top of another.
+func (b *builder) safety(n *node, base rota.Safety) rota.Safety {
+	if n == nil {
+		return base
+	}
+	s := base
+	s.MinPublished = intOr(n.get("min_published"), s.MinPublished)
+	s.FailOpenBelow = percentOr(n.get("fail_open_below"), s.FailOpenBelow)
+	s.OnAllDown = rota.OnAllDown(textOr(n.get("on_all_down"), string(s.OnAllDown)))
+	s.MinHold = durationOr(n.get("min_hold"), s.MinHold)
+	cname := n.get("fallback").get("cname")
+	s.Fallback = nameOr(cname, s.Fallback)
+	switch {
+	case s.OnAllDown == rota.OnAllDownFallback && s.Fallback == "" && !n.has("fallback"):
+		b.fail(cmp.Or(n.get("on_all_down"), n).at, "", "on_all_down: fallback wants fallback: {cname: NAME}")
+	case s.OnAllDown != rota.OnAllDownFallback && cname != nil:
+		b.warn(cname.at, "write on_all_down: fallback", "fallback is never answered: on_all_down is %s", s.OnAllDown)
+		s.Fallback = ""
+	case s.OnAllDown != rota.OnAllDownFallback:
+		s.Fallback = ""
+	}
+	return s
+}

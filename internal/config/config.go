@@ -1,0 +1,188 @@
+package config
+
+import (
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// Config is what one rota.yaml and the files it includes say, with every default filled in. It is immutable.
+type Config struct {
+	Node    Node
+	Log     Log
+	Metrics Metrics
+	API     API
+	Cluster Cluster
+
+	DNS        *DNS // nil: rota answers no queries itself
+	Keys       map[string]Key
+	Publishers []Publisher // those that a service uses, sorted by name; rota.Embedded is not among them
+	Owner      string      // who owns what is published, in the fence record; default: the node's name
+
+	Spec rota.Spec // services in canonical names, sorted by name; checks with every default filled in
+
+	Files    []string  // read to make this, the first being the one asked for: configuration, zone files, secrets
+	Warnings []Problem // what is allowed and probably not meant
+	Sources  Sources   // what was read, for Watch
+}
+
+// Node is this process.
+type Node struct {
+	Name    string // default: the host name
+	Site    string // where it stands; default: Name
+	DataDir string // default: $STATE_DIRECTORY, else rota-data
+}
+
+// LogFormat is how log lines look.
+type LogFormat string
+
+// The formats of a log.
+const (
+	LogAuto     LogFormat = "auto" // journald under systemd, colour on a terminal, JSON elsewhere
+	LogTerminal LogFormat = "terminal"
+	LogJSON     LogFormat = "json"
+	LogJournald LogFormat = "journald"
+)
+
+// Log says what is logged, how and where.
+type Log struct {
+	Level  slog.Level
+	Format LogFormat
+	File   string // empty: standard error
+}
+
+// Metrics says where metrics are read.
+type Metrics struct {
+	Path string // of the Prometheus text format on the API's listener
+}
+
+// Role is what the bearer of a token may do.
+type Role string
+
+// The roles, weakest first.
+const (
+	RoleViewer   Role = "viewer"
+	RoleOperator Role = "operator"
+	RoleAdmin    Role = "admin"
+)
+
+// API is the HTTP listener.
+type API struct {
+	Listen        string // host:port; empty: only the unix socket in the data directory
+	CertFile      string // PEM; both or none
+	KeyFile       string
+	AnonymousRead bool // whoever connects may look
+	Tokens        []Token
+}
+
+// Token lets its bearer in.
+type Token struct {
+	Name  string
+	Role  Role
+	Token Secret
+}
+
+// Cluster says how nodes agree. Election is "singleton": this node alone.
+type Cluster struct {
+	Election string
+}
+
+// DNS is rota's own authoritative name server.
+type DNS struct {
+	Listen []string // host:port, for UDP and TCP each
+	Zones  []Zone   // sorted by name
+}
+
+// Zone is a zone rota answers for. Its services are those of the Spec that name rota.Embedded and this zone.
+type Zone struct {
+	Name    rota.Name
+	NS      []rota.Name // at least one
+	MName   rota.Name   // default: the first of NS
+	RName   rota.Name   // default: hostmaster under the zone
+	Refresh uint32      // seconds, as all of these; default 7200
+	Retry   uint32      // default 1800
+	Expire  uint32      // default 1209600
+	Minimum uint32      // how long "no such name" is kept (RFC 2308 §4); default 5 or the smallest service TTL, whichever is less
+	TTL     uint32      // of the zone's own SOA and NS and of static records that say nothing; default 3600
+
+	Records []rota.RRset // static records without the apex' SOA and NS, sorted by name and type, data in canonical form
+}
+
+// Key is a TSIG key.
+type Key struct {
+	Name      rota.Name
+	Algorithm string // in canonical form, such as "hmac-sha256."
+	Secret    Secret // base64
+}
+
+// Transport is what carries an UPDATE.
+type Transport string
+
+// The transports. TransportAuto is UDP, and TCP for what does not fit or was truncated.
+const (
+	TransportAuto Transport = "auto"
+	TransportUDP  Transport = "udp"
+	TransportTCP  Transport = "tcp"
+)
+
+// Publisher keeps records true in one DNS.
+type Publisher struct {
+	Name    string
+	Type    string // "rfc2136"
+	RFC2136 *RFC2136
+}
+
+// RFC2136 is a name server that takes UPDATE messages.
+type RFC2136 struct {
+	Servers   []string // host:port, at least one; tried in order
+	Key       *Key     // nil: unsigned
+	Transport Transport
+	Zone      rota.Name // empty: found by asking for the SOA
+}
+
+// Options are what a configuration is read with. The zero value is right for the command.
+type Options struct {
+	Env        func(string) (string, bool) // default os.LookupEnv
+	HostName   string                      // default os.Hostname
+	NoSecrets  bool                        // leave secrets unread: to judge a file on a machine that does not have them
+	filesystem filesystem                  // default: the machine's
+}
+
+func (o Options) withDefaults() Options {
+	if o.Env == nil {
+		o.Env = os.LookupEnv
+	}
+	if o.HostName == "" {
+		if name, err := os.Hostname(); err == nil {
+			o.HostName = name
+		}
+	}
+	if o.filesystem == nil {
+		o.filesystem = machine{}
+	}
+	return o
+}
+
+// Load reads the configuration at path with all it includes. An error about the text is an *Errors that holds all of them;
+// then there is no Config.
+func Load(path string, o Options) (*Config, error) {
+	l := newLoader(o)
+	text, err := l.read(path, maxConfig)
+	if err != nil {
+		l.problem(Problem{File: path, Message: err.Error()})
+		return nil, l.failed()
+	}
+	return l.load(path, text)
+}
+
+// Parse is Load for text that was read already; name says where it came from, and relative paths in it start at name's directory.
+func Parse(name string, text []byte, o Options) (*Config, error) {
+	l := newLoader(o)
+	l.saw(name, text)
+	return l.load(name, text)
+}
+
+// day is the longest unit a duration knows.
+const day = 24 * time.Hour

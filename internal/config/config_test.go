@@ -1,0 +1,150 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// tree is a filesystem in memory; a nil entry cannot be read.
+type tree map[string]string
+
+func (t tree) read(name string, limit int) ([]byte, bool, error) {
+	s, ok := t[name]
+	switch {
+	case !ok:
+		return nil, false, errors.New("no such file")
+	case len(s) > limit:
+		return nil, false, tooLarge(limit)
+	}
+	return []byte(s), strings.HasSuffix(name, ".open"), nil
+}
+
+func (t tree) glob(pattern string) ([]string, error) {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(t)) {
+		ok, err := path.Match(pattern, name)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}
+
+func environment(kv ...string) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		for i := 0; i+1 < len(kv); i += 2 {
+			if kv[i] == name {
+				return kv[i+1], true
+			}
+		}
+		return "", false
+	}
+}
+
+const secret64 = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U="
+
+const bindKey = "key \"ddns.\" {\n\talgorithm hmac-sha512;\n\tsecret \"" + secret64 + "\";\n};\n"
+
+// options reads from files and knows nothing of the machine.
+func options(files tree) Options {
+	return Options{Env: environment("CREDENTIALS_DIRECTORY", "/run/credentials"), HostName: "ams1", filesystem: files}
+}
+
+// example returns a file of the project's examples.
+func example(t testing.TB, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("../../config", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// parse reads text that has to be right.
+func parse(t testing.TB, text string, files ...tree) *Config {
+	t.Helper()
+	c, err := Parse("/etc/rota/rota.yaml", []byte(text), options(merged(files)))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	return c
+}
+
+func merged(files []tree) tree {
+	all := tree{}
+	for _, f := range files {
+		maps.Copy(all, f)
+	}
+	return all
+}
+
+// problems reads text that has to be wrong and returns what is.
+func problems(t testing.TB, text string, files ...tree) []Problem {
+	t.Helper()
+	c, err := Parse("/etc/rota/rota.yaml", []byte(text), options(merged(files)))
+	if err == nil {
+		t.Fatalf("accepted:\n%s", text)
+	}
+	if c != nil {
+		t.Fatal("a configuration beside an error")
+	}
+	all, ok := errors.AsType[*Errors](err)
+	if !ok {
+		t.Fatalf("%T: %v", err, err)
+	}
+	return all.Problems
+}
+
+func said(ps []Problem) string {
+	var b strings.Builder
+	for _, p := range ps {
+		fmt.Fprintf(&b, "%d:%d: %s", p.Line, p.Column, p.Message)
+		if p.Hint != "" {
+			fmt.Fprintf(&b, " (%s)", p.Hint)
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+var _ = fs.ErrNotExist
+
+func TestFullSaysOnlyNotSupportedYet(t *testing.T) {
+	files := tree{
+		"/etc/rota/ops.token": "opensesame", "/etc/rota/xfr.key": bindKey, "/run/credentials/tsig.key": secret64,
+	}
+	o := options(files)
+	o.Env = environment("CREDENTIALS_DIRECTORY", "/run/credentials", "ROTA_GRAFANA_TOKEN", "look", "ACME_TSIG", secret64)
+	_, err := Parse("/etc/rota/rota.yaml", []byte(example(t, "full.yaml")), o)
+	all, ok := errors.AsType[*Errors](err)
+	if !ok {
+		t.Fatalf("got %v, want what is not supported yet", err)
+	}
+	for _, p := range all.Problems {
+		if !strings.Contains(p.Message, "not supported yet") || p.Line == 0 || p.Column == 0 {
+			t.Errorf("%s", p)
+		}
+	}
+	t.Log(said(all.Problems))
+}
+
+func TestMinimalExamplesLoad(t *testing.T) {
+	c := parse(t, example(t, "min-embedded.yaml"))
+	t.Logf("%+v", c.Spec)
+	c = parse(t, example(t, "min-rfc2136.yaml"), tree{"/etc/rota/tsig.key": bindKey})
+	t.Logf("%+v %+v", c.Spec, c.Publishers[0].RFC2136)
+	for _, w := range c.Warnings {
+		t.Log(w)
+	}
+}

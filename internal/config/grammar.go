@@ -1,0 +1,606 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// top is what the outermost map is called in messages.
+const top = "the configuration"
+
+// always refuses any value of a key that this version does not act on.
+func always(*node) bool { return true }
+
+// unless refuses values other than the given ones, which ask for what this version does anyway.
+func unless(values ...string) func(*node) bool {
+	return func(n *node) bool { return n.kind != isScalar || !slices.Contains(values, n.text) }
+}
+
+// filled refuses a list or map that holds something.
+func filled(n *node) bool { return len(n.items)+len(n.keys) > 0 || n.kind == isScalar }
+
+func word(ws ...string) scalar { return scalar{want: oneOf(ws), json: "string", words: ws} }
+
+func parsed[T any](parse func(string) (T, error)) func(string) error {
+	return func(s string) error { _, err := parse(s); return err }
+}
+
+func integer(from, to int64) scalar {
+	lo, hi := float64(from), float64(to)
+	return scalar{
+		want: fmt.Sprintf("a whole number from %d to %d", from, to), json: "integer", from: &lo, to: &hi,
+		parse: func(s string) error { _, err := parseInteger(s, from, to); return err },
+	}
+}
+
+func duration(from, to time.Duration) scalar {
+	return scalar{
+		want: "a duration such as 10s", json: "string", pattern: durationForm.String(),
+		parse: func(s string) error {
+			d, err := parseDuration(s)
+			if err == nil && (d < from || d > to) {
+				err = fmt.Errorf("%s is out of range: want %s to %s", s, formatDuration(from), formatDuration(to))
+			}
+			return err
+		},
+	}
+}
+
+func lines(n int) func(string) error {
+	return func(s string) error {
+		if strings.ContainsAny(s, "\n\r") {
+			return errors.New("want one line")
+		}
+		if len(s) > n {
+			return fmt.Errorf("is longer than %d bytes", n)
+		}
+		return nil
+	}
+}
+
+func filledLine(s string) error {
+	if s == "" {
+		return errors.New("is empty")
+	}
+	return lines(4096)(s)
+}
+
+// optional lets a key be written with an empty text.
+func optional(s scalar) scalar {
+	parse := s.parse
+	s.parse = func(t string) error {
+		if t == "" {
+			return nil
+		}
+		return parse(t)
+	}
+	if s.pattern != "" {
+		s.pattern = "^$|" + s.pattern
+	}
+	return s
+}
+
+var (
+	text     = scalar{want: "a text", json: "string", parse: lines(4096)}
+	long     = scalar{want: "a text", json: "string"}
+	required = scalar{want: "a text", json: "string", parse: filledLine}
+	pathname = scalar{want: "a path", json: "string", parse: filledLine}
+	boolean  = scalar{want: "true or false", json: "boolean", words: []string{"true", "false"}}
+	percent  = scalar{want: "a percentage such as 50%", json: "string", pattern: percentForm.String(), parse: parsed(parsePercent)}
+	ttl      = scalar{
+		want: "seconds, or a duration such as 30s", json: "string", pattern: durationForm.String() + "|^[0-9]+$", parse: parsed(parseTTL),
+	}
+	interval = duration(50*time.Millisecond, 7*day)
+	span     = duration(0, maxDuration)
+	regexpr  = scalar{want: "a regular expression", json: "string", parse: parseRegexp}
+	domain   = scalar{want: "a domain name", json: "string", parse: parsed(parseName)}
+	host     = scalar{want: "a host name", json: "string", parse: parsed(parseHost)}
+	hostOrIP = scalar{want: "a host name or address", json: "string", parse: func(s string) error {
+		_, err := parseServer(s, "1")
+		return err
+	}}
+	address = scalar{want: "an address", json: "string", parse: func(s string) error { _, _, err := parseAddress(s); return err }}
+	listen  = scalar{want: "ADDRESS:PORT", json: "string", parse: parsed(parseListen)}
+	server  = scalar{want: "HOST:PORT", json: "string", parse: func(s string) error { _, err := parseServer(s, "53"); return err }}
+	webURL  = scalar{want: "a URL", json: "string", parse: parseURL}
+	fall    = integer(1, 1000)
+	texts   = list{of: required}
+	labels  = dict{what: "label", keys: anyKey, of: scalar{want: "a text", parse: lines(1024)}}
+	command = list{of: long, least: 1}
+)
+
+// secret is a value that only its place is shown of.
+func secret() shape {
+	return either{
+		object{name: "secret", fields: []field{
+			{key: "file", doc: "Path of a file that holds the secret; relative to the configuration.", shape: pathname},
+			{key: "env", doc: "Name of an environment variable that holds the secret.", shape: scalar{
+				want: "the name of a variable", json: "string", pattern: variable.String(), parse: func(s string) error {
+					if !variable.MatchString(s) {
+						return fmt.Errorf("%q is no name of an environment variable", s)
+					}
+					return nil
+				},
+			}},
+			{key: "credential", doc: "Name of a systemd credential (LoadCredential=).", shape: scalar{
+				want: "the name of a credential", json: "string", parse: func(s string) error {
+					if s == "" || s == "." || s == ".." || strings.ContainsAny(s, "/\x00") {
+						return fmt.Errorf("%q is no name of a credential", s)
+					}
+					return nil
+				},
+			}},
+		}},
+		scalar{want: "{file: PATH}, {env: NAME} or {credential: NAME}", json: "string", secret: true, parse: func(s string) error {
+			if s == "" {
+				return errors.New("is empty: want {file: PATH}, {env: NAME} or {credential: NAME}")
+			}
+			return nil
+		}},
+	}
+}
+
+func certificate(more ...field) object {
+	return object{fields: append([]field{
+		{key: "cert", doc: "PEM file of the certificate chain.", shape: pathname},
+		{key: "key", doc: "PEM file of the private key.", shape: pathname},
+	}, more...)}
+}
+
+// timing are the keys that defaults, services and checks share.
+func timing() []field {
+	return []field{
+		{key: "interval", doc: "Between probes. Default: 10s.", shape: interval},
+		{key: "timeout", doc: "Of one probe, from the first packet to the last byte. Default: 3s, or the interval when that is less.", shape: duration(time.Millisecond, time.Hour)},
+		{key: "fast_interval", doc: "Between probes while a change of mind is pending. Default: 1s, or the interval when that is less.", shape: interval},
+		{key: "fall", doc: "Failures that make a target down. Default: 3.", shape: fall},
+		{key: "rise", doc: "Successes in a row that bring it back. Default: 2.", shape: fall},
+		{key: "ok", doc: "Successes in a row that forget earlier failures. Default: as many as fall.", shape: fall},
+	}
+}
+
+// Fields of the kinds of checks.
+var (
+	fieldPort = field{key: "port", doc: "Port to connect to.", shape: integer(1, 65535)}
+	fieldRole = field{key: "role", doc: "required (default) or observe: reported, never decides.", shape: word("required", "observe")}
+	fieldName = field{key: "server_name", doc: "SNI, and the name the certificate must carry.", shape: hostOrIP}
+	fieldCA   = field{key: "verify", doc: "How the certificate is judged: strict (default), ca (whatever its name) or none.", shape: word("strict", "ca", "none")}
+	fieldDays = field{key: "cert_days", doc: "Fewer days left than this is down.", shape: integer(0, 3650)}
+	fieldBody = field{key: "max_body", doc: "Bytes read of an answer. Default: 65536.", shape: integer(1, rota.LimitMaxBody)}
+	fieldSend = field{key: "send", doc: "Bytes written after connecting.", shape: scalar{want: "a text", json: "string", parse: func(s string) error {
+		if len(s) > 4096 {
+			return errors.New("more than 4096 bytes are not sent")
+		}
+		return nil
+	}}}
+	fieldExpect = field{key: "expect", doc: "Regular expression (RE2) that what is read must match.", shape: regexpr}
+)
+
+func httpFields() []field {
+	return []field{
+		fieldPort,
+		{key: "path", doc: "Path and query. Default: /.", shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath}},
+		{key: "host", doc: "Host header, and SNI unless server_name says otherwise. Default: the service's name.", shape: hostOrIP},
+		{key: "method", doc: "GET (default), HEAD or OPTIONS.", shape: word("GET", "HEAD", "OPTIONS")},
+		{key: "status", doc: "Accepted codes, ranges such as 200-299, classes such as 2xx. Default: 200-399.", shape: list{
+			of: scalar{want: "a status", pattern: `^([1-5][0-9][0-9](-[1-5][0-9][0-9])?|[1-5]xx)$`, parse: parsed(parseStatus)}, single: true, least: 1,
+		}},
+		{key: "body", doc: "Regular expression (RE2) that the body must match.", shape: regexpr},
+		{key: "header", doc: "Header fields to send.", shape: dict{what: "header", keys: anyKey, key: sentHeader, of: scalar{want: "a text", parse: lines(4096)}}},
+		{key: "expect_header", doc: "Header fields of the answer: regular expressions (RE2); empty: present.", shape: dict{what: "header", keys: anyKey, key: headerName, of: regexpr}},
+		{key: "follow", doc: "Redirects: false (default) or same: to the same address and port.", shape: word("false", "same")},
+		fieldBody,
+	}
+}
+
+func headerName(key string) error {
+	if key == "" || strings.ContainsFunc(key, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("!#$%&'*+-.^_`|~", r))
+	}) {
+		return fmt.Errorf("%q is no name of a header field", short(key))
+	}
+	return nil
+}
+
+func sentHeader(key string) error {
+	if err := headerName(key); err != nil {
+		return err
+	}
+	switch strings.ToLower(key) {
+	case "host":
+		return errors.New("the Host header is set by host:")
+	case "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer", "expect":
+		return fmt.Errorf("header %s belongs to the connection and cannot be set", key)
+	case "authorization", "proxy-authorization", "cookie":
+		return fmt.Errorf("header %s is not supported yet: what a check sends is shown in target names, and this is a secret", key)
+	}
+	return nil
+}
+
+func tlsFields() []field { return []field{fieldName, fieldCA, fieldDays} }
+
+// checkKinds are the kinds of checks; those that rota.Kinds lacks are refused where they are used.
+func checkKinds() []variant {
+	with := func(fs ...[]field) []field {
+		return append(append(slices.Concat(fs...), fieldRole), timing()...)
+	}
+	return []variant{
+		{"http", with(httpFields())},
+		{"https", with(httpFields(), tlsFields())},
+		{"tcp", with([]field{fieldPort, fieldSend, fieldExpect, fieldBody})},
+		{"tls", with([]field{fieldPort, fieldSend, fieldExpect, fieldBody}, tlsFields())},
+		{"icmp", with([]field{
+			{key: "count", doc: "Echo requests a probe. Default: 1.", shape: integer(1, rota.MaxCount)},
+			{key: "loss", doc: "A share of lost requests of this much or more is down. Default: only all lost is.", shape: percent},
+		})},
+		{"node_exporter", with([]field{
+			fieldPort,
+			{key: "path", doc: "Default: /metrics.", shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath}},
+			{key: "rules", doc: "What the node's numbers have to keep.", shape: rules()},
+			{key: "on_error", doc: "What a broken exporter counts as. Default: unknown.", shape: word("unknown", "down")},
+		})},
+		{"agent", with([]field{{key: "max_age", doc: "An older report is unknown.", shape: interval}})},
+	}
+}
+
+func rules() shape {
+	return dict{what: "rule", keys: anyKey, of: scalar{want: "a rule such as \"< 90%\"", json: "string", parse: parseRule}}
+}
+
+// parseRule reads a comparison: an operator and a number, a percentage, or cores.
+func parseRule(s string) error {
+	rest := strings.TrimSpace(s)
+	op := strings.TrimRight(rest[:min(2, len(rest))], " 0123456789.c")
+	if !slices.Contains([]string{"<", "<=", ">", ">="}, op) {
+		return fmt.Errorf("%q is no rule: want <, <=, > or >= and a limit, such as \"< 90%%\"", s)
+	}
+	limit := strings.TrimSpace(rest[len(op):])
+	if limit == "cores" {
+		return nil
+	}
+	if _, err := parsePercent(limit); err == nil {
+		return nil
+	}
+	if !numberForm.MatchString(limit) {
+		return fmt.Errorf("%q is no rule: the limit is a number, a percentage or cores", s)
+	}
+	return nil
+}
+
+// useFields are the keys of {use: NAME, …}: every key of every kind; the kind that is used decides which of them it has.
+func useFields() []field {
+	fields := []field{{key: "use", doc: "Name of a check.", shape: required, must: true}}
+	for _, k := range checkKinds() {
+		for _, f := range k.fields {
+			if !slices.ContainsFunc(fields, func(g field) bool { return g.key == f.key }) {
+				fields = append(fields, f)
+			}
+		}
+	}
+	return fields
+}
+
+// inlineCheck takes a check as services write it: a name, a URL, {use: NAME, …} or {type: KIND, …}.
+type inlineCheck struct{ either }
+
+// aCheck is the one inlineCheck.
+var aCheck = inlineCheck{inlineShapes()}
+
+func inlineShapes() either {
+	return either{
+		scalar{want: "the name of a check or a URL with {}", json: "string", parse: filledLine},
+		object{name: "use", fields: useFields()},
+		variants{name: "check", tag: "type", kind: "check", of: checkKinds()},
+	}
+}
+
+func (s inlineCheck) check(x *examiner, n *node, what string) {
+	all := s.either
+	switch {
+	case n.kind == isScalar:
+		all[0].check(x, n, what)
+	case n.kind == isMap && n.has("use") && n.has("type"):
+		x.refuse(n, "", "%s has both use and type", what)
+	case n.kind == isMap && n.has("use"):
+		all[1].check(x, n, what)
+	case n.kind == isMap && !n.has("type"):
+		x.refuse(n, "", "%s has neither use nor type", what)
+	case n.kind == isMap:
+		all[2].check(x, n, what)
+	default:
+		x.wrongKind(either{all[0], all[2]}, n, what)
+	}
+}
+
+// publisherTypes are the kinds of publishers; all but rfc2136 are refused where they are used.
+func publisherTypes() []variant {
+	token := field{key: "token", doc: "API token.", shape: secret()}
+	return []variant{
+		{"rfc2136", []field{
+			{key: "servers", doc: "Primary name servers, tried in order; port 53 unless given.", shape: list{of: server, single: true, least: 1}, must: true},
+			{key: "key", doc: "Name of a TSIG key under keys.", shape: required},
+			{key: "transport", doc: "auto (default): UDP, and TCP for what does not fit; udp; tcp.", shape: word("auto", "udp", "tcp")},
+			{key: "zone", doc: "auto (default): found by asking for the SOA; or a name.", shape: scalar{want: "auto or a domain name", json: "string", parse: parsed(parseName)}},
+			{key: "max_records", doc: "Records of one type a name may have. Default: 100, BIND's max-records-per-type.", shape: integer(1, 4000)},
+		}},
+		{"autodns", []field{
+			{key: "url", shape: webURL}, {key: "user", shape: secret()}, {key: "password", shape: secret()},
+			{key: "context", shape: integer(0, math.MaxInt32)}, {key: "read_every", shape: span}, {key: "write_every", shape: span},
+		}},
+		{"dynu", []field{token}},
+		{"digitalocean", []field{token}},
+		{"cloudflare", []field{token, {key: "proxied", shape: word("keep", "true", "false")}}},
+		{"route53", []field{{key: "role", shape: required}, {key: "region", shape: required}, {key: "wait", shape: word("insync", "none")}}},
+		{"powerdns", []field{{key: "url", shape: webURL}, token, {key: "server_id", shape: required}}},
+		{"webhook", []field{{key: "url", shape: webURL}, {key: "secret", shape: secret()}}},
+		{"exec", []field{{key: "command", shape: command}, {key: "timeout", shape: interval}}},
+		{"external-dns-webhook", []field{{key: "url", shape: webURL}}},
+		{"zonefile", []field{{key: "path", shape: pathname}, {key: "reload", shape: command}}},
+		{"nsupdate", []field{
+			{key: "command", shape: either{pathname, command}}, {key: "servers", shape: list{of: server, single: true, least: 1}},
+			{key: "key", shape: required}, {key: "zone", shape: domain},
+		}},
+		{"kubernetes-service", nil},
+		{"mockjson", []field{{key: "zones", shape: pathname}, {key: "state", shape: pathname}}},
+	}
+}
+
+// publishUse takes what a service is published by: a name, a URL, or a list of them.
+var publishUse = list{of: scalar{want: "the name of a publisher or a URL", json: "string", parse: filledLine}, single: true, least: 1}
+
+func safetyFields() []field {
+	return []field{
+		{key: "min_published", doc: "Fewer endpoints up than this: health is not believed. Default: 1.", shape: integer(1, 10000)},
+		{key: "fail_open_below", doc: "A smaller share up than this, per address family: health is not believed. Default: 50%.", shape: percent},
+		{key: "on_all_down", doc: "What is answered then: keep (default), all, fallback or none.", shape: word("keep", "all", "fallback", "none")},
+		{key: "fallback", doc: "What on_all_down: fallback answers.", shape: object{fields: []field{{key: "cname", doc: "Name to point to.", shape: host, must: true}}}},
+		{key: "max_change", doc: "What one zone may change at once; the rest is held.", later: notDefaultChange, shape: object{fields: []field{
+			{key: "records", shape: percent}, {key: "per", shape: span}, {key: "min_records", shape: integer(0, math.MaxInt32)},
+		}}},
+		{key: "min_hold", doc: "An address that left stays away at least this long. Default: 30s.", shape: span},
+	}
+}
+
+func notDefaultChange(n *node) bool {
+	same := func(key, def string) bool { v := n.get(key); return v == nil || v.text == def }
+	per := n.get("per")
+	if per != nil {
+		if d, err := parseDuration(per.text); err == nil && d != 10*time.Minute {
+			return true
+		}
+	}
+	return n.kind != isMap || !same("records", "30%") || !same("min_records", "10")
+}
+
+func endpoint() shape {
+	return either{
+		scalar{want: "an address or a URL", json: "string", parse: filledLine},
+		object{name: "endpoint", fields: []field{
+			{key: "address", doc: "The address. With a zone id it is probed and never published.", shape: address, must: true},
+			{key: "monitor", doc: "Probed instead of the address.", shape: address},
+			{key: "weight", doc: "Share of the answers in its tier. Default: 1.", shape: integer(0, 65535)},
+			{key: "priority", doc: "Lower is preferred. Default: 1.", shape: integer(0, 65535)},
+			{key: "site", doc: "Where it stands.", shape: required},
+			{key: "place", doc: "Where in the world it stands.", shape: required, later: always},
+			{key: "capacity", doc: "What it can bear.", shape: integer(0, math.MaxInt32), later: always},
+			{key: "labels", doc: "For matching.", shape: labels},
+			{key: "check", doc: "One check, instead of the service's.", shape: aCheck},
+			{key: "checks", doc: "Checks, instead of the service's.", shape: list{of: aCheck}},
+		}},
+	}
+}
+
+func service() shape {
+	return object{name: "service", fields: append([]field{
+		{key: "ttl", doc: "Of the records, in seconds or as a duration. Default: 30s.", shape: ttl},
+		{key: "zone", doc: "Zone that holds the name. Default: found.", shape: domain},
+		{key: "endpoints", doc: "Addresses that can answer.", shape: list{of: endpoint(), least: 1}, must: true},
+		{key: "check", doc: "One check: a name, or a URL with {} for the address.", shape: aCheck},
+		{key: "checks", doc: "Checks, in order.", shape: list{of: aCheck}},
+		{key: "policy", doc: "How an answer is picked.", shape: object{name: "policy", fields: []field{
+			{key: "pick", doc: "weighted (default when weights differ) or rotate.", shape: word("weighted", "sticky", "rotate"), later: unless("weighted", "rotate")},
+			{key: "answers", doc: "Most addresses in an answer, per family. Default: all.", shape: integer(1, 1000)},
+			{key: "failback", doc: "auto (default): a better tier is taken as soon as it is up.", shape: word("auto", "manual"), later: unless("auto")},
+			{key: "place", doc: "Prefer what is near the client.", shape: word("nearest", "country", "subnet", "latency"), later: always},
+			{key: "stay", doc: "Prefer to fail inside.", shape: word("region", "country", "continent", "site"), later: always},
+			{key: "best_of", doc: "The least loaded of so many.", shape: integer(1, 100), later: always},
+		}}},
+		{key: "safety", doc: "Bounds of what health may do.", shape: object{name: "safety", fields: safetyFields()}},
+		{key: "publish", doc: "Publishers by name, or a URL such as rfc2136://SERVER/ZONE?key=NAME.", shape: publishUse},
+		{key: "labels", doc: "For matching.", shape: labels},
+		{key: "records", doc: "Further records kept in step.", later: filled, shape: object{fields: []field{
+			{key: "https", shape: object{fields: []field{{key: "alpn", shape: texts}, {key: "priority", shape: integer(0, 65535)}}}},
+			{key: "srv", shape: list{of: required, single: true}},
+			{key: "ptr", shape: either{boolean, domain}}, {key: "txt", shape: list{of: text, single: true}},
+		}}},
+	}, timing()...)}
+}
+
+func zoneShape() shape {
+	allow := func(fs ...field) shape { return list{of: object{fields: fs}} }
+	return object{name: "zone", fields: []field{
+		{key: "ns", doc: "Names of the zone's name servers.", shape: list{of: host, single: true, least: 1}},
+		{key: "soa", doc: "Fields of the zone's SOA record.", shape: object{fields: []field{
+			{key: "mname", doc: "Primary name server. Default: the first of ns.", shape: host},
+			{key: "rname", doc: "Mailbox of who is responsible, as a name. Default: hostmaster under the zone.", shape: scalar{want: "a mailbox", json: "string", parse: parsed(parseMailbox)}},
+			{key: "refresh", doc: "Default: 2h.", shape: ttl}, {key: "retry", doc: "Default: 30m.", shape: ttl}, {key: "expire", doc: "Default: 14d.", shape: ttl},
+			{key: "minimum", doc: "How long \"no such name\" is kept. Default: 5s, or the smallest TTL of a service in the zone.", shape: ttl},
+			{key: "ttl", doc: "Default: the zone's.", shape: ttl},
+		}}},
+		{key: "ttl", doc: "Of the zone's own records and of static records that say nothing. Default: 1h.", shape: ttl},
+		{key: "records", doc: "Static records in zone file form, or {file: PATH}.", shape: either{long, object{fields: []field{{key: "file", doc: "Zone file.", shape: pathname, must: true}}}}},
+		{key: "dnssec", doc: "Signing.", later: filled, shape: object{fields: []field{
+			{key: "algorithm", shape: word("ecdsap256sha256", "ecdsap384sha384", "ed25519", "rsasha256")}, {key: "nsec", shape: word("compact", "nsec", "nsec3")},
+		}}},
+		{key: "transfer", doc: "Zone transfers.", later: filled, shape: object{fields: []field{
+			{key: "allow", shape: list{of: prefix, single: true}}, {key: "notify", shape: list{of: server, single: true}}, {key: "key", shape: required},
+		}}},
+		{key: "update", doc: "UPDATE messages taken.", later: filled, shape: object{fields: []field{
+			{key: "allow", shape: allow(field{key: "key", shape: required, must: true}, field{key: "names", shape: list{of: required, single: true}}, field{key: "types", shape: list{of: required, single: true}})},
+		}}},
+	}}
+}
+
+// grammar is the format.
+func grammar() object {
+	withListen := func(fs ...field) object {
+		return object{fields: append([]field{{key: "listen", shape: listen}, {key: "cert", shape: pathname}, {key: "key", shape: pathname}}, fs...)}
+	}
+	return object{fields: []field{
+		{key: "$schema", doc: "For editors.", shape: text},
+		{key: "version", doc: "Of the format: 1.", shape: integer(1, 1)},
+		{key: "include", doc: "Patterns of files to merge in, relative to this file: maps merge, lists append, a scalar set twice is an error.", shape: list{of: required, single: true}},
+		{key: "node", doc: "This process.", shape: object{fields: []field{
+			{key: "name", doc: "Default: the host name.", shape: required},
+			{key: "site", doc: "Where this vantage stands. Default: the name.", shape: required},
+			{key: "data_dir", doc: "Default: $STATE_DIRECTORY, else rota-data.", shape: pathname},
+		}}},
+		{key: "log", doc: "What is logged, how and where.", shape: object{fields: []field{
+			{key: "level", doc: "debug, info (default), warn or error.", shape: word("debug", "info", "warn", "error")},
+			{key: "format", doc: "auto (default): journald under systemd, colour on a terminal, JSON elsewhere.", shape: word("auto", "terminal", "json", "journald")},
+			{key: "file", doc: "Default: standard error.", shape: pathname},
+		}}},
+		{key: "metrics", doc: "Metrics.", shape: object{fields: []field{
+			{key: "prometheus", doc: "Metrics in the Prometheus text format.", shape: object{fields: []field{
+				{key: "path", doc: "Default: /metrics.", shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath}},
+			}}},
+			{key: "statsd", doc: "Metrics to a StatsD server.", later: filled, shape: object{fields: []field{
+				{key: "address", shape: server}, {key: "dialect", shape: word("dogstatsd", "plain")}, {key: "compat", shape: word("rrdnsd")},
+			}}},
+		}}},
+		{key: "api", doc: "The HTTP API, the page and the metrics.", shape: object{fields: []field{
+			{key: "listen", doc: "Default: 127.0.0.1:8080; empty: only the unix socket in data_dir.", shape: optional(listen)},
+			{key: "tls", doc: "Certificate of the listener.", shape: certificate(field{key: "acme", doc: "Certificates by ACME.", later: always, shape: object{fields: []field{
+				{key: "email", shape: required}, {key: "challenge", shape: word("dns-01", "http-01", "tls-alpn-01")},
+			}}})},
+			{key: "dashboard", doc: "The page.", shape: object{fields: []field{
+				{key: "anonymous", doc: "read: whoever connects may look; none. Default: read on a loopback address, none elsewhere.", shape: word("none", "read")},
+			}}},
+			{key: "tokens", doc: "Who may do what.", shape: list{of: object{fields: []field{
+				{key: "name", shape: required, must: true}, {key: "role", shape: word("viewer", "operator", "admin"), must: true},
+				{key: "token", shape: secret(), must: true},
+			}}}},
+		}}},
+		{key: "cluster", doc: "How nodes agree.", shape: object{fields: []field{
+			{key: "election", doc: "singleton (default): this node alone.", shape: word("singleton", "raft", "kubernetes"), later: unless("singleton")},
+			{key: "listen", shape: listen, later: always}, {key: "advertise", shape: server, later: always}, {key: "join", shape: list{of: server}, later: filled},
+			{key: "tls", shape: certificate(field{key: "ca", shape: pathname}), later: filled}, {key: "raftadmin", shape: listen, later: always},
+			{key: "lease", later: filled, shape: object{fields: []field{{key: "namespace", shape: required}, {key: "name", shape: required}}}},
+		}}},
+		{key: "vantage", doc: "Whose word counts, and how much of it is needed.", shape: object{fields: []field{
+			{key: "quorum", doc: "any, majority (default), all, a count or a share such as 60%; of all configured vantages.", shape: scalar{want: "any, majority, all, a count or a share such as 60%", parse: parseQuorum}},
+			{key: "of", doc: "nodes (default) or sites: one vote a site.", shape: word("nodes", "sites")},
+			{key: "max_age", doc: "An older report is no vote. Default: 45s.", shape: duration(time.Second, day)},
+			{key: "uplink", later: filled, shape: object{fields: []field{{key: "checks", shape: list{of: aCheck}}, {key: "need", shape: integer(1, 100)}}}},
+			{key: "agents", later: filled, shape: object{fields: []field{
+				{key: "accept", shape: list{of: required, single: true}},
+				{key: "healthagent", shape: object{fields: []field{{key: "listen", shape: listen}, {key: "tls", shape: certificate(field{key: "client_ca", shape: pathname})}}}},
+			}}},
+		}}},
+		{key: "dns", doc: "rota's own authoritative name server; leave out to have none.", shape: object{fields: []field{
+			{key: "listen", doc: "Default: \":53\".", shape: list{of: listen, single: true, least: 1}},
+			{key: "dot", later: filled, shape: withListen()},
+			{key: "doh", later: filled, shape: withListen(field{key: "path", shape: scalar{want: "a path", json: "string", parse: parsePath}})},
+			{key: "cookies", shape: boolean, later: unless("false")},
+			{key: "ecs", shape: boolean, later: unless("false")},
+			{key: "rrl", later: filled, shape: object{fields: []field{{key: "responses_per_second", shape: integer(1, math.MaxInt32)}, {key: "slip", shape: integer(0, 100)}}}},
+			{key: "geoip", later: filled, shape: object{fields: []field{{key: "city", shape: pathname}, {key: "country", shape: pathname}, {key: "asn", shape: pathname}}}},
+			{key: "zones", doc: "Zones rota answers for.", shape: dict{what: "zone", keys: domainNames, key: parsed(parseName), of: zoneShape()}, must: true},
+		}}},
+		{key: "keys", doc: "TSIG keys.", shape: dict{what: "key", of: object{name: "key", fields: []field{
+			{key: "name", doc: "Default: the key's name here.", shape: domain},
+			{key: "algorithm", doc: "Default: hmac-sha256, or what the file says.", shape: word(algorithms()...)},
+			{key: "secret", doc: "In base64, or a file with a whole key.", shape: secret()},
+			{key: "file", doc: "A file with a BIND key block or a KEY line.", shape: pathname},
+			{key: "allow_weak", doc: "Accept hmac-sha1 and hmac-md5.", shape: boolean},
+		}}}},
+		{key: "publish", doc: "Where records are kept true.", shape: dict{what: "publisher", key: publisherName, of: variants{name: "publisher", tag: "type", kind: "publisher", of: publisherTypes()}}},
+		{key: "ownership", doc: "Which records are rota's.", shape: object{fields: []field{
+			{key: "registry", doc: "none (default): fence and compare.", shape: word("none", "txt"), later: unless("none")},
+			{key: "owner", doc: "In the fence record. Default: the node's name.", shape: required},
+			{key: "prefix", doc: "Default: _rota.", shape: required, later: unless("_rota.", "_rota")},
+		}}},
+		{key: "safety", doc: "Bounds of what health may do; services may have their own.", shape: object{name: "safety", fields: safetyFields()}},
+		{key: "checks", doc: "Named checks.", shape: dict{what: "check", key: checkName, of: either{
+			variants{name: "check", tag: "type", kind: "check", of: checkKinds()},
+			scalar{want: "a URL with {}", json: "string", parse: func(s string) error { _, err := parseCheckURL(s); return err }},
+		}}},
+		{key: "defaults", doc: "What services and checks have that say nothing.", shape: object{fields: append([]field{{key: "ttl", doc: "Default: 30s.", shape: ttl}}, timing()...)}},
+		{key: "services", doc: "Domain names and the endpoints that can answer for them.", shape: dict{what: "service", keys: domainNames, key: parsed(parseHost), of: service()}},
+		{key: "discover", doc: "Services and endpoints from elsewhere.", later: filled, shape: list{of: variants{name: "discover", tag: "type", kind: "source", of: discoverTypes()}}},
+		{key: "maintenance", doc: "Planned absences.", later: filled, shape: list{of: object{fields: []field{
+			{key: "match", shape: labels, must: true}, {key: "from", shape: scalar{want: "a time such as 2026-12-01T01:00:00Z", json: "string", parse: parseTime}, must: true},
+			{key: "for", shape: span, must: true}, {key: "state", shape: word("drain", "maintenance")}, {key: "reason", shape: text},
+		}}}},
+		{key: "notify", doc: "Who is told.", later: filled, shape: list{of: variants{name: "notify", tag: "type", kind: "receiver", of: []variant{
+			{"webhook", []field{{key: "url", shape: webURL, must: true}, {key: "on", shape: list{of: required, single: true}}, {key: "secret", shape: secret()}}},
+		}}}},
+	}}
+}
+
+func discoverTypes() []variant {
+	template := required
+	publish := field{key: "publish", shape: publishUse}
+	return []variant{
+		{"register", []field{
+			{key: "host_name", shape: template}, {key: "service_name", shape: template},
+			{key: "also", shape: object{fields: []field{{key: "host_record", shape: template}, {key: "ptr", shape: domain}}}},
+			{key: "ttl", shape: ttl}, {key: "expire_after", shape: scalar{want: "never or a duration", json: "string", parse: func(s string) error {
+				if s == "never" {
+					return nil
+				}
+				_, err := parseDuration(s)
+				return err
+			}}}, publish,
+		}},
+		{"kubernetes", []field{
+			{key: "load_balancer_class", shape: text},
+			{key: "node_address", shape: object{fields: []field{{key: "annotation", shape: required}, {key: "fallback", shape: list{of: word("ExternalIP", "InternalIP"), single: true}}}}},
+			{key: "nodes", shape: word("with-ready-pods", "all-ready")}, {key: "name", shape: template},
+			{key: "alias", shape: object{fields: []field{{key: "namespace", shape: required}, {key: "name", shape: template}}}},
+			{key: "resync", shape: span}, publish,
+		}},
+		{"dns", []field{{key: "name", shape: domain, must: true}, {key: "service", shape: host, must: true}, publish}},
+		{"file", []field{{key: "path", shape: pathname, must: true}, publish}},
+	}
+}
+
+func publisherName(s string) error {
+	if s == rota.Embedded {
+		return fmt.Errorf("publisher %q is rota's own name server and cannot be defined", s)
+	}
+	return checkName(s)
+}
+
+// checkName refuses names that read like URLs or would not fit into one word of a command.
+func checkName(s string) error {
+	if s == "" || len(s) > 100 || strings.ContainsAny(s, " \t\n/:,{}\"'") {
+		return fmt.Errorf("%q is no name: want a word without spaces, quotes, slashes, colons, commas and braces", short(s))
+	}
+	return nil
+}
+
+func parseTime(s string) error {
+	if _, err := time.Parse(time.RFC3339, s); err != nil {
+		return fmt.Errorf("%q is no time: want one such as 2026-12-01T01:00:00Z", s)
+	}
+	return nil
+}
+
+func parseQuorum(s string) error {
+	if s == "" {
+		return errors.New("is empty")
+	}
+	// Votes judges the form; with no bound on the voices it cannot find a count too large.
+	_, err := rota.Quorum{Need: s}.Votes(math.MaxInt32)
+	if err != nil {
+		return errors.New(strings.TrimPrefix(err.Error(), "quorum "))
+	}
+	return nil
+}

@@ -1,0 +1,874 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// bindLimit is BIND's default of max-records-per-type: it refuses an UPDATE that would make an RRset larger.
+const bindLimit = 100
+
+// publisher is a Publisher that a service uses.
+type publisher struct {
+	Publisher
+	url   string // where it was made from a URL
+	limit int    // records of one type
+}
+
+// services reads all services.
+func (b *builder) services(zones []*zone) {
+	names := make([]rota.Name, len(zones))
+	for i, z := range zones {
+		names[i] = z.Name
+	}
+	base := b.safety(b.root.get("safety"), rota.DefaultSafety())
+	for _, e := range domainNames.entries(b.root.get("services")) {
+		name, err := parseHost(e.key)
+		if err != nil || e.value.kind != isMap {
+			continue
+		}
+		if at, twice := b.places[name]; twice {
+			b.fail(e.at, "", "service %q stands twice: first at line %d", name.Short(), at.line)
+			continue
+		}
+		b.places[name] = e.at
+		if e.value.bad {
+			continue
+		}
+		b.c.Spec.Services = append(b.c.Spec.Services, b.service(name, e, base, names))
+	}
+	if len(b.places) == 0 && !b.root.has("services") {
+		b.warn(b.root.at, "", "no service is configured")
+	}
+	slices.SortFunc(b.c.Spec.Services, func(a, v rota.Service) int { return cmp.Compare(a.Name, v.Name) })
+}
+
+func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rota.Name) rota.Service {
+	n := e.value
+	defaults := b.root.get("defaults")
+	v := rota.Service{
+		Name: name, Zone: nameOr(n.get("zone"), ""), Safety: b.safety(n.get("safety"), base), Labels: pairs(n.get("labels")),
+		TTL: ttlOr(n.get("ttl"), ttlOr(defaults.get("ttl"), defaultTTL)),
+	}
+	if v.Zone != "" && !name.In(v.Zone) {
+		b.fail(n.get("zone").at, "", "service %q is not in zone %s", name.Short(), v.Zone.Short())
+	}
+	policy := n.get("policy")
+	v.Policy = rota.Policy{Answers: intOr(policy.get("answers"), 0), Pick: rota.Pick(textOr(policy.get("pick"), ""))}
+	if n.has("check") && n.has("checks") {
+		b.fail(n.get("check").placeOr(e.at), "", "service %q has both check and checks", name.Short())
+	}
+	ttlAt := e.at
+	if t := n.get("ttl"); t != nil {
+		ttlAt = t.at
+	}
+	switch {
+	case v.TTL == 0:
+		b.warn(ttlAt, "", "service %q: TTL 0 makes every client ask for every connection", name.Short())
+	case v.TTL > 3600:
+		b.warn(ttlAt, "30s is usual", "service %q: with a TTL of %s clients keep a dead address that long", name.Short(), formatDuration(time.Duration(v.TTL)*time.Second))
+	}
+	s := scope{b: b, service: name, node: n, layers: []*node{n, defaults}}
+	seen := map[netip.Addr]place{}
+	for _, en := range elements(n.get("endpoints")) {
+		if ep, ok := s.endpoint(en); ok {
+			if at, twice := seen[ep.Address]; twice {
+				b.fail(en.at, "", "service %q: endpoint %s stands twice: first at line %d", name.Short(), ep.Address, at.line)
+				continue
+			}
+			seen[ep.Address] = en.at
+			v.Endpoints = append(v.Endpoints, ep)
+		}
+	}
+	if len(v.Endpoints) > 0 && !slices.ContainsFunc(v.Endpoints, func(ep rota.Endpoint) bool { return len(ep.Checks) > 0 }) && !s.refused {
+		b.warn(e.at, "add check: https://{}/health or another", "service %q has no check: its endpoints always count as up", name.Short())
+	}
+	if v.Safety.MinPublished > len(v.Endpoints) && len(v.Endpoints) > 0 {
+		b.warn(n.get("safety").get("min_published").placeOr(e.at), "", "service %q: min_published %d is above its %d endpoints: health is never believed",
+			name.Short(), v.Safety.MinPublished, len(v.Endpoints))
+	}
+	b.publish(&v, e, zones)
+	return v
+}
+
+// placeOr returns where n stands, or def when there is no n.
+func (n *node) placeOr(def place) place {
+	if n == nil {
+		return def
+	}
+	return n.at
+}
+
+// publish finds out who publishes a service.
+func (b *builder) publish(v *rota.Service, e entry, zones []rota.Name) {
+	zone, inside := rota.LongestZone(v.Name, zones)
+	if inside && v.Zone != "" && v.Zone != zone && slices.Contains(zones, v.Zone) {
+		b.fail(e.value.get("zone").placeOr(e.at), "", "service %q is in zone %s, which lies below %s", v.Name.Short(), zone.Short(), v.Zone.Short())
+	}
+	p := e.value.get("publish")
+	if p == nil {
+		switch {
+		case e.value.has("publish") || b.root.has("dns") && b.root.get("dns") == nil:
+		case inside:
+			v.Publish, v.Zone = []string{rota.Embedded}, zone
+		case len(zones) > 0:
+			b.fail(e.at, "write publish: NAME, or add the zone to dns.zones", "service %q is in no zone under dns.zones (%s), and publish names nobody",
+				v.Name.Short(), zoneList(zones))
+		default:
+			b.fail(e.at, "write publish: NAME, or add dns: with its zone", "service %q is published by nobody", v.Name.Short())
+		}
+		return
+	}
+	for _, u := range elements(p) {
+		name := u.text
+		switch {
+		case name == rota.Embedded && !inside:
+			b.fail(u.at, "", "service %q cannot be answered by rota itself: it is in no zone under dns.zones", v.Name.Short())
+			continue
+		case name == rota.Embedded:
+			v.Zone = zone
+		case strings.Contains(name, "://"):
+			pub := b.publisherURL(u)
+			if pub == nil {
+				continue
+			}
+			name = pub.Name
+			b.limits(v, pub, u)
+		default:
+			pub := b.publisher(u)
+			if pub == nil {
+				continue
+			}
+			b.limits(v, pub, u)
+		}
+		if slices.Contains(v.Publish, name) {
+			b.fail(u.at, "", "service %q names publisher %q twice", v.Name.Short(), name)
+			continue
+		}
+		v.Publish = append(v.Publish, name)
+	}
+}
+
+func zoneList(zones []rota.Name) string {
+	var short []string
+	for _, z := range zones[:min(len(zones), 5)] {
+		short = append(short, z.Short())
+	}
+	if len(zones) > 5 {
+		short = append(short, "…")
+	}
+	return strings.Join(short, ", ")
+}
+
+// limits refuses what the name server behind a publisher would refuse.
+func (b *builder) limits(v *rota.Service, p *publisher, at *node) {
+	if z := p.RFC2136.Zone; z != "" && !v.Name.In(z) {
+		b.fail(at.at, "", "service %q is not in zone %s of publisher %q", v.Name.Short(), z.Short(), p.Name)
+	}
+	if p.RFC2136.Zone != "" && v.Zone != "" && v.Zone != p.RFC2136.Zone {
+		b.fail(at.at, "", "service %q is in zone %s, and publisher %q keeps zone %s", v.Name.Short(), v.Zone.Short(), p.Name, p.RFC2136.Zone.Short())
+	}
+	var four, six int
+	for _, e := range v.Endpoints {
+		switch {
+		case e.Address.Zone() != "":
+		case e.Address.Is4():
+			four++
+		default:
+			six++
+		}
+	}
+	for _, f := range []struct {
+		n int
+		t rota.Type
+	}{{four, rota.TypeA}, {six, rota.TypeAAAA}} {
+		if f.n > p.limit {
+			b.fail(at.at, fmt.Sprintf("split the service, or raise max-records-per-type there and write max_records: %d for the publisher", f.n),
+				"service %q has %d %s records and publisher %q takes %d: BIND refuses more than max-records-per-type, 100 by default",
+				v.Name.Short(), f.n, f.t, p.Name, p.limit)
+		}
+	}
+}
+
+// publisher returns the publisher that a service names, or nil after a problem.
+func (b *builder) publisher(use *node) *publisher {
+	if p := b.publishers[use.text]; p != nil {
+		return p
+	}
+	e, ok := b.defined[use.text]
+	if !ok {
+		known := append(sortedKeys(b.defined), rota.Embedded)
+		hint := didYouMean(use.text, known)
+		if hint == "" {
+			hint = "defined are: " + strings.Join(known, ", ")
+		}
+		b.fail(use.at, hint, "unknown publisher %q", short(use.text))
+		return nil
+	}
+	n := e.value
+	if n.bad {
+		return nil
+	}
+	if kind := n.get("type"); kind == nil || kind.text != "rfc2136" {
+		if kind != nil {
+			b.once(kind.at, "publisher", e.key, kind.text)
+		}
+		return nil
+	}
+	p := &publisher{Publisher: Publisher{Name: e.key, Type: "rfc2136", RFC2136: &RFC2136{
+		Transport: Transport(textOr(n.get("transport"), string(TransportAuto))),
+	}}, limit: intOr(n.get("max_records"), bindLimit)}
+	for _, s := range elements(n.get("servers")) {
+		server, _ := parseServer(s.text, "53")
+		if slices.Contains(p.RFC2136.Servers, server) {
+			b.fail(s.at, "", "publisher %q: server %s stands twice", e.key, server)
+			continue
+		}
+		p.RFC2136.Servers = append(p.RFC2136.Servers, server)
+	}
+	if z := n.get("zone"); z != nil && z.text != "auto" {
+		p.RFC2136.Zone = nameOr(z, "")
+	}
+	switch k := n.get("key"); {
+	case k != nil:
+		p.RFC2136.Key = b.namedKey(k.at, k.text)
+	case !n.has("key"):
+		b.warn(e.at, "add key: NAME and the key under keys", "publisher %q sends its updates unsigned", e.key)
+	}
+	b.publishers[e.key] = p
+	return p
+}
+
+// once notes that a kind is not supported yet, once for each thing of that kind.
+func (b *builder) once(at place, what, name, kind string) {
+	if id := what + " " + name; !b.later[id] {
+		b.later[id] = true
+		b.fail(at, "", "%s %q: type %s is not supported yet", what, short(name), kind)
+	}
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// namedKey returns the key of that name under keys, or nil after a problem.
+func (b *builder) namedKey(at place, name string) *Key {
+	if k, ok := b.c.Keys[name]; ok {
+		return &k
+	}
+	var known []string
+	for _, e := range words.entries(b.root.get("keys")) {
+		if e.key == name {
+			return nil // refused where it stands
+		}
+		known = append(known, e.key)
+	}
+	hint := didYouMean(name, known)
+	switch {
+	case hint == "" && len(known) == 0:
+		hint = "there are no keys; write keys: {NAME: {file: PATH}}"
+	case hint == "":
+		hint = "defined are: " + strings.Join(known, ", ")
+	}
+	b.fail(at, hint, "unknown key %q", short(name))
+	return nil
+}
+
+// publisherURL makes a publisher of rfc2136://SERVER[:PORT][,SERVER…]/[ZONE][?key=KEY&transport=TRANSPORT], where KEY is file:PATH,
+// env:NAME, credential:NAME or the name of a key.
+func (b *builder) publisherURL(n *node) *publisher {
+	scheme, rest, _ := strings.Cut(n.text, "://")
+	if scheme != "rfc2136" {
+		b.fail(n.at, didYouMean(scheme, []string{"rfc2136"}), "publish URL: %q is none of the schemes: want rfc2136://SERVER/ZONE?key=…", short(scheme))
+		return nil
+	}
+	rest, query, _ := strings.Cut(rest, "?")
+	servers, zone, _ := strings.Cut(rest, "/")
+	if strings.Contains(servers, "@") {
+		b.fail(n.at, "write ?key=file:PATH", "publish URL: a name server takes no user and password")
+		return nil
+	}
+	r := &RFC2136{Transport: TransportAuto}
+	ok := true
+	refuse := func(hint, format string, args ...any) {
+		ok = false
+		b.fail(n.at, hint, "publish URL: "+format, args...)
+	}
+	for s := range strings.SplitSeq(servers, ",") {
+		server, err := parseServer(s, "53")
+		if err != nil {
+			refuse("", "%v", err)
+			continue
+		}
+		r.Servers = append(r.Servers, server)
+	}
+	if zone = strings.TrimSuffix(zone, "/"); zone != "" && zone != "auto" {
+		z, err := parseName(zone)
+		if err != nil {
+			refuse("", "%v", err)
+		}
+		r.Zone = z
+	}
+	id := strings.Join(r.Servers, ",") + "/" + r.Zone.Short()
+	p := &publisher{Publisher: Publisher{Name: urlName(r), Type: "rfc2136", RFC2136: r}, url: n.text, limit: bindLimit}
+	key, algorithm, name, weak := "", "", "", false
+	if query != "" {
+		for part := range strings.SplitSeq(query, "&") {
+			k, v, _ := strings.Cut(part, "=")
+			value, err := url.PathUnescape(v)
+			if err != nil {
+				refuse("", "%s is malformed", k)
+				continue
+			}
+			switch k {
+			case "key":
+				key = value
+			case "algorithm":
+				if algorithm = value; algorithmNames[value] == "" {
+					refuse(didYouMean(value, algorithms()), "algorithm %q: want %s", short(value), oneOf(algorithms()))
+				}
+			case "name":
+				name = value
+			case "allow_weak":
+				if weak, err = parseBool(value); err != nil {
+					refuse("", "allow_weak: %v", err)
+				}
+			case "max_records":
+				v, err := parseInteger(value, 1, 4000)
+				if err != nil {
+					refuse("", "max_records: %v", err)
+				}
+				p.limit = int(v)
+			case "transport":
+				r.Transport = Transport(value)
+				if !slices.Contains([]Transport{TransportAuto, TransportUDP, TransportTCP}, r.Transport) {
+					refuse(didYouMean(value, []string{"auto", "udp", "tcp"}), "transport %q: want auto, udp or tcp", short(value))
+				}
+			default:
+				refuse(didYouMean(k, []string{"key", "algorithm", "name", "transport", "allow_weak", "max_records"}), "unknown parameter %q", short(k))
+			}
+		}
+	}
+	if !ok {
+		return nil
+	}
+	for _, known := range b.publishers {
+		if known.url == n.text {
+			return known
+		}
+	}
+	if key == "" {
+		b.warn(n.at, "add ?key=file:PATH", "publisher %s sends its updates unsigned", id)
+	} else if r.Key, ok = b.urlKey(n.at, key, keyText{name: name, algorithm: algorithm}, weak); !ok {
+		return nil
+	}
+	for i, plain := 2, p.Name; b.publishers[p.Name] != nil || b.defined[p.Name].value != nil; i++ {
+		p.Name = fmt.Sprintf("%s#%d", plain, i)
+	}
+	b.publishers[p.Name] = p
+	return p
+}
+
+// urlName names a publisher that was written as a URL: its first server, without the port when that is 53, and its zone.
+func urlName(r *RFC2136) string {
+	name := strings.TrimSuffix(firstServer(r), ":53")
+	if r.Zone != "" {
+		name += "/" + r.Zone.Short()
+	}
+	return name
+}
+
+// firstServer returns the first server, or "".
+func firstServer(r *RFC2136) string {
+	if len(r.Servers) == 0 {
+		return ""
+	}
+	return r.Servers[0]
+}
+
+// urlKey reads the key of a publish URL. What is no form of a reference is not repeated: it may be the secret itself.
+func (b *builder) urlKey(at place, key string, want keyText, weak bool) (*Key, bool) {
+	form, name, isForm := strings.Cut(key, ":")
+	if isForm && slices.Contains([]string{"file", "env", "credential"}, form) && name != "" {
+		s, ok := b.secretFrom(at, form, name)
+		if !ok {
+			return nil, false
+		}
+		k, ok := b.key(at, s, want, keyRules{whole: want.name == "" && form == "file", weak: weak})
+		return &k, ok
+	}
+	if k, ok := b.c.Keys[key]; ok {
+		return &k, true
+	}
+	var known []string
+	for _, e := range words.entries(b.root.get("keys")) {
+		if e.key == key {
+			return nil, false
+		}
+		known = append(known, e.key)
+	}
+	hint := didYouMean(key, known)
+	b.fail(at, hint, "publish URL: key= wants file:PATH, env:NAME, credential:NAME or the name of a key under keys")
+	return nil, false
+}
+
+// scope is what the checks of one service are read in.
+type scope struct {
+	b       *builder
+	service rota.Name
+	node    *node
+	layers  []*node // service, defaults: where timing comes from when a check does not say
+	refused bool    // a check was refused, so its lack is no oversight
+}
+
+// endpoint reads one endpoint.
+func (s *scope) endpoint(n *node) (rota.Endpoint, bool) {
+	ep := rota.Endpoint{Weight: 1, Priority: 1}
+	checks, own := s.node, false
+	var inURL *node
+	switch n.kind {
+	case isScalar:
+		if strings.Contains(n.text, "://") {
+			inURL = n
+			addr, ok := s.endpointURL(n)
+			if !ok {
+				return ep, false
+			}
+			ep.Address = addr
+			break
+		}
+		a, ok := s.address(n)
+		if !ok {
+			return ep, false
+		}
+		ep.Address = a
+	case isMap:
+		a, ok := s.address(n.get("address"))
+		if !ok {
+			return ep, false
+		}
+		ep.Address = a
+		if m := n.get("monitor"); m != nil {
+			ep.Monitor, _ = s.address(m)
+		}
+		ep.Weight = uint32(intOr(n.get("weight"), 1))
+		ep.Priority = uint16(intOr(n.get("priority"), 1))
+		ep.Site, ep.Labels = textOr(n.get("site"), ""), pairs(n.get("labels"))
+		if own = n.has("check") || n.has("checks"); own {
+			checks = n
+		}
+		if n.has("check") && n.has("checks") {
+			s.b.fail(n.at, "", "endpoint %s has both check and checks", ep.Address)
+		}
+	}
+	if inURL != nil {
+		if u, ok := s.urlCheck(inURL, endpointTemplate(inURL.text)); ok {
+			ep.Checks = append(ep.Checks, u)
+		}
+		return ep, true
+	}
+	for _, key := range []string{"check", "checks"} {
+		for _, c := range elements(checks.get(key)) {
+			if u, ok := s.use(c); ok {
+				ep.Checks = append(ep.Checks, u)
+			}
+		}
+	}
+	return ep, true
+}
+
+func (s *scope) address(n *node) (netip.Addr, bool) {
+	if n == nil {
+		return netip.Addr{}, false
+	}
+	a, doubt, err := parseAddress(n.text)
+	if err != nil {
+		hint := ""
+		if _, e := parseHost(n.text); e == nil && strings.Contains(n.text, ".") && strings.Trim(n.text, "0123456789.") != "" {
+			hint = "names are not looked up; write its address"
+		}
+		s.b.fail(n.at, hint, "service %q: %v", s.service.Short(), err)
+		return a, false
+	}
+	if doubt != "" {
+		s.b.warn(n.at, "", "service %q: %s", s.service.Short(), doubt)
+	}
+	return a, true
+}
+
+// endpointTemplate puts {} where the address of an endpoint's URL is.
+func endpointTemplate(s string) string {
+	scheme, rest, _ := strings.Cut(s, "://")
+	hostport, path := rest, ""
+	if i := strings.IndexAny(rest, "/?"); i >= 0 {
+		hostport, path = rest[:i], rest[i:]
+	}
+	_, port, _ := splitHostPort(hostport)
+	if port != "" {
+		port = ":" + port
+	}
+	return scheme + "://{}" + port + path
+}
+
+func (s *scope) endpointURL(n *node) (netip.Addr, bool) {
+	_, rest, _ := strings.Cut(n.text, "://")
+	hostport := rest
+	if i := strings.IndexAny(rest, "/?"); i >= 0 {
+		hostport = rest[:i]
+	}
+	if hostport == "{}" || strings.HasPrefix(hostport, "{}:") {
+		s.b.fail(n.at, "{} belongs to check:, where it stands for each endpoint's address", "service %q: an endpoint wants an address", s.service.Short())
+		return netip.Addr{}, false
+	}
+	h, _, err := splitHostPort(hostport)
+	if err != nil {
+		s.b.fail(n.at, "", "service %q: endpoint %q: %v", s.service.Short(), short(n.text), err)
+		return netip.Addr{}, false
+	}
+	at := *n
+	at.text = h
+	return s.address(&at)
+}
+
+// parseCheckURL reads a check written as a URL with {} for the address.
+func parseCheckURL(t string) (rota.Check, error) {
+	scheme, rest, ok := strings.Cut(t, "://")
+	if !ok {
+		return rota.Check{}, fmt.Errorf("%q is no URL: want one such as https://{}/health", short(t))
+	}
+	c := rota.Check{Kind: rota.Kind(scheme)}
+	if !slices.Contains(rota.Kinds(), c.Kind) {
+		var kinds []string
+		for _, k := range rota.Kinds() {
+			kinds = append(kinds, string(k))
+		}
+		if w := closest(scheme, kinds); w != "" {
+			return c, fmt.Errorf("unknown scheme %q: did you mean %q?", short(scheme), w)
+		}
+		return c, fmt.Errorf("unknown scheme %q: want %s", short(scheme), oneOf(kinds))
+	}
+	hostport := rest
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		hostport, c.Path = rest[:i], rest[i:]
+	}
+	if strings.Contains(hostport, "@") {
+		return c, errors.New("a check takes no user and password in its URL")
+	}
+	host, port, hasPort := strings.Cut(strings.Replace(strings.Replace(hostport, "[{}]", "{}", 1), "{}", "\x00", 1), ":")
+	if host != "\x00" {
+		return c, fmt.Errorf("%q is asked of one fixed place: write %s for the endpoint's address, and the name under host", short(t), scheme+"://{}")
+	}
+	if hasPort {
+		p, err := parseInteger(port, 1, 65535)
+		if err != nil {
+			return c, fmt.Errorf("port %w", err)
+		}
+		c.Port = uint16(p)
+	}
+	web := c.Kind == rota.KindHTTP || c.Kind == rota.KindHTTPS
+	switch {
+	case !web && strings.Trim(c.Path, "/") != "":
+		return c, fmt.Errorf("a check of type %s has no path", c.Kind)
+	case !web:
+		c.Path = ""
+	case c.Path != "":
+		if c.Path[0] == '?' {
+			c.Path = "/" + c.Path
+		}
+		if err := parsePath(c.Path); err != nil {
+			return c, err
+		}
+	}
+	switch c.Kind {
+	case rota.KindICMP:
+		if hasPort {
+			return c, errors.New("a check of type icmp has no port")
+		}
+	case rota.KindTCP, rota.KindTLS:
+		if !hasPort {
+			return c, fmt.Errorf("a check of type %s wants a port: %s://{}:PORT", c.Kind, c.Kind)
+		}
+	}
+	return c, nil
+}
+
+func (s *scope) urlCheck(n *node, template string) (rota.Use, bool) {
+	c, err := parseCheckURL(template)
+	if err != nil {
+		s.refused = true
+		s.b.fail(n.at, "", "service %q: check: %v", s.service.Short(), err)
+		return rota.Use{}, false
+	}
+	c.Name = template
+	return s.finish(n, c, nil)
+}
+
+// use reads a check as a service or endpoint names it.
+func (s *scope) use(n *node) (rota.Use, bool) {
+	if n.bad {
+		s.refused = true
+		return rota.Use{}, false
+	}
+	if n.kind == isScalar {
+		if strings.Contains(n.text, "://") {
+			return s.urlCheck(n, n.text)
+		}
+		return s.named(n, n, nil)
+	}
+	if u := n.get("use"); u != nil {
+		return s.named(n, u, n)
+	}
+	return s.defined(n, "", n, nil)
+}
+
+// named reads a check defined under checks, with what is said on top of it.
+func (s *scope) named(at, name, over *node) (rota.Use, bool) {
+	e, ok := s.b.checks[name.text]
+	if !ok {
+		s.refused = true
+		known := sortedKeys(s.b.checks)
+		hint := didYouMean(name.text, known)
+		switch {
+		case hint == "" && len(known) > 0:
+			hint = "defined are: " + strings.Join(known, ", ")
+		case hint == "":
+			hint = "write a URL such as https://{}/health, or define it under checks"
+		}
+		s.b.fail(name.at, hint, "unknown check %q", short(name.text))
+		return rota.Use{}, false
+	}
+	if e.value.bad {
+		s.refused = true
+		return rota.Use{}, false
+	}
+	if e.value.kind == isScalar {
+		c, err := parseCheckURL(e.value.text)
+		if err != nil {
+			s.refused = true
+			return rota.Use{}, false
+		}
+		c.Name = e.key
+		if over != nil {
+			if !s.overrides(over, string(c.Kind)) {
+				return rota.Use{}, false
+			}
+			c = s.fill(c, []*node{over})
+		}
+		return s.finish(at, c, nonNil(over))
+	}
+	return s.defined(e.value, e.key, at, over)
+}
+
+func nonNil(ns ...*node) []*node {
+	return slices.DeleteFunc(ns, func(n *node) bool { return n == nil })
+}
+
+// overrides checks that the kind has the keys that {use: …} brings.
+func (s *scope) overrides(over *node, kind string) bool {
+	kinds := aCheck.either[2].(variants).of
+	i := slices.IndexFunc(kinds, func(v variant) bool { return v.word == kind })
+	if i < 0 {
+		return false
+	}
+	fields := kinds[i].fields
+	ok := true
+	for _, e := range over.keys {
+		if e.key == "use" || ignored(e.key) {
+			continue
+		}
+		if !slices.ContainsFunc(fields, func(f field) bool { return f.key == e.key }) {
+			s.b.fail(e.at, "", "a check of type %s has no %s", kind, e.key)
+			ok = false
+		}
+	}
+	return ok
+}
+
+// defined reads a check that is a map with a type.
+func (s *scope) defined(def *node, name string, at, over *node) (rota.Use, bool) {
+	kind := def.get("type")
+	if kind == nil {
+		s.refused = true
+		return rota.Use{}, false
+	}
+	if over != nil && !s.overrides(over, kind.text) {
+		return rota.Use{}, false
+	}
+	c := rota.Check{Name: name, Kind: rota.Kind(kind.text)}
+	if !slices.Contains(rota.Kinds(), c.Kind) {
+		s.refused = true
+		id := name
+		if id == "" {
+			id = fmt.Sprintf("%s:%d", s.service.Short(), kind.at.line)
+		}
+		s.b.once(kind.at, "check", id, kind.text)
+		return rota.Use{}, false
+	}
+	from := nonNil(over, def)
+	c = s.fill(c, from)
+	return s.finish(at, c, from)
+}
+
+// first returns the value of a key in the first map that has it.
+func first(from []*node, key string) *node {
+	for _, n := range from {
+		if n.has(key) {
+			return n.get(key)
+		}
+	}
+	return nil
+}
+
+// fill sets what the maps say, the first that says it winning.
+func (s *scope) fill(c rota.Check, from []*node) rota.Check {
+	c.Port = uint16(intOr(first(from, "port"), int(c.Port)))
+	c.Path = textOr(first(from, "path"), c.Path)
+	c.Host = textOr(first(from, "host"), c.Host)
+	c.ServerName = textOr(first(from, "server_name"), c.ServerName)
+	c.Method = textOr(first(from, "method"), c.Method)
+	c.Body = textOr(first(from, "body"), c.Body)
+	c.Follow = textOr(first(from, "follow"), "false") == "same"
+	c.MaxBody = intOr(first(from, "max_body"), c.MaxBody)
+	c.Verify = rota.Verify(textOr(first(from, "verify"), string(c.Verify)))
+	c.CertDays = intOr(first(from, "cert_days"), c.CertDays)
+	c.Send = textOr(first(from, "send"), c.Send)
+	c.Expect = textOr(first(from, "expect"), c.Expect)
+	c.Count = intOr(first(from, "count"), c.Count)
+	c.Loss = percentOr(first(from, "loss"), c.Loss)
+	c.Header = headers(first(from, "header"))
+	c.ExpectHeader = headers(first(from, "expect_header"))
+	for _, n := range elements(first(from, "status")) {
+		if r, err := parseStatus(n.text); err == nil {
+			c.Status = append(c.Status, r)
+		}
+	}
+	return c
+}
+
+func headers(n *node) []rota.Header {
+	var hs []rota.Header
+	for _, e := range anyKey.entries(n) {
+		if !e.value.bad {
+			hs = append(hs, rota.Header{Name: e.key, Value: e.value.text})
+		}
+	}
+	slices.SortFunc(hs, func(a, b rota.Header) int { return cmp.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name)) })
+	return hs
+}
+
+// asciiHost turns a U-label host into what is sent; addresses stay.
+func asciiHost(h string) string {
+	if n, err := parseHost(h); err == nil && !strings.Contains(h, ":") {
+		if _, err := netip.ParseAddr(h); err != nil {
+			return n.Short()
+		}
+	}
+	return h
+}
+
+// finish fills the defaults of a check's kind and its timing. from are the maps that belong to the check itself.
+func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
+	label := c.Name
+	name := ""
+	if s.service.Label() != "*" {
+		name = s.service.Short()
+	}
+	switch c.Kind {
+	case rota.KindHTTP, rota.KindHTTPS:
+		c.Port = cmp.Or(c.Port, map[rota.Kind]uint16{rota.KindHTTP: 80, rota.KindHTTPS: 443}[c.Kind])
+		c.Path, c.Method = cmp.Or(c.Path, "/"), cmp.Or(c.Method, "GET")
+		c.Host = asciiHost(cmp.Or(c.Host, name))
+		c.MaxBody = cmp.Or(c.MaxBody, rota.DefaultMaxBody)
+		if len(c.Status) == 0 {
+			c.Status = []rota.StatusRange{{From: 200, To: 399}}
+		}
+		slices.SortFunc(c.Status, func(a, b rota.StatusRange) int { return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To)) })
+		c.Status = slices.Compact(c.Status)
+	case rota.KindTCP, rota.KindTLS:
+		if c.Port == 0 && !anyBad(from, "port") {
+			s.b.fail(at.at, "write port: N", "check %q of type %s has no port", label, c.Kind)
+			s.refused = true
+			return rota.Use{}, false
+		}
+		if c.Expect != "" {
+			c.MaxBody = cmp.Or(c.MaxBody, rota.DefaultMaxBody)
+		}
+	case rota.KindICMP:
+		c.Count = cmp.Or(c.Count, 1)
+	}
+	if c.Kind == rota.KindTLS {
+		c.ServerName = cmp.Or(c.ServerName, name)
+	}
+	if c.Kind == rota.KindTLS || c.Kind == rota.KindHTTPS {
+		c.ServerName, c.Verify = asciiHost(c.ServerName), cmp.Or(c.Verify, rota.VerifyStrict)
+	}
+	if c.Method == "HEAD" && c.Body != "" {
+		s.b.fail(first(from, "body").placeOr(at.at), "", "check %q: an answer to HEAD has no body to match", label)
+	}
+	if c.Name == "" {
+		c.Name = c.Describe()
+	}
+	c.Timing = s.timing(at, c.Name, from)
+	return rota.Use{Check: c, Observe: textOr(first(from, "role"), "required") == "observe"}, true
+}
+
+func anyBad(from []*node, key string) bool {
+	v := first(from, key)
+	return v == nil && len(from) > 0 && from[0].has(key)
+}
+
+// timing reads a check's timing: what the use says, then the check, then the service, then defaults. A timeout or fast interval
+// that comes from farther away than the interval gives way to it; one that stands beside it is held against it.
+func (s *scope) timing(at *node, name string, from []*node) rota.Timing {
+	layers := slices.Concat(from, nonNil(s.layers...))
+	find := func(key string) (*node, int) {
+		for i, n := range layers {
+			if n.has(key) {
+				return n.get(key), i
+			}
+		}
+		return nil, len(layers)
+	}
+	t := rota.DefaultTiming()
+	iv, i := find("interval")
+	to, j := find("timeout")
+	fast, k := find("fast_interval")
+	t.Interval = durationOr(iv, t.Interval)
+	t.Timeout = durationOr(to, t.Timeout)
+	t.FastInterval = durationOr(fast, t.FastInterval)
+	if t.Timeout > t.Interval {
+		if j <= i && to != nil {
+			s.b.fail(to.at, "", "check %q: timeout %s is not below interval %s", name, formatDuration(t.Timeout), formatDuration(t.Interval))
+		}
+		t.Timeout = t.Interval
+	}
+	if t.FastInterval > t.Interval {
+		if k <= i && fast != nil {
+			s.b.fail(fast.at, "", "check %q: fast_interval %s is not below interval %s", name, formatDuration(t.FastInterval), formatDuration(t.Interval))
+		}
+		t.FastInterval = t.Interval
+	}
+	if iv != nil && t.Interval > 10*time.Minute {
+		s.b.warn(iv.at, "10s is usual", "check %q: with an interval of %s a failure is seen late", name, formatDuration(t.Interval))
+	}
+	fall, _ := find("fall")
+	rise, _ := find("rise")
+	ok, _ := find("ok")
+	t.Fall = intOr(fall, t.Fall)
+	t.Rise = intOr(rise, t.Rise)
+	t.OK = intOr(ok, t.Fall)
+	return t
+}
