@@ -31,7 +31,7 @@ type demoOptions struct {
 	listen  string        // of the name server
 	out     io.Writer
 	in      io.Reader
-	explain func(io.Writer, rota.Explanation)
+	explain func(ctx context.Context, w io.Writer, socket string) error
 }
 
 func (a *app) demoCommand() *cobra.Command {
@@ -44,17 +44,24 @@ func (a *app) demoCommand() *cobra.Command {
 Needs no set-up, no privilege and no network; everything is gone when it ends.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			o.out, o.in, o.explain = a.out, c.InOrStdin(), printExplanation
+			o.out, o.in = a.out, c.InOrStdin()
+			o.explain = func(ctx context.Context, w io.Writer, socket string) error {
+				asks := app{out: w, err: w, getenv: a.getenv, version: a.version}
+				if code := asks.main(ctx, []string{"--addr", "unix://" + socket, "explain", demoName}); code != exitOK {
+					return fmt.Errorf("rota explain ended with exit code %d", code)
+				}
+				return nil
+			}
 			return demo(c.Context(), o)
 		},
 	}
-	c.Flags().DurationVar(&o.length, "for", 0, "end by itself after this long, at least 15s (default: until Ctrl-C)")
+	c.Flags().DurationVar(&o.length, "for", 0, "end by itself after this long, at least 12s (default: until Ctrl-C)")
 	c.Flags().StringVar(&o.listen, "listen", "127.0.0.1:5354", "address of the demo's name server; when it is taken, any free port")
 	return c
 }
 
-// shortestDemo is what a failure, its removal, the return and the explanation need.
-const shortestDemo = 15 * time.Second
+// shortestDemo is what a failure, its removal, the return and the explanation need, with room for a slow machine.
+const shortestDemo = 12 * time.Second
 
 func demo(ctx context.Context, o demoOptions) error {
 	if o.length != 0 && o.length < shortestDemo {
@@ -168,8 +175,8 @@ func (d *demoStory) tell(ctx context.Context) error {
 		if err := d.failure(ctx, victim, round == 0, keys); err != nil {
 			return d.ended(err)
 		}
-		if d.o.length != 0 {
-			d.say("the demo ends: the address left and came back, and the other two were answered all the time")
+		if end, ok := ctx.Deadline(); ok && time.Until(end) < shortestDemo {
+			d.say("the demo ends: each address that left came back, and the others were answered all the time")
 			return nil
 		}
 	}
@@ -187,13 +194,13 @@ func (d *demoStory) failure(ctx context.Context, victim netip.Addr, explain bool
 		return err
 	}
 	if explain {
-		if x, ok := d.node.raft.State().Explain(rota.MustParseName(demoName), rota.TypeA); ok {
-			fmt.Fprintln(d.o.out)
-			d.o.explain(indented{d.o.out}, x)
-			fmt.Fprintln(d.o.out)
+		fmt.Fprintf(d.o.out, "\n        $ rota explain %s\n", demoName)
+		if err := d.o.explain(ctx, indented{d.o.out}, d.node.socket()); err != nil {
+			return err
 		}
+		fmt.Fprintln(d.o.out)
 	}
-	if err := pause(ctx, 2*time.Second, keys); err != nil {
+	if err := pause(ctx, 3*time.Second, keys); err != nil {
 		return err
 	}
 	d.say("START  %s again", victim)

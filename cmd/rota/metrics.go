@@ -14,7 +14,7 @@ import (
 // registry gathers what this node counts. Everything is read from where it lives when it is asked for.
 func (n *node) registry() *prometheus.Registry {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOptions{}),
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		n.collector, rooms{n})
 	return r
 }

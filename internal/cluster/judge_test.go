@@ -214,9 +214,12 @@ func TestTicks(t *testing.T) {
 		if answer() != 2 {
 			b.Fatalf("%d addresses while one is drained", answer())
 		}
+		before := b.State().Index()
 		time.Sleep(2*time.Hour - time.Second)
 		b.settle()
-		before := b.State().Index()
+		if b.State().Index() != before {
+			b.Error("ticked although nothing was due")
+		}
 		if b.State().Override(id) == nil {
 			b.Fatal("the override ended early")
 		}

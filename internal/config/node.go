@@ -203,11 +203,12 @@ func (l *loader) tree(src *source) *node {
 	switch strings.ToLower(filepath.Ext(src.name)) {
 	case ".json", ".jsonc", ".hujson":
 		return l.json(src, true)
-	case ".yaml", ".yml":
-		return l.yaml(src)
 	}
-	if s := strings.TrimSpace(src.text); strings.HasPrefix(s, "{") || strings.HasPrefix(s, "//") || strings.HasPrefix(s, "/*") {
-		if n := l.json(src, false); n != nil {
+	// What begins like JSON may be YAML in flow style, too.
+	s := strings.TrimSpace(src.text)
+	commented := strings.HasPrefix(s, "//") || strings.HasPrefix(s, "/*")
+	if commented || strings.HasPrefix(s, "{") {
+		if n := l.json(src, commented); n != nil || commented {
 			return n
 		}
 	}

@@ -171,10 +171,15 @@ type answer struct {
 // answer reads heads until one is final, then the body until its end, the limit or an error.
 func (r *run) answer(c io.Reader, method string) answer {
 	first := r.trace.begin("first byte")
-	a := readAnswer(c, method, r.q.maxBody, func() { first("") })
+	rest := func(string) {}
+	a := readAnswer(c, method, r.q.maxBody, func() {
+		first("")
+		rest = r.trace.begin("body")
+	})
 	if !a.begun {
 		first("none")
 	}
+	rest(fmt.Sprintf("%d bytes", len(a.body)))
 	return a
 }
 

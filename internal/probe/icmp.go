@@ -31,6 +31,12 @@ const (
 	exceeded6, parameterError6 = 3, 4
 )
 
+// Protocol numbers of ICMP and ICMPv6 in an IP header.
+const (
+	protocol4 = 1
+	protocol6 = 58
+)
+
 // The payload of our echo requests: who sent it, then which it is. The sender's identity is random per socket, so that nobody who
 // has not seen a request can answer it, and no other program's replies are taken for ours.
 const (
@@ -93,7 +99,7 @@ func parseQuoted4(b []byte, failure string) (echo, bool) {
 		return echo{}, false
 	}
 	size := int(b[0]&15) * 4
-	if size < 20 || len(b) < size+8 || b[9] != syscall.IPPROTO_ICMP || b[size] != echoRequest4 {
+	if size < 20 || len(b) < size+8 || b[9] != protocol4 || b[size] != echoRequest4 {
 		return echo{}, false
 	}
 	if binary.BigEndian.Uint16(b[6:])&0x1fff != 0 {
@@ -107,7 +113,7 @@ func parseQuoted4(b []byte, failure string) (echo, bool) {
 // parseQuoted6 does so for IPv6. Our requests carry no extension headers, so a quoted packet with one is not ours.
 func parseQuoted6(b []byte, failure string) (echo, bool) {
 	const header = 40
-	if len(b) < header+8 || b[0]>>4 != 6 || b[6] != syscall.IPPROTO_ICMPV6 || b[header] != echoRequest6 {
+	if len(b) < header+8 || b[0]>>4 != 6 || b[6] != protocol6 || b[header] != echoRequest6 {
 		return echo{}, false
 	}
 	e, ok := parseEchoBody(b[header:])
@@ -205,11 +211,8 @@ func openSocket(six bool) (*socket, error) {
 	if err != nil {
 		first := err
 		if conn, err = icmp.ListenPacket(raw, any4); err != nil {
-			if refused(first) && !refused(err) {
-				return nil, err
-			}
-			if !refused(first) && refused(err) && !unsupported(first) {
-				return nil, first
+			if refused(err) && !refused(first) && !unsupported(first) {
+				return nil, first // such as no descriptor left: the permission was not the trouble
 			}
 			return nil, err
 		}

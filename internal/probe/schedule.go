@@ -82,7 +82,7 @@ func newScheduler(p *Prober, ping *pinger) *scheduler {
 	return &scheduler{
 		p: p, ping: ping, base: time.Now(),
 		entries: map[rota.TargetID]*entry{}, questions: map[string]*question{},
-		done: make(chan finished, p.concurrency), woke: -1,
+		done: make(chan finished, p.concurrency), woke: -1, seq: p.report.Load().Seq,
 	}
 }
 
@@ -188,7 +188,7 @@ func (s *scheduler) apply() {
 	keep := make(map[rota.TargetID]bool, len(wanted))
 	questions := make(map[string]*question)
 	order := make([]*entry, 0, len(wanted))
-	changed := s.seq == 0
+	changed := s.reported.IsZero()
 	for _, t := range wanted {
 		keep[t.ID] = true
 		e := s.entries[t.ID]

@@ -70,7 +70,9 @@ func Moved(a, b *Report) []TargetID {
 	all := a.Abstain != b.Abstain // then every opinion begins or ceases to count
 	i, j := 0, 0
 	if !all {
-		for i < len(a.Opinions) && i < len(b.Opinions) && a.Opinions[i] == b.Opinions[i] {
+		n := min(len(a.Opinions), len(b.Opinions))
+		x, y := a.Opinions[:n], b.Opinions[:n]
+		for i < len(x) && i < len(y) && x[i] == y[i] {
 			i++
 		}
 		j = i

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -416,7 +417,7 @@ func (n *nginx) start(path string, port int) {
 		n.t.Fatal(err)
 	}
 	eventually(n.t, "nginx listens on "+n.addr, func() bool {
-		c, err := net.Dial("tcp", fmt.Sprintf("%s:%d", n.addr, port))
+		c, err := net.Dial("tcp", net.JoinHostPort(n.addr, strconv.Itoa(port)))
 		if err != nil {
 			return false
 		}

@@ -1,0 +1,368 @@
+// Package peers starts real servers for tests: BIND, Knot and PowerDNS as name servers, nginx as an endpoint, and a faulty road to put
+// before them. Each server runs in the foreground on free loopback ports, with its configuration and data under the test's own
+// temporary directory, and is ended by its process id. A server that is not installed fails the test with the Debian package's name.
+// Only tests import this package.
+package peers
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// Kind is a kind of name server.
+type Kind string
+
+// The name servers.
+const (
+	BIND     Kind = "bind"
+	Knot     Kind = "knot"
+	PowerDNS Kind = "powerdns"
+)
+
+// Kinds lists the name servers.
+func Kinds() []Kind { return []Kind{BIND, Knot, PowerDNS} }
+
+// Key is a TSIG key that a server knows.
+type Key struct {
+	Name      string // without a trailing dot
+	Algorithm string // as in hmac-sha256
+	Secret    string // base64
+}
+
+// DefaultKey is known to every server whose configuration names no other.
+func DefaultKey() Key {
+	return Key{Name: "rota", Algorithm: "hmac-sha256", Secret: "c2VjcmV0IG9mIHRoZSByb3RhIHRlc3RzIDAxMjM0NTY="}
+}
+
+// Zone is a zone that a server holds.
+type Zone struct {
+	Name   string // with a trailing dot
+	Text   string // zone file text without SOA and NS, which are added; $ORIGIN is the zone
+	Closed bool   // nobody may update it
+}
+
+// Config says what a name server holds.
+type Config struct {
+	Zones []Zone
+	Keys  []Key // may update every zone that is not closed; empty: DefaultKey
+}
+
+// NameServer is a running name server.
+type NameServer struct {
+	Kind Kind
+
+	t    testing.TB
+	c    Config
+	dir  string
+	port int
+	run  *process
+}
+
+// Start starts a name server and waits until it answers. It ends with the test.
+func Start(t testing.TB, kind Kind, c Config) *NameServer {
+	t.Helper()
+	if len(c.Keys) == 0 {
+		c.Keys = []Key{DefaultKey()}
+	}
+	s := &NameServer{Kind: kind, t: t, c: c, dir: t.TempDir(), port: freePort(t)}
+	s.configure()
+	s.Restart()
+	return s
+}
+
+// Addr returns the server's address and port, for UDP and TCP.
+func (s *NameServer) Addr() string { return fmt.Sprintf("127.0.0.1:%d", s.port) }
+
+// Kill ends the server at once (SIGKILL) and waits for it.
+func (s *NameServer) Kill() {
+	s.t.Helper()
+	s.run.kill()
+}
+
+// Signal sends a signal to the server, such as SIGSTOP.
+func (s *NameServer) Signal(sig syscall.Signal) {
+	s.t.Helper()
+	if err := s.run.cmd.Process.Signal(sig); err != nil {
+		s.t.Fatalf("%s: %v", s.Kind, err)
+	}
+}
+
+// Restart starts the server again on the same port with its data, and waits until it answers.
+func (s *NameServer) Restart() {
+	s.t.Helper()
+	if s.run != nil {
+		s.run.kill()
+	}
+	switch s.Kind {
+	case BIND:
+		s.run = start(s.t, "named", "bind9", s.dir, "-g", "-c", s.path("named.conf"))
+	case Knot:
+		s.run = start(s.t, "knotd", "knot", s.dir, "-c", s.path("knot.conf"))
+	case PowerDNS:
+		s.run = start(s.t, "pdns_server", "pdns-server", s.dir, "--config-dir="+s.dir)
+	}
+	s.run.await(func() error {
+		for _, z := range s.c.Zones {
+			m := new(dns.Msg)
+			m.SetQuestion(z.Name, dns.TypeSOA)
+			answer, _, err := (&dns.Client{Timeout: 300 * time.Millisecond}).Exchange(m, s.Addr())
+			if err != nil {
+				return err
+			}
+			if !answer.Authoritative || len(answer.Answer) == 0 {
+				return fmt.Errorf("%s is not served yet: %v", z.Name, answer)
+			}
+		}
+		return nil
+	})
+}
+
+// SetZone replaces all of a zone, as a restored backup does: the server is ended, given the zone anew and started.
+func (s *NameServer) SetZone(z Zone) {
+	s.t.Helper()
+	s.run.kill()
+	i := slices.IndexFunc(s.c.Zones, func(o Zone) bool { return o.Name == z.Name })
+	if i < 0 {
+		s.c.Zones = append(s.c.Zones, z)
+	} else {
+		s.c.Zones[i] = z
+	}
+	old := s.dir
+	s.dir = s.t.TempDir()
+	s.configure()
+	os.RemoveAll(old)
+	s.Restart()
+}
+
+// Dump returns every record of a zone as text, sorted, by a zone transfer. The SOA comes once.
+func (s *NameServer) Dump(zone string) []string {
+	s.t.Helper()
+	m := new(dns.Msg)
+	m.SetAxfr(zone)
+	envelopes, err := new(dns.Transfer).In(m, s.Addr())
+	if err != nil {
+		s.t.Fatalf("%s: transfer of %s: %v", s.Kind, zone, err)
+	}
+	var out []string
+	for e := range envelopes {
+		if e.Error != nil {
+			s.t.Fatalf("%s: transfer of %s: %v", s.Kind, zone, e.Error)
+		}
+		for _, rr := range e.RR {
+			out = append(out, strings.ReplaceAll(rr.String(), "\t", " "))
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Serial returns the zone's serial.
+func (s *NameServer) Serial(zone string) uint32 {
+	s.t.Helper()
+	m := new(dns.Msg)
+	m.SetQuestion(zone, dns.TypeSOA)
+	answer, _, err := new(dns.Client).Exchange(m, s.Addr())
+	if err != nil || len(answer.Answer) == 0 {
+		s.t.Fatalf("%s: SOA of %s: %v %v", s.Kind, zone, answer, err)
+	}
+	return answer.Answer[0].(*dns.SOA).Serial
+}
+
+// Update changes a zone as somebody else with the key would: records in remove go (RFC 2136 §2.5.4), or whole RRsets of theirs when
+// they are of class ANY, and records in add come.
+func (s *NameServer) Update(zone string, remove, add []string) {
+	s.t.Helper()
+	m := new(dns.Msg)
+	m.SetUpdate(zone)
+	m.Remove(s.records(remove))
+	m.Insert(s.records(add))
+	k := s.c.Keys[0]
+	m.SetTsig(k.Name+".", dns.CanonicalName(k.Algorithm), 300, time.Now().Unix())
+	c := &dns.Client{Net: "tcp", TsigSecret: map[string]string{k.Name + ".": k.Secret}}
+	answer, _, err := c.Exchange(m, s.Addr())
+	if err != nil || answer.Rcode != dns.RcodeSuccess {
+		s.t.Fatalf("%s: update of %s by hand: %v %v", s.Kind, zone, answer, err)
+	}
+}
+
+func (s *NameServer) records(texts []string) []dns.RR {
+	s.t.Helper()
+	var out []dns.RR
+	for _, text := range texts {
+		rr, err := dns.NewRR(text)
+		if err != nil {
+			s.t.Fatalf("record %q: %v", text, err)
+		}
+		out = append(out, rr)
+	}
+	return out
+}
+
+// Lookup returns the data that the server answers for a name and type, sorted.
+func (s *NameServer) Lookup(name string, t uint16) []string {
+	s.t.Helper()
+	m := new(dns.Msg)
+	m.SetQuestion(name, t)
+	answer, _, err := (&dns.Client{Net: "tcp"}).Exchange(m, s.Addr())
+	if err != nil {
+		s.t.Fatalf("%s: %s: %v", s.Kind, name, err)
+	}
+	var out []string
+	for _, rr := range answer.Answer {
+		if rr.Header().Rrtype == t {
+			out = append(out, strings.TrimPrefix(rr.String(), rr.Header().String()))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (s *NameServer) path(name string) string { return filepath.Join(s.dir, name) }
+
+func (s *NameServer) write(name, format string, args ...any) {
+	s.t.Helper()
+	writeFile(s.t, s.path(name), fmt.Sprintf(format, args...))
+}
+
+func (z Zone) file() string { return strings.TrimSuffix(z.Name, ".") + ".zone" }
+
+func (s *NameServer) configure() {
+	s.t.Helper()
+	for _, z := range s.c.Zones {
+		s.write(z.file(), "$ORIGIN %s\n$TTL 300\n@ 300 IN SOA ns1 hostmaster 1 3600 600 86400 30\n@ 300 IN NS ns1\nns1 300 IN A 127.0.0.1\n%s\n",
+			z.Name, z.Text)
+	}
+	switch s.Kind {
+	case BIND:
+		s.configureBIND()
+	case Knot:
+		s.configureKnot()
+	case PowerDNS:
+		s.configurePowerDNS()
+	default:
+		s.t.Fatalf("unknown kind of name server %q", s.Kind)
+	}
+}
+
+func (s *NameServer) configureBIND() {
+	var b strings.Builder
+	fmt.Fprintf(&b, `options {
+	directory %q; pid-file none; session-keyfile "session.key"; managed-keys-directory %q;
+	listen-on port %d { 127.0.0.1; }; listen-on-v6 { none; };
+	recursion no; allow-transfer { any; }; notify no; dnssec-validation no; minimal-responses no;
+};
+controls {};
+`, s.dir, s.dir, s.port)
+	var keys strings.Builder
+	for _, k := range s.c.Keys {
+		fmt.Fprintf(&b, "key %q { algorithm %s; secret %q; };\n", k.Name, k.Algorithm, k.Secret)
+		fmt.Fprintf(&keys, "key %q; ", k.Name)
+	}
+	for _, z := range s.c.Zones {
+		update := keys.String()
+		if z.Closed {
+			update = "none; "
+		}
+		fmt.Fprintf(&b, "zone %q { type primary; file %q; allow-update { %s}; };\n", z.Name, z.file(), update)
+	}
+	s.write("named.conf", "%s", b.String())
+}
+
+func (s *NameServer) configureKnot() {
+	var b strings.Builder
+	fmt.Fprintf(&b, "server:\n  rundir: %q\n  listen: 127.0.0.1@%d\ndatabase:\n  storage: %q\nlog:\n  - target: stderr\n    any: info\nkey:\n",
+		s.dir, s.port, s.dir)
+	var ids []string
+	for _, k := range s.c.Keys {
+		fmt.Fprintf(&b, "  - id: %s.\n    algorithm: %s\n    secret: %s\n", k.Name, k.Algorithm, k.Secret)
+		ids = append(ids, k.Name+".")
+	}
+	fmt.Fprintf(&b, "acl:\n  - id: update\n    key: [%s]\n    action: [update]\n", strings.Join(ids, ", "))
+	b.WriteString("  - id: transfer\n    address: 127.0.0.0/8\n    action: [transfer]\nzone:\n")
+	for _, z := range s.c.Zones {
+		acl := "[update, transfer]"
+		if z.Closed {
+			acl = "[transfer]"
+		}
+		fmt.Fprintf(&b, "  - domain: %s\n    storage: %q\n    file: %q\n    acl: %s\n    serial-policy: increment\n", z.Name, s.dir, z.file(), acl)
+	}
+	s.write("knot.conf", "%s", b.String())
+}
+
+func (s *NameServer) configurePowerDNS() {
+	s.write("pdns.conf", `launch=lmdb
+lmdb-filename=%s
+local-address=127.0.0.1
+local-port=%d
+socket-dir=%s
+daemon=no
+guardian=no
+dnsupdate=yes
+allow-dnsupdate-from=127.0.0.0/8
+allow-axfr-ips=127.0.0.0/8
+disable-axfr=no
+loglevel=4
+version-string=anonymous
+`, s.path("db"), s.port, s.dir)
+	util := func(args ...string) {
+		s.t.Helper()
+		cmd := exec.Command(lookPath(s.t, "pdnsutil", "pdns-server"), append([]string{"--config-dir=" + s.dir}, args...)...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			s.t.Fatalf("pdnsutil %v: %v\n%s", args, err, out)
+		}
+	}
+	for _, k := range s.c.Keys {
+		util("import-tsig-key", k.Name, k.Algorithm, k.Secret)
+	}
+	for _, z := range s.c.Zones {
+		name := strings.TrimSuffix(z.Name, ".")
+		util("load-zone", name, s.path(z.file()))
+		if z.Closed {
+			util("set-meta", name, "ALLOW-DNSUPDATE-FROM", "192.0.2.1/32")
+			continue
+		}
+		var names []string
+		for _, k := range s.c.Keys {
+			names = append(names, k.Name)
+		}
+		util(append([]string{"set-meta", name, "TSIG-ALLOW-DNSUPDATE"}, names...)...)
+		util("set-meta", name, "SOA-EDIT-DNSUPDATE", "INCREASE")
+	}
+}
+
+func writeFile(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// freePort returns a loopback port that is free for UDP and TCP at this moment.
+func freePort(t testing.TB) int {
+	t.Helper()
+	for range 50 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		u, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port))
+		l.Close()
+		if err == nil {
+			u.Close()
+			return port
+		}
+	}
+	t.Fatal("no loopback port is free for UDP and TCP")
+	return 0
+}
