@@ -19,7 +19,7 @@ demo: ## show the main job: no set-up, ends by ctrl-c
 	go run ./cmd/rota demo
 
 build: ## build ./bin/rota
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/rota ./cmd/rota
+	CGO_ENABLED=0 go build -trimpath -o bin/rota ./cmd/rota
 
 test: ## the tests, without the race detector
 	go test ./...
