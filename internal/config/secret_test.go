@@ -140,3 +140,18 @@ func TestBadSecrets(t *testing.T) {
 		t.Error(said(c.Warnings))
 	}
 }
+
+func TestNoSecretsReadsNone(t *testing.T) {
+	o := options(nil)
+	o.Env, o.NoSecrets = environment(), true
+	if _, err := Parse("/etc/rota/rota.yaml", []byte(example(t, "min-rfc2136.yaml")), o); err != nil {
+		t.Error(err)
+	}
+	_, err := Parse("/etc/rota/rota.yaml", []byte(example(t, "full.yaml")), o)
+	all, _ := errors.AsType[*Errors](err)
+	for _, p := range all.Problems {
+		if !strings.Contains(p.Message, "not supported yet") {
+			t.Error(p)
+		}
+	}
+}
