@@ -147,6 +147,9 @@ func (b *builder) key(at place, s Secret, want keyText, r keyRules) (Key, bool) 
 			name = n
 		}
 	}
+	if name == "" && b.o.NoSecrets {
+		name = "unread" // the key's own file names it
+	}
 	parsed, err := parseName(name)
 	if err != nil {
 		b.fail(at, "write name: NAME", "key: %v", err)
