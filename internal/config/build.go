@@ -177,6 +177,9 @@ func (b *builder) node() {
 	}
 	b.c.Node.Site = textOr(n.get("site"), b.c.Node.Name)
 	dir := "rota-data"
+	if abs, err := filepath.Abs(dir); err == nil {
+		dir = abs
+	}
 	if state, ok := b.o.Env("STATE_DIRECTORY"); ok && state != "" {
 		dir, _, _ = strings.Cut(state, ":")
 	}

@@ -32,7 +32,7 @@ type Config struct {
 type Node struct {
 	Name    string // default: the host name
 	Site    string // where it stands; default: Name
-	DataDir string // default: $STATE_DIRECTORY, else rota-data
+	DataDir string // default: $STATE_DIRECTORY, else rota-data in the working directory
 }
 
 // LogFormat is how log lines look.
@@ -140,6 +140,8 @@ type RFC2136 struct {
 	Key       *Key     // nil: unsigned
 	Transport Transport
 	Zone      rota.Name // empty: found by asking for the SOA
+
+	MaxRecords int // of one name and type; default 100, as BIND's max-records-per-type. No service that names it has more
 }
 
 // Options are what a configuration is read with. The zero value is right for the command.

@@ -3,17 +3,21 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/rota-dns/rota/internal/rota"
 )
 
-// tree is a filesystem in memory; a nil entry cannot be read.
+// tree is a filesystem in memory.
 type tree map[string]string
 
 func (t tree) read(name string, limit int) ([]byte, bool, error) {
@@ -118,8 +122,6 @@ func said(ps []Problem) string {
 	return b.String()
 }
 
-var _ = fs.ErrNotExist
-
 func TestFullSaysOnlyNotSupportedYet(t *testing.T) {
 	files := tree{
 		"/etc/rota/ops.token": "opensesame", "/etc/rota/xfr.key": bindKey, "/run/credentials/tsig.key": secret64,
@@ -136,15 +138,43 @@ func TestFullSaysOnlyNotSupportedYet(t *testing.T) {
 			t.Errorf("%s", p)
 		}
 	}
-	t.Log(said(all.Problems))
+	if len(all.Problems) < 30 {
+		t.Errorf("only:\n%s", said(all.Problems))
+	}
 }
 
 func TestMinimalExamplesLoad(t *testing.T) {
 	c := parse(t, example(t, "min-embedded.yaml"))
-	t.Logf("%+v", c.Spec)
+	v := c.Spec.Services[0]
+	if v.Name != "www.lb.example.org." || v.Zone != "lb.example.org." || !slices.Equal(v.Publish, []string{rota.Embedded}) || v.TTL != 30 {
+		t.Errorf("service: %+v", v)
+	}
+	if len(v.Endpoints) != 2 || v.Endpoints[1].Address != netip.MustParseAddr("192.0.2.11") || v.Endpoints[1].Checks[0].Check.Port != 443 {
+		t.Errorf("endpoints: %+v", v.Endpoints)
+	}
+	want := Zone{
+		Name: "lb.example.org.", NS: []rota.Name{"ns1.example.org.", "ns2.example.org."}, MName: "ns1.example.org.", RName: "hostmaster.lb.example.org.",
+		Refresh: 7200, Retry: 1800, Expire: 1209600, Minimum: 5, TTL: 3600,
+	}
+	if d := cmp.Diff(&DNS{Listen: []string{":53"}, Zones: []Zone{want}}, c.DNS); d != "" {
+		t.Error(d)
+	}
+	if err := c.Spec.Validate(); err != nil {
+		t.Error(err)
+	}
+
 	c = parse(t, example(t, "min-rfc2136.yaml"), tree{"/etc/rota/tsig.key": bindKey})
-	t.Logf("%+v %+v", c.Spec, c.Publishers[0].RFC2136)
-	for _, w := range c.Warnings {
-		t.Log(w)
+	p := c.Publishers[0]
+	if len(c.Publishers) != 1 || p.Name != "ns1.example.org/example.org" || !slices.Equal(p.RFC2136.Servers, []string{"ns1.example.org:53"}) ||
+		p.RFC2136.Zone != "example.org." || p.RFC2136.Key.Name != "ddns." || p.RFC2136.Key.Algorithm != "hmac-sha512." || p.RFC2136.Key.Secret.Reveal() != secret64 {
+		t.Errorf("publisher: %+v %+v", p, p.RFC2136)
+	}
+	v = c.Spec.Services[0]
+	k := v.Endpoints[2].Checks[0].Check
+	if !slices.Equal(v.Publish, []string{p.Name}) || k.Kind != rota.KindHTTPS || k.Port != 443 || k.Host != "www.example.org" || k.Path != "/health" || k.Timing != rota.DefaultTiming() {
+		t.Errorf("service: %+v", v)
+	}
+	if len(c.Warnings) != 0 {
+		t.Errorf("warnings: %v", c.Warnings)
 	}
 }

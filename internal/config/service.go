@@ -19,8 +19,7 @@ const bindLimit = 100
 // publisher is a Publisher that a service uses.
 type publisher struct {
 	Publisher
-	url   string // where it was made from a URL
-	limit int    // records of one type
+	url string // where it was made from a URL
 }
 
 // services reads all services.
@@ -190,10 +189,10 @@ func (b *builder) limits(v *rota.Service, p *publisher, at *node) {
 		n int
 		t rota.Type
 	}{{four, rota.TypeA}, {six, rota.TypeAAAA}} {
-		if f.n > p.limit {
+		if f.n > p.RFC2136.MaxRecords {
 			b.fail(at.at, fmt.Sprintf("split the service, or raise max-records-per-type there and write max_records: %d for the publisher", f.n),
 				"service %q has %d %s records and publisher %q takes %d: BIND refuses more than max-records-per-type, 100 by default",
-				v.Name.Short(), f.n, f.t, p.Name, p.limit)
+				v.Name.Short(), f.n, f.t, p.Name, p.RFC2136.MaxRecords)
 		}
 	}
 }
@@ -224,8 +223,8 @@ func (b *builder) publisher(use *node) *publisher {
 		return nil
 	}
 	p := &publisher{Publisher: Publisher{Name: e.key, Type: "rfc2136", RFC2136: &RFC2136{
-		Transport: Transport(textOr(n.get("transport"), string(TransportAuto))),
-	}}, limit: intOr(n.get("max_records"), bindLimit)}
+		Transport: Transport(textOr(n.get("transport"), string(TransportAuto))), MaxRecords: intOr(n.get("max_records"), bindLimit),
+	}}}
 	for _, s := range elements(n.get("servers")) {
 		server, _ := parseServer(s.text, "53")
 		if slices.Contains(p.RFC2136.Servers, server) {
@@ -301,7 +300,7 @@ func (b *builder) publisherURL(n *node) *publisher {
 		b.fail(n.at, "write ?key=file:PATH", "publish URL: a name server takes no user and password")
 		return nil
 	}
-	r := &RFC2136{Transport: TransportAuto}
+	r := &RFC2136{Transport: TransportAuto, MaxRecords: bindLimit}
 	ok := true
 	refuse := func(hint, format string, args ...any) {
 		ok = false
@@ -323,7 +322,7 @@ func (b *builder) publisherURL(n *node) *publisher {
 		r.Zone = z
 	}
 	id := strings.Join(r.Servers, ",") + "/" + r.Zone.Short()
-	p := &publisher{Publisher: Publisher{Name: urlName(r), Type: "rfc2136", RFC2136: r}, url: n.text, limit: bindLimit}
+	p := &publisher{Publisher: Publisher{Name: urlName(r), Type: "rfc2136", RFC2136: r}, url: n.text}
 	key, algorithm, name, weak := "", "", "", false
 	if query != "" {
 		for part := range strings.SplitSeq(query, "&") {
@@ -351,7 +350,7 @@ func (b *builder) publisherURL(n *node) *publisher {
 				if err != nil {
 					refuse("", "max_records: %v", err)
 				}
-				p.limit = int(v)
+				r.MaxRecords = int(v)
 			case "transport":
 				r.Transport = Transport(value)
 				if !slices.Contains([]Transport{TransportAuto, TransportUDP, TransportTCP}, r.Transport) {

@@ -177,6 +177,13 @@ func (s scalar) check(x *examiner, n *node, what string) {
 		x.wrongKind(s, n, what)
 		return
 	}
+	if s.secret {
+		for _, part := range strings.Fields(n.text) {
+			if len(part) > 3 {
+				x.l.hush = append(x.l.hush, part)
+			}
+		}
+	}
 	if n.bad {
 		return
 	}

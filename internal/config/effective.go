@@ -1,0 +1,340 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// Effective returns the configuration as YAML with every shorthand expanded and every default written out. Secrets are shown by the
+// file, variable or credential they came from, and as "***" when they stood in the configuration. But for those, Parse reads it
+// back to an equal Config.
+func (c *Config) Effective() []byte {
+	doc := mapOf(
+		"version", 1,
+		"node", mapOf("name", c.Node.Name, "site", c.Node.Site, "data_dir", c.Node.DataDir),
+		"log", c.logNode(),
+		"metrics", mapOf("prometheus", mapOf("path", c.Metrics.Path)),
+		"api", c.apiNode(),
+		"cluster", mapOf("election", c.Cluster.Election),
+		"vantage", mapOf("quorum", c.Spec.Quorum.Need, "of", c.Spec.Quorum.Of, "max_age", c.Spec.Quorum.MaxAge),
+	)
+	if c.DNS != nil {
+		doc.set("dns", c.dnsNode())
+	}
+	if len(c.Keys) > 0 || len(c.Publishers) > 0 {
+		keys, publishers := c.publishNodes()
+		if len(keys.Content) > 0 {
+			doc.set("keys", keys)
+		}
+		if len(publishers.Content) > 0 {
+			doc.set("publish", publishers)
+		}
+	}
+	doc.set("ownership", mapOf("registry", "none", "owner", c.Owner))
+	services := mapOf()
+	for _, v := range c.Spec.Services {
+		services.set(v.Name.Short(), serviceNode(v))
+	}
+	doc.set("services", services)
+	var out bytes.Buffer
+	d, err := yaml.NewDumper(&out, yaml.WithIndent(2), yaml.WithLineWidth(-1))
+	if err == nil {
+		err = d.Dump((*yaml.Node)(doc))
+	}
+	if err == nil {
+		err = d.Close()
+	}
+	if err != nil {
+		panic(fmt.Sprintf("config: effective configuration: %v", err)) // built here of strings and numbers only
+	}
+	return out.Bytes()
+}
+
+// mapping is a YAML map being written, in order.
+type mapping yaml.Node
+
+func mapOf(kv ...any) *mapping {
+	m := &mapping{Kind: yaml.MappingNode, Tag: "!!map"}
+	for i := 0; i+1 < len(kv); i += 2 {
+		m.set(kv[i].(string), kv[i+1])
+	}
+	return m
+}
+
+func (m *mapping) set(key string, value any) {
+	m.Content = append(m.Content, scalarNode(key), valueNode(value))
+}
+
+func scalarNode(s string) *yaml.Node {
+	n := &yaml.Node{}
+	n.SetString(s)
+	if n.Tag == "" {
+		n.Tag = "!!str"
+	}
+	return n
+}
+
+func valueNode(v any) *yaml.Node {
+	plain := func(tag, s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Tag: tag, Value: s} }
+	switch v := v.(type) {
+	case *mapping:
+		return (*yaml.Node)(v)
+	case string:
+		return scalarNode(strings.ReplaceAll(v, "${", "$${"))
+	case int:
+		return plain("!!int", strconv.Itoa(v))
+	case uint16:
+		return plain("!!int", strconv.Itoa(int(v)))
+	case uint32:
+		return plain("!!int", strconv.FormatUint(uint64(v), 10))
+	case bool:
+		return plain("!!bool", strconv.FormatBool(v))
+	case time.Duration:
+		return scalarNode(formatDuration(v))
+	case rota.Name:
+		return scalarNode(v.Short())
+	case Secret:
+		return secretNode(v)
+	case []string:
+		return listNode(v)
+	case []rota.Name:
+		return listNode(v)
+	case []rota.StatusRange:
+		return listNode(v)
+	case []*mapping:
+		return listNode(v)
+	case map[string]string:
+		m := mapOf()
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			m.set(k, v[k])
+		}
+		return (*yaml.Node)(m)
+	case rota.StatusRange:
+		if v.From == v.To {
+			return plain("!!int", v.String())
+		}
+		return scalarNode(v.String())
+	}
+	return scalarNode(fmt.Sprint(v))
+}
+
+func listNode[T any](vs []T) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
+	for _, v := range vs {
+		n.Content = append(n.Content, valueNode(v))
+	}
+	if _, deep := any(vs).([]*mapping); !deep {
+		n.Style = yaml.FlowStyle
+	}
+	return n
+}
+
+func secretNode(s Secret) *yaml.Node {
+	form, name, ok := strings.Cut(s.from, ":")
+	if !ok {
+		return scalarNode(hidden)
+	}
+	n := (*yaml.Node)(mapOf(form, name))
+	n.Style = yaml.FlowStyle
+	return n
+}
+
+func (c *Config) logNode() *mapping {
+	m := mapOf("level", strings.ToLower(c.Log.Level.String()), "format", string(c.Log.Format))
+	if c.Log.File != "" {
+		m.set("file", c.Log.File)
+	}
+	return m
+}
+
+func (c *Config) apiNode() *mapping {
+	m := mapOf("listen", c.API.Listen)
+	if c.API.CertFile != "" {
+		m.set("tls", mapOf("cert", c.API.CertFile, "key", c.API.KeyFile))
+	}
+	m.set("dashboard", mapOf("anonymous", map[bool]string{true: "read", false: "none"}[c.API.AnonymousRead]))
+	var tokens []*mapping
+	for _, t := range c.API.Tokens {
+		tokens = append(tokens, mapOf("name", t.Name, "role", string(t.Role), "token", t.Token))
+	}
+	if tokens != nil {
+		m.set("tokens", tokens)
+	}
+	return m
+}
+
+func (c *Config) dnsNode() *mapping {
+	zones := mapOf()
+	for _, z := range c.DNS.Zones {
+		m := mapOf("ns", z.NS, "ttl", z.TTL, "soa", mapOf("mname", z.MName, "rname", z.RName,
+			"refresh", z.Refresh, "retry", z.Retry, "expire", z.Expire, "minimum", z.Minimum))
+		var b strings.Builder
+		for _, s := range z.Records {
+			for _, d := range s.Data {
+				fmt.Fprintf(&b, "%s %d IN %s %s\n", s.Name, s.TTL, s.Type, d)
+			}
+		}
+		if b.Len() > 0 {
+			n := scalarNode(strings.ReplaceAll(b.String(), "${", "$${"))
+			n.Style = yaml.LiteralStyle
+			m.Content = append(m.Content, scalarNode("records"), n)
+		}
+		zones.set(z.Name.Short(), m)
+	}
+	return mapOf("listen", c.DNS.Listen, "zones", zones)
+}
+
+// publishNodes writes keys and publishers; a key that was named in a URL gets a name of its own.
+func (c *Config) publishNodes() (keys, publishers *mapping) {
+	keys, publishers = mapOf(), mapOf()
+	write := func(name string, k Key) {
+		m := mapOf("name", k.Name.String(), "algorithm", k.algorithm(), "secret", k.Secret)
+		if a := k.algorithm(); a == "hmac-sha1" || a == "hmac-md5" {
+			m.set("allow_weak", true)
+		}
+		keys.set(name, m)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Keys)) {
+		write(name, c.Keys[name])
+	}
+	for i, p := range c.Publishers {
+		m := mapOf("type", p.Type, "servers", p.RFC2136.Servers)
+		if k := p.RFC2136.Key; k != nil {
+			name := ""
+			for _, known := range slices.Sorted(maps.Keys(c.Keys)) {
+				if c.Keys[known] == *k {
+					name = known
+					break
+				}
+			}
+			if name == "" {
+				name = fmt.Sprintf("key-%d", i+1)
+				write(name, *k)
+			}
+			m.set("key", name)
+		}
+		zone := "auto"
+		if p.RFC2136.Zone != "" {
+			zone = p.RFC2136.Zone.Short()
+		}
+		m.set("transport", string(p.RFC2136.Transport))
+		m.set("zone", zone)
+		m.set("max_records", p.RFC2136.MaxRecords)
+		publishers.set(p.Name, m)
+	}
+	return keys, publishers
+}
+
+func serviceNode(v rota.Service) *mapping {
+	m := mapOf("ttl", v.TTL)
+	if v.Zone != "" {
+		m.set("zone", v.Zone)
+	}
+	var endpoints []*mapping
+	for _, e := range v.Endpoints {
+		endpoints = append(endpoints, endpointNode(e))
+	}
+	m.set("endpoints", endpoints)
+	if v.Policy != (rota.Policy{}) {
+		p := mapOf()
+		if v.Policy.Pick != "" {
+			p.set("pick", string(v.Policy.Pick))
+		}
+		if v.Policy.Answers > 0 {
+			p.set("answers", v.Policy.Answers)
+		}
+		m.set("policy", p)
+	}
+	s := mapOf("min_published", v.Safety.MinPublished, "fail_open_below", formatPercent(v.Safety.FailOpenBelow),
+		"on_all_down", string(v.Safety.OnAllDown), "min_hold", v.Safety.MinHold)
+	if v.Safety.Fallback != "" {
+		s.set("fallback", mapOf("cname", v.Safety.Fallback))
+	}
+	m.set("safety", s)
+	if len(v.Publish) > 0 {
+		m.set("publish", v.Publish)
+	}
+	if len(v.Labels) > 0 {
+		m.set("labels", v.Labels)
+	}
+	return m
+}
+
+func endpointNode(e rota.Endpoint) *mapping {
+	m := mapOf("address", e.Address.String())
+	if e.Monitor != (netip.Addr{}) {
+		m.set("monitor", e.Monitor.String())
+	}
+	m.set("weight", e.Weight)
+	m.set("priority", e.Priority)
+	if e.Site != "" {
+		m.set("site", e.Site)
+	}
+	if len(e.Labels) > 0 {
+		m.set("labels", e.Labels)
+	}
+	var checks []*mapping
+	for _, u := range e.Checks {
+		checks = append(checks, checkNode(u))
+	}
+	if checks != nil {
+		m.set("checks", checks)
+	}
+	return m
+}
+
+func checkNode(u rota.Use) *mapping {
+	c := u.Check
+	m := mapOf("type", string(c.Kind))
+	set := func(key string, v any, zero bool) {
+		if !zero {
+			m.set(key, v)
+		}
+	}
+	headers := func(hs []rota.Header) *mapping {
+		h := mapOf()
+		for _, x := range hs {
+			h.set(x.Name, x.Value)
+		}
+		return h
+	}
+	set("port", c.Port, c.Port == 0)
+	set("method", c.Method, c.Method == "")
+	set("path", c.Path, c.Path == "")
+	set("host", c.Host, c.Host == "")
+	set("header", headers(c.Header), len(c.Header) == 0)
+	set("status", c.Status, len(c.Status) == 0)
+	set("expect_header", headers(c.ExpectHeader), len(c.ExpectHeader) == 0)
+	set("body", c.Body, c.Body == "")
+	set("follow", "same", !c.Follow)
+	set("server_name", c.ServerName, c.ServerName == "")
+	set("verify", string(c.Verify), c.Verify == "")
+	set("cert_days", c.CertDays, c.CertDays == 0)
+	set("send", c.Send, c.Send == "")
+	set("expect", c.Expect, c.Expect == "")
+	set("max_body", c.MaxBody, c.MaxBody == 0)
+	set("count", c.Count, c.Count == 0)
+	set("loss", formatPercent(c.Loss), c.Loss == 0)
+	m.set("interval", c.Interval)
+	m.set("timeout", c.Timeout)
+	m.set("fast_interval", c.FastInterval)
+	m.set("fall", c.Fall)
+	m.set("rise", c.Rise)
+	m.set("ok", c.OK)
+	role := "required"
+	if u.Observe {
+		role = "observe"
+	}
+	m.set("role", role)
+	return m
+}

@@ -1,0 +1,184 @@
+package config
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/jsonschema-go/jsonschema"
+	"go.yaml.in/yaml/v4"
+)
+
+func judge(t *testing.T) func(text string) error {
+	t.Helper()
+	var s jsonschema.Schema
+	if err := json.Unmarshal(Schema(), &s); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Resolve(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(text string) error {
+		var v any
+		if err := yaml.Load([]byte(text), &v); err != nil {
+			t.Fatal(err)
+		}
+		raw, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(raw, &v); err != nil {
+			t.Fatal(err)
+		}
+		return r.Validate(v)
+	}
+}
+
+func TestSchemaAcceptsTheExamples(t *testing.T) {
+	accepts := judge(t)
+	for _, name := range []string{"full.yaml", "min-embedded.yaml", "min-rfc2136.yaml"} {
+		if err := accepts(example(t, name)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestSchemaAgreesWithTheReader(t *testing.T) {
+	accepts := judge(t)
+	for _, text := range []string{
+		"servces: {}",
+		"services: {a.example.org: {endpoints: [192.0.2.1], tll: 30s}}",
+		"services: {a.example.org: {endpoint: [192.0.2.1]}}",
+		"services: {a.example.org: {ttl: 30s}}",
+		"checks: {web: {type: htps}}",
+		"checks: {web: {type: tcp, path: /}}",
+		"defaults: {interval: 10}",
+		"defaults: {fall: 0}",
+		"log: {level: loud}",
+		"safety: {fail_open_below: 50}",
+		"publish: {b: {type: rfc2136}}",
+		"dns: {listen: ':53'}",
+		"api: {tokens: [{name: a, role: boss, token: {env: X}}]}",
+		"vantage: {max_age: soon}",
+		"services: [a]",
+	} {
+		if accepts(text) == nil {
+			t.Errorf("the schema accepts %s", text)
+		}
+		problems(t, text)
+	}
+	for _, text := range []string{
+		"{_note: anything, x-y: [1], services: {_comment: hello, a.example.org: {_x: 1, endpoints: [192.0.2.1], publish: b, ttl: 30}}, " +
+			"publish: {b: {type: rfc2136, servers: 192.0.2.53}}}",
+		"{dns: {zones: {example.org: {ns: ns.example.net}}}, services: {a.example.org: {endpoints: [\"http://192.0.2.1:80/\"], check: {use: web, interval: 20s}}}, " +
+			"checks: {web: {type: http, status: [200, 204, 300-399], follow: false}}}",
+	} {
+		if err := accepts(text); err != nil {
+			t.Errorf("%v\n%s", err, text)
+		}
+		parse(t, text)
+	}
+}
+
+func TestSchemaFileIsUpToDate(t *testing.T) {
+	path := filepath.Join("../../config/rota.schema.json")
+	if os.Getenv("UPDATE") != "" {
+		if err := os.WriteFile(path, Schema(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(got), string(Schema())); d != "" {
+		t.Errorf("config/rota.schema.json is not what rota schema writes; run UPDATE=1 go test ./internal/config\n%s", d)
+	}
+}
+
+func TestEffectiveReadsBack(t *testing.T) {
+	files := tree{"/etc/rota/tsig.key": bindKey, "/etc/rota/t": "token"}
+	for name, text := range map[string]string{
+		"embedded": example(t, "min-embedded.yaml"), "rfc2136": example(t, "min-rfc2136.yaml"), "rich": rich,
+	} {
+		c := parse(t, text, files)
+		out := c.Effective()
+		again, err := Parse("/etc/rota/rota.yaml", out, options(files))
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, out)
+		}
+		if d := cmp.Diff(string(out), string(again.Effective())); d != "" {
+			t.Errorf("%s: %s", name, d)
+		}
+		// An inline check is named by what it asks; the question itself has to be the same.
+		for _, s := range []*Config{c, again} {
+			for i := range s.Spec.Services {
+				for j := range s.Spec.Services[i].Endpoints {
+					for k := range s.Spec.Services[i].Endpoints[j].Checks {
+						s.Spec.Services[i].Endpoints[j].Checks[k].Check.Name = ""
+					}
+				}
+			}
+		}
+		if d := cmp.Diff(c.Spec, again.Spec, addresses); d != "" {
+			t.Errorf("%s: spec: %s", name, d)
+		}
+		if d := cmp.Diff(c.DNS, again.DNS); d != "" {
+			t.Errorf("%s: dns: %s", name, d)
+		}
+	}
+}
+
+var addresses = cmp.Comparer(func(a, b interface {
+	String() string
+	IsValid() bool
+}) bool {
+	return a == b
+})
+
+// rich uses every supported key.
+const rich = `
+node: {name: ams1, site: ams, data_dir: data}
+log: {level: warn, format: json, file: /var/log/rota}
+metrics: {prometheus: {path: /prom}}
+api: {listen: "[::1]:8081", dashboard: {anonymous: none}, tokens: [{name: ops, role: admin, token: {file: t}}]}
+vantage: {quorum: any, of: sites, max_age: 1m}
+dns:
+  listen: [":53"]
+  zones:
+    lb.example.org:
+      ns: [ns1.example.org]
+      ttl: 2h
+      soa: {mname: ns9.example.org, rname: ops.team@example.org, refresh: 1h, retry: 600, expire: 7d, minimum: 3}
+      records: |
+        @      3600 IN MX 10 MAIL.example.org.
+        txt    TXT "a $${x} b" ( "c" )
+               A 192.0.2.77
+        _s._tcp 60 SRV 1 2 3 host
+keys:
+  k: {file: tsig.key}
+publish:
+  b: {type: rfc2136, servers: [192.0.2.53, "[2001:db8::53]:5353", ns.example.org], key: k, transport: tcp, zone: example.org}
+ownership: {owner: me}
+safety: {min_published: 2, fail_open_below: 12.5%, min_hold: 1m, on_all_down: all}
+checks:
+  web: {type: https, port: 8443, path: "/h?x=1", host: w.example.org, status: [204, 200-201, 3xx], body: "ok|$${y}", header: {X-A: "1"}, expect_header: {Server: "^n"},
+    method: OPTIONS, follow: same, max_body: 1000, server_name: s.example.org, verify: ca, cert_days: 7, interval: 20s, timeout: 4s, fast_interval: 2s, fall: 4, rise: 3}
+  ping: {type: icmp, count: 3, loss: 5%, role: observe}
+  t: {type: tls, port: 853, verify: none, send: "a\r\n", expect: "^b"}
+services:
+  WWW.lb.example.org:
+    ttl: 10
+    endpoints:
+      - {address: 192.0.2.1, weight: 3, priority: 2, site: ams, monitor: 10.0.0.1, labels: {a: b}}
+      - "tcp://[2001:db8::1]:80"
+      - {address: "fe80::1%eth0", check: "icmp://{}"}
+    checks: [web, ping, {use: t, fall: 9, port: 8853}]
+    policy: {pick: weighted, answers: 2}
+    safety: {on_all_down: fallback, fallback: {cname: sorry.example.net}}
+    labels: {team: x}
+  b.example.org: {endpoints: [192.0.2.5], check: "http://{}:8080", publish: [b, "rfc2136://ns1.example.org/example.org?key=file:tsig.key"], zone: example.org}
+`
