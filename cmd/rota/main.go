@@ -153,6 +153,6 @@ func (a *app) commands() []*cobra.Command {
 		a.overrideCommand("drain", "Send no new clients to endpoints", rota.ActionDrain),
 		a.overrideCommand("maint", "Take endpoints out while they are worked on", rota.ActionMaintenance),
 		a.forceCommand(), a.readyCommand(),
-		a.checkCommand(), a.digCommand(), a.reloadCommand(), a.versionCommand(), a.openapiCommand(),
+		a.runCommand(), a.demoCommand(), a.checkCommand(), a.digCommand(), a.reloadCommand(), a.versionCommand(), a.openapiCommand(),
 	}
 }

@@ -282,7 +282,7 @@ func zoneMissing(t *testing.T, x *target) {
 		t.Errorf("reasons are %v and %v", s.Lost[0], s.Zones[1].Reasons[0])
 	}
 	plan, err := p.Plan(t.Context())
-	if err != nil || len(plan.Zones) != 3 || plan.Zones[0].Unchanged != 1 || len(plan.Zones[1].Reasons) != 1 {
+	if err != nil || len(plan.Zones) != 3 || len(plan.Zones[0].Unchanged) != 1 || len(plan.Zones[1].Reasons) != 1 {
 		t.Errorf("plan %+v, %v", plan, err)
 	}
 }
