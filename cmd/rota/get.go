@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/url"
 	"strings"
 	"time"
@@ -330,7 +329,7 @@ func (a *app) getResource(r resource) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return r.write(a.out, b, f, !noHeaders)
+			return a.writeResource(r, b, f, !noHeaders)
 		}
 		if err := show(); err != nil || !watch {
 			return err
@@ -340,7 +339,8 @@ func (a *app) getResource(r resource) *cobra.Command {
 	return c
 }
 
-func (r resource) write(w io.Writer, b []byte, f format, headers bool) error {
+func (a *app) writeResource(r resource, b []byte, f format, headers bool) error {
+	w := a.out
 	switch f {
 	case formatJSON, formatYAML:
 		return writeValue(w, b, f)
@@ -356,7 +356,7 @@ func (r resource) write(w io.Writer, b []byte, f format, headers bool) error {
 		}
 		return nil
 	}
-	t, err := r.table(b, time.Now())
+	t, err := r.table(b, a.now())
 	if err != nil {
 		return err
 	}

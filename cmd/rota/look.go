@@ -67,7 +67,7 @@ func (a *app) statusCommand() *cobra.Command {
 		case formatYAML:
 			err = writeYAML(a.out, o)
 		default:
-			err = o.write(a.out, time.Now())
+			err = o.write(a.out, a.now())
 		}
 		if err != nil {
 			return err
@@ -217,7 +217,7 @@ func (a *app) explainCommand() *cobra.Command {
 				}
 			}
 			told = true
-			if _, err := io.WriteString(a.out, printable(story(x, only, time.Now()))); err != nil {
+			if _, err := io.WriteString(a.out, printable(story(x, only, a.now()))); err != nil {
 				return err
 			}
 		}

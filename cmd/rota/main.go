@@ -11,9 +11,11 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -49,6 +51,7 @@ func usagef(format string, args ...any) error { return &coded{exitUsage, fmt.Err
 type app struct {
 	out, err io.Writer
 	getenv   func(string) string
+	now      func() time.Time
 	version  string
 
 	config  string // --config
@@ -64,7 +67,7 @@ type onceFunc func(ctx context.Context, t rota.Target) (log []string, o rota.Obs
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	a := &app{out: os.Stdout, err: os.Stderr, getenv: os.Getenv, version: version()}
+	a := &app{out: os.Stdout, err: os.Stderr, getenv: os.Getenv, now: time.Now, version: version(), once: probeOnce}
 	os.Exit(a.main(ctx, os.Args[1:]))
 }
 
@@ -86,8 +89,13 @@ func (a *app) main(ctx context.Context, args []string) int {
 	case ctx.Err() != nil:
 		return exitFailed
 	}
-	if text := err.Error(); text != "" {
-		_, _ = fmt.Fprintln(a.err, "rota: "+printable(text))
+	var wrong *config.Errors
+	switch text := printable(err.Error()); {
+	case text == "":
+	case errors.As(err, &wrong): // begins with the file's name, as editors expect it
+		_, _ = fmt.Fprintln(a.err, text)
+	default:
+		_, _ = fmt.Fprintln(a.err, "rota: "+text)
 	}
 	return code
 }
@@ -153,6 +161,8 @@ func (a *app) commands() []*cobra.Command {
 		a.overrideCommand("drain", "Send no new clients to endpoints", rota.ActionDrain),
 		a.overrideCommand("maint", "Take endpoints out while they are worked on", rota.ActionMaintenance),
 		a.forceCommand(), a.readyCommand(),
-		a.runCommand(), a.demoCommand(), a.checkCommand(), a.digCommand(), a.reloadCommand(), a.versionCommand(), a.openapiCommand(),
+		a.runCommand(), a.demoCommand(),
+		a.checkCommand(), a.digCommand(), a.reloadCommand(), a.versionCommand(), a.openapiCommand(),
+		a.validateCommand(), a.configCommand(), a.fmtCommand(), a.schemaCommand(),
 	}
 }
