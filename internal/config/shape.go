@@ -96,7 +96,7 @@ type scalar struct {
 // either takes a value by its kind: the first shape that accepts the kind judges it.
 type either []shape
 
-// empty accepts nothing at all as a value: a key that may be written without one.
+// accepts reports whether a shape takes a kind of value at all.
 func accepts(s shape, k shapeOf) bool {
 	switch s := s.(type) {
 	case object, variants, dict:
