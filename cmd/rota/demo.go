@@ -46,7 +46,8 @@ Needs no set-up, no privilege and no network; everything is gone when it ends.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			o.out, o.in = a.out, c.InOrStdin()
 			o.explain = func(ctx context.Context, w io.Writer, socket string) error {
-				asks := app{out: w, err: w, getenv: a.getenv, version: a.version}
+				asks := *a
+				asks.out, asks.err = w, w
 				if code := asks.main(ctx, []string{"--addr", "unix://" + socket, "explain", demoName}); code != exitOK {
 					return fmt.Errorf("rota explain ended with exit code %d", code)
 				}
