@@ -557,3 +557,28 @@ func TestTLSTalk(t *testing.T) {
 		t.Errorf("facts: %+v", f)
 	}
 }
+
+func FuzzAnswer(f *testing.F) {
+	f.Add([]byte("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), "GET")
+	f.Add([]byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX: y\r\n\r\n"), "GET")
+	f.Add([]byte("HTTP/1.0 302 x\r\nLocation: //[::1]:1/\r\n\r\n"), "HEAD")
+	check := rota.Check{Kind: rota.KindHTTP, Port: 80, Follow: true, Body: "ok", ExpectHeader: []rota.Header{{Name: "X"}}}
+	r := &run{q: newQuestion(check), addr: netip.MustParseAddr("192.0.2.1")}
+	f.Fuzz(func(t *testing.T, b []byte, method string) {
+		a := readAnswer(bytes.NewReader(b), method, 100, func() {})
+		if len(a.body) > 100 || len(a.head) > maxHead {
+			t.Errorf("%d bytes of body and %d of head", len(a.body), len(a.head))
+		}
+		if a.err != nil {
+			return
+		}
+		if v := r.q.judge(a); v.status == rota.Unknown || len(v.reason) > rota.MaxReason {
+			t.Errorf("judged %+v", v)
+		}
+		if _, next := r.redirect(page{method: "GET", host: "192.0.2.1", path: "/"}, a); next != nil {
+			if strings.ContainsAny(next.path+next.host, "\r\n") {
+				t.Errorf("a redirect smuggles a line: %+v", next)
+			}
+		}
+	})
+}
