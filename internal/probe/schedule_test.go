@@ -297,6 +297,8 @@ func TestScheduleAllDark(t *testing.T) {
 		p.Set(ts)
 		// D is interval x fall + timeout = 33 s; 500 sockets held 3 s each are 166 probes a second: 9,000 probes take 54 s.
 		time.Sleep(60 * time.Second)
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		if w.most > 500 {
 			t.Errorf("%d probes in flight at once, want at most 500", w.most)
 		}
