@@ -190,8 +190,11 @@ func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
 	br := bufio.NewReaderSize(in, 4<<10)
 	fail := func(err error) answer {
 		a.head = in.kept
-		if in.exceeded {
+		switch {
+		case in.exceeded:
 			err = errHeadTooLarge
+		case in.err != nil && in.err != io.EOF:
+			err = in.err // the parser takes what came before it for a whole line
 		}
 		a.err = err
 		return a
@@ -239,6 +242,7 @@ type headReader struct {
 	kept     []byte
 	exceeded bool
 	free     bool
+	err      error // the last
 }
 
 func (h *headReader) unbound() { h.free = true }
@@ -252,6 +256,7 @@ func (h *headReader) Read(b []byte) (int, error) {
 		return 0, errHeadTooLarge
 	}
 	n, err := h.r.Read(b[:min(len(b), h.left)])
+	h.err = err
 	h.left -= n
 	if room := h.keep - len(h.kept); room > 0 {
 		h.kept = append(h.kept, b[:min(n, room)]...)

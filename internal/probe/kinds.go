@@ -188,7 +188,10 @@ func (p *Prober) forbidden(addr netip.Addr) error {
 // connection. The stop function must be called when done; it closes the connection.
 func (r *run) dial(ctx context.Context) (net.Conn, func(), error) {
 	done := r.trace.begin("connect")
-	d := net.Dialer{KeepAlive: -1, Control: socketOptions}
+	d := net.Dialer{KeepAlive: -1}
+	if r.q.expect == nil || r.q.check.Send != "" || r.q.check.Kind != rota.KindTCP {
+		d.Control = holdAck // not when the target speaks first: it would wait for the ACK
+	}
 	c, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, netip.AddrPortFrom(r.addr, r.q.check.Port))
 	if err != nil {
 		done("failed")

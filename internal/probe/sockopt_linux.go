@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketOptions is set before connecting: the kernel holds back the bare ACK of the handshake, so that it rides on the request or,
+// holdAck makes the kernel hold back the bare ACK of the handshake, so that it rides on the request or,
 // for a mere connect, is replaced by the RST: three packets a probe. It is an optimisation; a kernel that refuses it loses nothing.
-func socketOptions(_, _ string, c syscall.RawConn) error {
+func holdAck(_, _ string, c syscall.RawConn) error {
 	return c.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
 	})

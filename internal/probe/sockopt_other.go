@@ -4,5 +4,5 @@ package probe
 
 import "syscall"
 
-// socketOptions has nothing to set on this system.
-func socketOptions(_, _ string, _ syscall.RawConn) error { return nil }
+// holdAck has nothing to set on this system.
+func holdAck(_, _ string, _ syscall.RawConn) error { return nil }

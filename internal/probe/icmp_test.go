@@ -1,0 +1,114 @@
+package probe
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+func TestPingLoopback(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1", "::1", "::ffff:127.0.0.1"} {
+		for _, count := range []int{1, 5} {
+			tr := New(Options{}).Once(t.Context(), rota.NewTarget(netip.MustParseAddr(addr), rota.Check{
+				Kind: rota.KindICMP, Count: count, Timing: rota.Timing{Timeout: 3 * time.Second},
+			}))
+			if tr.Observation.Class == rota.ClassPermission {
+				t.Fatalf("%s: this test needs ping sockets or CAP_NET_RAW: %s", addr, tr.Observation.Reason)
+			}
+			if verdict(tr) != "up ok: reply" {
+				t.Errorf("%s: %s; %q", addr, verdict(tr), tr.Received)
+			}
+		}
+	}
+}
+
+func TestPingWithoutPermission(t *testing.T) {
+	p := New(Options{})
+	ping := newPinger(p.log)
+	ping.open = func(bool) (*socket, error) { return nil, &net.OpError{Op: "listen", Err: syscall.EPERM} }
+	defer ping.close()
+	tr := p.observe(t.Context(), "x", netip.MustParseAddr("127.0.0.1"), newQuestion(rota.Check{Kind: rota.KindICMP}), ping)
+	if o := tr.Observation; o.Status != rota.Unknown || o.Class != rota.ClassPermission {
+		t.Error(verdict(*tr))
+	}
+}
+
+// reply makes the answer to a request of s.
+func reply(s *socket, number uint64, change func([]byte)) []byte {
+	b := s.request(number)
+	b[0] = echoReply4
+	if s.six {
+		b[0] = echoReply6
+	}
+	change(b)
+	return b
+}
+
+// quote4 makes the ICMP error about a request of s to dst.
+func quote4(s *socket, number uint64, dst netip.Addr, change func([]byte)) []byte {
+	b := make([]byte, 28, 28+echoSize)
+	b[0], b[1], b[8], b[17] = unreachable4, 1, 0x45, protocol4
+	a := dst.As4()
+	copy(b[24:], a[:])
+	b = append(b, s.request(number)...)
+	change(b)
+	return b
+}
+
+// TestPingTakesOnlyItsOwn is P12.
+func TestPingTakesOnlyItsOwn(t *testing.T) {
+	addr, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	same := func([]byte) {}
+	for _, c := range []struct {
+		name string
+		from netip.Addr
+		make func(s *socket) []byte
+		want bool
+	}{
+		{"reply", addr, func(s *socket) []byte { return reply(s, 7, same) }, true},
+		{"spoofed source", other, func(s *socket) []byte { return reply(s, 7, same) }, false},
+		{"wrong id", addr, func(s *socket) []byte { return reply(s, 7, func(b []byte) { b[4] ^= 1 }) }, false},
+		{"wrong sequence", addr, func(s *socket) []byte { return reply(s, 7, func(b []byte) { b[7]++ }) }, false},
+		{"wrong identity", addr, func(s *socket) []byte { return reply(s, 7, func(b []byte) { b[9] ^= 1 }) }, false},
+		{"late", addr, func(s *socket) []byte { return reply(s, 6, same) }, false},
+		{"number beyond", addr, func(s *socket) []byte { return reply(s, 7+1<<16, same) }, false},
+		{"short", addr, func(s *socket) []byte { return reply(s, 7, same)[:20] }, false},
+		{"request", addr, func(s *socket) []byte { return s.request(7) }, false},
+		{"unreachable", other, func(s *socket) []byte { return quote4(s, 7, addr, same) }, true},
+		{"unreachable, short quote", other, func(s *socket) []byte { return quote4(s, 7, addr, same)[:36] }, true},
+		{"unreachable, other flow", other, func(s *socket) []byte { return quote4(s, 7, other, same) }, false},
+		{"unreachable, udp", other, func(s *socket) []byte { return quote4(s, 7, addr, func(b []byte) { b[17] = 17 }) }, false},
+		{"unreachable, other id", other, func(s *socket) []byte { return quote4(s, 7, addr, func(b []byte) { b[33] ^= 1 }) }, false},
+	} {
+		s := &socket{raw: true, id: 0x1234, number: 7, waiting: map[uint64]waiting{}}
+		s.identity[0] = 9
+		got := make(chan result, 1)
+		s.waiting[7] = waiting{addr, got}
+		s.take(c.make(s), c.from, time.Now())
+		s.take(c.make(s), c.from, time.Now()) // a duplicate is dropped: the channel has room for one
+		if taken := len(got) == 1; taken != c.want {
+			t.Errorf("%s: taken %v, want %v", c.name, taken, c.want)
+		}
+	}
+}
+
+func FuzzParseEcho(f *testing.F) {
+	s := &socket{id: 1}
+	f.Add(s.request(1), false)
+	f.Add(quote4(s, 1, netip.MustParseAddr("192.0.2.1"), func([]byte) {}), false)
+	f.Add(make([]byte, 56), true)
+	f.Fuzz(func(t *testing.T, b []byte, six bool) {
+		e, ok := parseEcho(b, six)
+		if ok && e.quoted && len(b) < echoSize {
+			t.Error("an identity was read from nowhere")
+		}
+		if ok && e.failure == "" && e.seq != binary.BigEndian.Uint16(b[6:]) {
+			t.Error("wrong sequence")
+		}
+	})
+}

@@ -1,0 +1,140 @@
+package probe
+
+import (
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+const nginxBinary = "/usr/sbin/nginx"
+
+func writePair(t *testing.T, dir, name string, c tls.Certificate) {
+	t.Helper()
+	der, err := x509.MarshalECPrivateKey(c.PrivateKey.(*ecdsa.PrivateKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, block := range map[string]*pem.Block{
+		name + ".crt": {Type: "CERTIFICATE", Bytes: c.Certificate[0]},
+		name + ".key": {Type: "EC PRIVATE KEY", Bytes: der},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return netip.MustParseAddrPort(l.Addr().String()).Port()
+}
+
+// TestNginx probes a real nginx, one process, on loopback: well, 500, slow, expired, wrong name, stopped, killed.
+func TestNginx(t *testing.T) {
+	if _, err := os.Stat(nginxBinary); err != nil {
+		t.Fatalf("this test needs %s: apt-get install nginx-light", nginxBinary)
+	}
+	dir, ca, now := t.TempDir(), newAuthority(t), time.Now()
+	writePair(t, dir, "good", ca.issue(t, now.Add(-time.Hour), now.Add(time.Hour)))
+	writePair(t, dir, "old", ca.issue(t, now.Add(-48*time.Hour), now.Add(-24*time.Hour)))
+	plain, good, old := freePort(t), freePort(t), freePort(t)
+	big := strings.Repeat("status: up\n", 1000)
+	if err := os.WriteFile(filepath.Join(dir, "big"), []byte(big), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	user := ""
+	if os.Geteuid() == 0 {
+		user = "user root;"
+	}
+	conf := fmt.Sprintf(`daemon off; master_process off; pid nginx.pid; error_log error.log; %s
+events {}
+http {
+  access_log off; client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5;
+  server {
+    listen 127.0.0.1:%d;
+    root %s;
+    location = /ok { return 200 "status: up\n"; }
+    location = /500 { return 500; }
+    location = /big { limit_rate_after 1k; limit_rate 100; }
+  }
+  server { listen 127.0.0.1:%d ssl; ssl_certificate good.crt; ssl_certificate_key good.key; return 200 "ok"; }
+  server { listen 127.0.0.1:%d ssl; ssl_certificate old.crt; ssl_certificate_key old.key; return 200 "ok"; }
+}
+`, user, plain, dir, good, old)
+	for name, text := range map[string]string{"nginx.conf": conf} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(nginxBinary, "-p", dir, "-c", filepath.Join(dir, "nginx.conf"), "-e", filepath.Join(dir, "error.log"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	t.Cleanup(func() {
+		if !ended {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	at := func(port uint16) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
+	}
+	for deadline := now.Add(patient); ; time.Sleep(10 * time.Millisecond) {
+		if tr := ask(t, Options{}, at(plain), rota.Check{Kind: rota.KindTCP}); tr.Observation.Status == rota.Up {
+			break
+		}
+		if time.Now().After(deadline) {
+			log, _ := os.ReadFile(filepath.Join(dir, "error.log"))
+			t.Fatalf("nginx does not listen: %s", log)
+		}
+	}
+	o := Options{Roots: ca.roots}
+	http := func(path string) rota.Check { return rota.Check{Kind: rota.KindHTTP, Path: path} }
+	short := rota.Timing{Timeout: hasty}
+	named := func(name string) rota.Check { return rota.Check{Kind: rota.KindHTTPS, Host: name} }
+	slow, stopped := http("/big"), http("/ok")
+	slow.Timing, stopped.Timing = short, short
+	body := http("/ok")
+	body.Body = "^status: up$"
+	expect(t, o, at(plain), body, `down body: body does not match "^status: up$"`) // no (?m): the newline is part of the body
+	body.Body = `^status: up\n$`
+	expect(t, o, at(plain), body, "up ok: status 200")
+	expect(t, o, at(plain), http("/500"), "down status: status 500, want 200-399")
+	expect(t, o, at(plain), http("/none"), "down status: status 404, want 200-399")
+	expect(t, o, at(plain), slow, "down timeout: body: not done within 150ms")
+	expect(t, o, at(good), named("www.example.org"), "up ok: status 200")
+	expect(t, o, at(good), named("db.example.org"), "down certificate: certificate is for www.example.org, 127.0.0.1, not db.example.org")
+	expect(t, o, at(old), named("www.example.org"), "down certificate: certificate expired "+now.Add(-24*time.Hour).UTC().Format(time.DateOnly))
+
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, o, at(plain), stopped, "down timeout: answer: not done within 150ms")
+	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, o, at(plain), http("/ok"), "up ok: status 200")
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	ended = true
+	expect(t, o, at(plain), http("/ok"), "down refused: connect: refused")
+}
