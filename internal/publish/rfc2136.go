@@ -217,14 +217,19 @@ func (b *RFC2136) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
 	if z, ok := rota.LongestZone(name, b.o.Zones); ok {
 		return z, nil
 	}
-	answer, road, err := b.ask(ctx, b.reads, query(name, rota.TypeSOA))
-	if err != nil {
-		return "", err
-	}
 	none := &Reason{
-		Code: CodeNoZone, Name: name, Server: road.server, Text: "the server has no zone for it",
+		Code: CodeNoZone, Name: name, Text: "the server has no zone for it",
 		Advice: "configure the zone, or a server that holds it",
 	}
+	answer, road, err := b.ask(ctx, b.reads, query(name, rota.TypeSOA))
+	if err != nil {
+		if r := ReasonOf(err); r.Code == CodeRefused {
+			none.Server = r.Server // Knot does not sign that it has no such zone
+			return "", none
+		}
+		return "", err
+	}
+	none.Server = road.server
 	switch answer.Rcode {
 	case dns.RcodeSuccess, dns.RcodeNameError:
 	case dns.RcodeRefused, dns.RcodeNotAuth:
@@ -305,13 +310,17 @@ func (b *RFC2136) missing(ctx context.Context, zone rota.Name, err error) error 
 	if r.Code != CodeRefused && r.Code != CodeLame && r.Code != CodeNotAuth && r.Code != CodeServfail {
 		return err
 	}
-	answer, road, qerr := b.ask(context.WithoutCancel(ctx), b.reads, query(zone, rota.TypeSOA))
-	if qerr != nil || answer.Rcode == dns.RcodeSuccess && answer.Authoritative {
+	answer, _, qerr := b.ask(context.WithoutCancel(ctx), b.reads, query(zone, rota.TypeSOA))
+	says := "an unsigned refusal"
+	switch {
+	case qerr != nil && ReasonOf(qerr).Code != CodeRefused, qerr == nil && answer.Rcode == dns.RcodeSuccess && answer.Authoritative:
 		return err
+	case qerr == nil:
+		says = dns.RcodeToString[answer.Rcode]
 	}
 	return &Reason{
-		Code: CodeNoZone, Zone: zone, Server: road.server,
-		Text:   fmt.Sprintf("the server does not hold the zone (%s to its SOA)", dns.RcodeToString[answer.Rcode]),
+		Code: CodeNoZone, Zone: zone, Server: r.Server,
+		Text:   fmt.Sprintf("the server does not hold the zone, or not for this key (%s when asked for its SOA)", says),
 		Advice: "create the zone there, or configure the server that holds it; rota never creates zones",
 	}
 }
