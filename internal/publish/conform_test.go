@@ -96,6 +96,7 @@ func TestConformance(t *testing.T) {
 		{"removal, return, TTL, AAAA, fallback", lifecycle},
 		{"wrong keys", wrongKeys},
 		{"refused", refused},
+		{"moved", moved},
 		{"zone missing", zoneMissing},
 		{"server down and back", downAndBack},
 		{"lost answer", lostAnswer},
@@ -240,6 +241,32 @@ func wrongKeys(t *testing.T, x *target) {
 	}
 	if now := x.server.Serial("example.test."); now != serial {
 		t.Errorf("something was written: serial %d, was %d", now, serial)
+	}
+}
+
+// moved writes what was planned on something else than the zone holds.
+func moved(t *testing.T, x *target) {
+	b := x.backend()
+	fence := Fence{Owner: "test", Epoch: 1, By: "00"}
+	none := rota.RRset{Name: "_rota.example.test.", Type: rota.TypeTXT}
+	mail := rota.RRset{Name: "mail.example.test.", Type: rota.TypeA, TTL: 300, Data: []string{"198.51.100.25"}}
+	other, absent := mail, mail
+	other.Data, absent.Data = []string{"192.0.2.1"}, nil
+	two := mail
+	two.Data = []string{"192.0.2.1", "198.51.100.25"}
+	before := x.server.Dump("example.test.")
+	for name, c := range map[string]rota.Change{
+		"other data": {Old: other, New: two}, "more data": {Old: two, New: other}, "none": {Old: absent, New: other},
+	} {
+		n, err := b.Write(t.Context(), Batch{
+			Zone: "example.test.", Fence: rota.Change{Old: none, New: fence.RRset("example.test.")}, Changes: []rota.Change{c},
+		})
+		if n != 1 || !errors.Is(err, ErrMoved) {
+			t.Errorf("planned on %s: %d, %v, want ErrMoved", name, n, err)
+		}
+	}
+	if diff := cmp.Diff(before, x.server.Dump("example.test.")); diff != "" {
+		t.Errorf("the zone changed:\n%s", diff)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -170,6 +171,9 @@ func serverAddress(s string) (string, error) {
 	if err != nil {
 		host, port = strings.Trim(s, "[]"), "53"
 	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return "", fmt.Errorf("server %q: port %q is not a number from 1 to 65535", s, port)
+	}
 	if _, err := netip.ParseAddr(host); err != nil {
 		if _, nerr := rota.ParseName(host); nerr != nil || strings.Contains(host, ":") {
 			return "", fmt.Errorf("server %q: want an address or a host name, with or without a port", s)
@@ -268,12 +272,17 @@ func (b *RFC2136) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Re
 	var wg sync.WaitGroup
 	for range min(readers, len(keys)) {
 		wg.Go(func() {
+			roads := make([]*road, len(b.reads))
+			for i, r := range b.reads {
+				roads[i] = r.reused()
+				defer roads[i].close()
+			}
 			for ctx.Err() == nil {
 				i := int(next.Add(1)) - 1
 				if i >= len(keys) {
 					return
 				}
-				answer, road, err := b.ask(ctx, b.reads, query(keys[i].Name, keys[i].Type))
+				answer, road, err := b.ask(ctx, roads, query(keys[i].Name, keys[i].Type))
 				if err == nil {
 					found[i].sets, found[i].blocked, err = road.read(answer, zone, keys[i])
 				}
