@@ -324,11 +324,12 @@ version-string=anonymous
 	for _, k := range s.c.Keys {
 		util("import-tsig-key", k.Name, k.Algorithm, k.Secret)
 	}
+	util("import-tsig-key", "nobody", "hmac-sha256", "bm9ib2R5IGhhcyB0aGlzIGtleQ==") // without a key to ask for, updates are open
 	for _, z := range s.c.Zones {
 		name := strings.TrimSuffix(z.Name, ".")
 		util("load-zone", name, s.path(z.file()))
 		if z.Closed {
-			util("set-meta", name, "ALLOW-DNSUPDATE-FROM", "192.0.2.1/32")
+			util("set-meta", name, "TSIG-ALLOW-DNSUPDATE", "nobody")
 			continue
 		}
 		var names []string

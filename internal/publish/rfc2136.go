@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -172,6 +173,9 @@ func serverAddress(s string) (string, error) {
 	if err != nil {
 		host, port = strings.Trim(s, "[]"), "53"
 	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return "", fmt.Errorf("server %q: port %q is not a number from 1 to 65535", s, port)
+	}
 	if _, err := netip.ParseAddr(host); err != nil {
 		if _, nerr := rota.ParseName(host); nerr != nil || strings.Contains(host, ":") {
 			return "", fmt.Errorf("server %q: want an address or a host name, with or without a port", s)
@@ -219,14 +223,19 @@ func (b *RFC2136) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
 	if z, ok := rota.LongestZone(name, b.o.Zones); ok {
 		return z, nil
 	}
-	answer, road, err := b.ask(ctx, b.reads, query(name, rota.TypeSOA))
-	if err != nil {
-		return "", err
-	}
 	none := &Reason{
-		Code: CodeNoZone, Name: name, Server: road.server, Text: "the server has no zone for it",
+		Code: CodeNoZone, Name: name, Text: "the server has no zone for it",
 		Advice: "configure the zone, or a server that holds it",
 	}
+	answer, road, err := b.ask(ctx, b.reads, query(name, rota.TypeSOA))
+	if err != nil {
+		if r := ReasonOf(err); r.Code == CodeRefused {
+			none.Server = r.Server // Knot does not sign that it has no such zone
+			return "", none
+		}
+		return "", err
+	}
+	none.Server = road.server
 	switch answer.Rcode {
 	case dns.RcodeSuccess, dns.RcodeNameError:
 	case dns.RcodeRefused, dns.RcodeNotAuth:
@@ -265,12 +274,17 @@ func (b *RFC2136) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Re
 	var wg sync.WaitGroup
 	for range min(readers, len(keys)) {
 		wg.Go(func() {
+			roads := make([]*road, len(b.reads))
+			for i, r := range b.reads {
+				roads[i] = r.reused()
+				defer roads[i].close()
+			}
 			for ctx.Err() == nil {
 				i := int(next.Add(1)) - 1
 				if i >= len(keys) {
 					return
 				}
-				answer, road, err := b.ask(ctx, b.reads, query(keys[i].Name, keys[i].Type))
+				answer, road, err := b.ask(ctx, roads, query(keys[i].Name, keys[i].Type))
 				if err == nil {
 					found[i].sets, found[i].blocked, err = road.read(answer, zone, keys[i])
 				}
@@ -307,13 +321,17 @@ func (b *RFC2136) missing(ctx context.Context, zone rota.Name, err error) error 
 	if r.Code != CodeRefused && r.Code != CodeLame && r.Code != CodeNotAuth && r.Code != CodeServfail {
 		return err
 	}
-	answer, road, qerr := b.ask(context.WithoutCancel(ctx), b.reads, query(zone, rota.TypeSOA))
-	if qerr != nil || answer.Rcode == dns.RcodeSuccess && answer.Authoritative {
+	answer, _, qerr := b.ask(context.WithoutCancel(ctx), b.reads, query(zone, rota.TypeSOA))
+	says := "an unsigned refusal"
+	switch {
+	case qerr != nil && ReasonOf(qerr).Code != CodeRefused, qerr == nil && answer.Rcode == dns.RcodeSuccess && answer.Authoritative:
 		return err
+	case qerr == nil:
+		says = dns.RcodeToString[answer.Rcode]
 	}
 	return &Reason{
-		Code: CodeNoZone, Zone: zone, Server: road.server,
-		Text:   fmt.Sprintf("the server does not hold the zone (%s to its SOA)", dns.RcodeToString[answer.Rcode]),
+		Code: CodeNoZone, Zone: zone, Server: r.Server,
+		Text:   fmt.Sprintf("the server does not hold the zone, or not for this key (%s when asked for its SOA)", says),
 		Advice: "create the zone there, or configure the server that holds it; rota never creates zones",
 	}
 }

@@ -22,10 +22,18 @@ type road struct {
 	key     *Key
 	timeout time.Duration // of one exchange in all
 	stream  bool          // never by datagram
+
+	// A reused road keeps its socket for the next exchange and belongs to one goroutine.
+	keep bool
+	conn net.Conn
+	buf  []byte
 }
 
 // udpSize is the largest message sent in a datagram, and the size offered for answers (DNS flag day 2020).
 const udpSize = 1232
+
+// maxDatagram is the longest datagram read; what was offered is less.
+const maxDatagram = 4096
 
 // resend is how long a datagram goes unanswered before it is sent again, doubled each time.
 const resend = 800 * time.Millisecond
@@ -70,14 +78,33 @@ const fudge = 300
 
 // over exchanges one message over one transport.
 func (r *road) over(ctx context.Context, network string, m *dns.Msg, wire []byte, mac string) (*dns.Msg, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, network, r.server)
-	if err != nil {
-		return nil, r.unreachable(m, err, false)
+	conn := r.conn
+	r.conn = nil
+	if conn == nil || network != "udp" {
+		var err error
+		if conn, err = (&net.Dialer{}).DialContext(ctx, network, r.server); err != nil {
+			return nil, r.unreachable(m, err, false)
+		}
 	}
-	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	return r.converse(ctx, conn, m, wire, mac)
+	answer, err := r.converse(ctx, conn, m, wire, mac)
+	if stop() && err == nil && r.keep && network == "udp" {
+		r.conn = conn
+	} else {
+		conn.Close()
+	}
+	return answer, err
+}
+
+// reused returns a road to the same server that keeps its socket until close.
+func (r *road) reused() *road {
+	return &road{server: r.server, key: r.key, timeout: r.timeout, stream: r.stream, keep: true}
+}
+
+func (r *road) close() {
+	if r.conn != nil {
+		r.conn.Close()
+	}
 }
 
 // converse sends wire over conn and waits for its answer. A connected UDP socket takes datagrams from the server's address only.
@@ -89,7 +116,13 @@ func (r *road) converse(ctx context.Context, conn net.Conn, m *dns.Msg, wire []b
 	if err := send(conn, stream, wire); err != nil {
 		return nil, r.unreachable(m, err, true)
 	}
-	buf := make([]byte, dns.MaxMsgSize)
+	buf := r.buf
+	if len(buf) == 0 {
+		buf = make([]byte, maxDatagram)
+		if r.keep {
+			r.buf = buf
+		}
+	}
 	var doubtful *Reason
 	for {
 		until := deadline
@@ -152,9 +185,9 @@ func receive(conn net.Conn, stream bool, buf []byte) ([]byte, error) {
 	if _, err := io.ReadFull(conn, buf[:2]); err != nil {
 		return nil, err
 	}
-	n := int(binary.BigEndian.Uint16(buf))
-	_, err := io.ReadFull(conn, buf[:n])
-	return buf[:n], err
+	long := make([]byte, binary.BigEndian.Uint16(buf))
+	_, err := io.ReadFull(conn, long)
+	return long, err
 }
 
 // judge says whether a packet answers m. Neither answer nor reason: it is none of ours. A reason: it claims to be, and is not to be
