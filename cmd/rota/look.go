@@ -238,7 +238,7 @@ func story(x api.Explained, only netip.Addr, now time.Time) string {
 	line("%s %s answers %s (ttl %d)", x.Service.Short(), x.Type, answer, x.TTL)
 	line("  because %s", x.Summary)
 	if x.Index > 0 {
-		line("  since %s, event %d%s", ago(x.Changed, now), x.Index, lastWhy(x.Transition))
+		line("  changed %s, event %d%s", ago(x.Changed, now), x.Index, lastWhy(x.Transition))
 	}
 	for _, e := range x.Endpoints {
 		if only.IsValid() && e.Address != only {

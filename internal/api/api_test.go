@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -770,3 +771,48 @@ func FuzzStrictJSON(f *testing.F) {
 		}
 	})
 }
+
+// TestSlowCallers holds the connection of a caller that never ends its header, and of one that never reads, to the limits. Time is
+// the bubble's, the connection a pipe.
+func TestSlowCallers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := server(t, options(t, night(t)))
+		srv := s.httpServer()
+		client, conn := net.Pipe()
+		l := &onePipe{conn: conn, closed: make(chan struct{})}
+		done := make(chan error, 1)
+		go func() { done <- srv.Serve(l) }()
+		begun := time.Now()
+		if _, err := io.WriteString(client, "GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, client) // ends when the server gives up
+		if waited := time.Since(begun); waited != headerTimeout {
+			t.Errorf("gave up after %v, want %v", waited, headerTimeout)
+		}
+		_ = srv.Close()
+		<-done
+		if srv.ReadTimeout != readTimeout || srv.WriteTimeout != writeTimeout || srv.IdleTimeout != idleTimeout || srv.MaxHeaderBytes != maxHeader {
+			t.Error("a limit is not set")
+		}
+	})
+}
+
+// onePipe is a listener with one connection.
+type onePipe struct {
+	conn   net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (p *onePipe) Accept() (net.Conn, error) {
+	if c := p.conn; c != nil {
+		p.conn = nil
+		return c, nil
+	}
+	<-p.closed
+	return nil, net.ErrClosed
+}
+
+func (p *onePipe) Close() error   { p.once.Do(func() { close(p.closed) }); return nil }
+func (p *onePipe) Addr() net.Addr { return &net.TCPAddr{} }

@@ -109,14 +109,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	srv := &http.Server{
-		Handler:     s.Handler(),
-		ConnContext: keepPeer,
-		// The limits hold for every path, health and metrics too: a listener without them can be held open for ever.
-		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
-		MaxHeaderBytes: maxHeader,
-		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-	}
+	srv := s.httpServer()
 	s.mu.Lock()
 	listeners := s.listeners
 	s.mu.Unlock()
@@ -141,6 +134,18 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// httpServer sets the limits of every connection. They hold for every path, health and metrics too: a listener without them can be
+// held open for ever.
+func (s *Server) httpServer() *http.Server {
+	return &http.Server{
+		Handler:           s.Handler(),
+		ConnContext:       keepPeer,
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: maxHeader,
+		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
 }
 
 // limited is a listener with a bound on the connections that are open at once; beyond it, callers wait in the kernel's queue.
