@@ -231,14 +231,36 @@ func (n *node) probes(id rota.TargetID) (api.TargetProbes, bool) {
 	return out, true
 }
 
-func probeOf(t probe.Trace) api.Probe {
-	p := api.Probe{Observation: t.Observation}
+func probeOf(t probe.Trace) api.Probe { return api.Probe{Observation: t.Observation, Log: stepsOf(t)} }
+
+// probeOnce runs one probe of a target, here and now, and returns its log.
+func probeOnce(ctx context.Context, t rota.Target) ([]string, rota.Observation) {
+	trace := probe.New(probe.Options{}).Once(ctx, t)
+	log := stepsOf(trace)
+	if f := trace.TLS; f != nil {
+		log = append(log, fmt.Sprintf("TLS %s %s, server name %q", f.Version, f.Cipher, f.ServerName))
+		for _, c := range f.Chain {
+			log = append(log, fmt.Sprintf("certificate %s for %s, by %s, valid %s to %s", c.Subject, strings.Join(c.Names, " "), c.Issuer,
+				c.NotBefore.UTC().Format(time.DateOnly), c.NotAfter.UTC().Format(time.DateOnly)))
+		}
+	}
+	for _, head := range []struct{ mark, text string }{{"> ", trace.Sent}, {"< ", trace.Received}} {
+		for line := range strings.Lines(head.text) {
+			log = append(log, head.mark+strings.TrimRight(line, "\r\n"))
+		}
+	}
+	return log, trace.Observation
+}
+
+// stepsOf tells the phases of a probe, a line each.
+func stepsOf(t probe.Trace) []string {
+	var log []string
 	for _, s := range t.Steps {
 		line := fmt.Sprintf("%s at %v took %v", s.Name, s.At.Round(time.Microsecond), s.Took.Round(time.Microsecond))
 		if s.Note != "" {
 			line += ": " + s.Note
 		}
-		p.Log = append(p.Log, line)
+		log = append(log, line)
 	}
-	return p
+	return log
 }

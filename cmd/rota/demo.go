@@ -99,6 +99,7 @@ func demo(ctx context.Context, o demoOptions) error {
 func demoConfig(dir, listen string, port int) (*config.Config, error) {
 	text := fmt.Sprintf(`version: 1
 node: {name: demo, site: here, data_dir: %q}
+api: {listen: ""}
 dns:
   listen: %q
   zones: {demo.test: {ns: [ns1.demo.test], soa: {minimum: 1s}, records: "ns1 60 IN A 127.0.0.1"}}

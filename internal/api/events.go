@@ -21,7 +21,8 @@ const (
 )
 
 type eventsInput struct {
-	limitInput
+	After       uint64 `query:"after" doc:"Only what happened after the event with this index."`
+	Limit       int    `query:"limit" minimum:"1" maximum:"10000" default:"200" doc:"At most this many, the newest."`
 	LastEventID string `header:"Last-Event-ID" maxLength:"20" doc:"Go on after this event."`
 	Accept      string `header:"Accept" doc:"text/event-stream follows; anything else lists."`
 }

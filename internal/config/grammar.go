@@ -157,8 +157,14 @@ func certificate(more ...field) object {
 func timing() []field {
 	return []field{
 		{key: "interval", doc: "Between probes. Default: 10s.", shape: interval},
-		{key: "timeout", doc: "Of one probe, from the first packet to the last byte. Default: 3s, or the interval when that is less.", shape: duration(time.Millisecond, time.Hour)},
-		{key: "fast_interval", doc: "Between probes while a change of mind is pending. Default: 1s, or the interval when that is less.", shape: interval},
+		{
+			key: "timeout", doc: "Of one probe, from the first packet to the last byte. Default: 3s, or the interval when that is less.",
+			shape: duration(time.Millisecond, time.Hour),
+		},
+		{
+			key: "fast_interval", doc: "Between probes while a change of mind is pending. Default: 1s, or the interval when that is less.",
+			shape: interval,
+		},
 		{key: "fall", doc: "Failures that make a target down. Default: 3.", shape: fall},
 		{key: "rise", doc: "Successes in a row that bring it back. Default: 2.", shape: fall},
 		{key: "ok", doc: "Successes in a row that forget earlier failures. Default: as many as fall.", shape: fall},
@@ -185,15 +191,27 @@ var (
 func httpFields() []field {
 	return []field{
 		fieldPort,
-		{key: "path", doc: "Path and query. Default: /.", shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath}},
-		{key: "host", doc: "Host header, and SNI unless server_name says otherwise. Default: the service's name.", shape: hostOrIP},
+		{
+			key: "path", doc: "Path and query. Default: /.",
+			shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath},
+		},
+		{
+			key: "host", doc: "Host header, and SNI unless server_name says otherwise. Default: the service's name.",
+			shape: hostOrIP,
+		},
 		{key: "method", doc: "GET (default), HEAD or OPTIONS.", shape: word("GET", "HEAD", "OPTIONS")},
 		{key: "status", doc: "Accepted codes, ranges such as 200-299, classes such as 2xx. Default: 200-399.", shape: list{
 			of: scalar{want: "a status", pattern: `^([1-5][0-9][0-9](-[1-5][0-9][0-9])?|[1-5]xx)$`, parse: parsed(parseStatus)}, single: true, least: 1,
 		}},
 		{key: "body", doc: "Regular expression (RE2) that the body must match.", shape: regexpr},
-		{key: "header", doc: "Header fields to send.", shape: dict{what: "header", keys: anyKey, key: sentHeader, of: scalar{want: "a text", parse: lines(4096)}}},
-		{key: "expect_header", doc: "Header fields of the answer: regular expressions (RE2); empty: present.", shape: dict{what: "header", keys: anyKey, key: headerName, of: regexpr}},
+		{
+			key: "header", doc: "Header fields to send.",
+			shape: dict{what: "header", keys: anyKey, key: sentHeader, of: scalar{want: "a text", parse: lines(4096)}},
+		},
+		{
+			key: "expect_header", doc: "Header fields of the answer: regular expressions (RE2); empty: present.",
+			shape: dict{what: "header", keys: anyKey, key: headerName, of: regexpr},
+		},
 		{key: "follow", doc: "Redirects: false (default) or same: to the same address and port.", shape: word("false", "same")},
 		fieldBody,
 	}
@@ -237,11 +255,17 @@ func checkKinds() []variant {
 		{"tls", with([]field{fieldPort, fieldSend, fieldExpect, fieldBody}, tlsFields())},
 		{"icmp", with([]field{
 			{key: "count", doc: "Echo requests a probe. Default: 1.", shape: integer(1, rota.MaxCount)},
-			{key: "loss", doc: "A share of lost requests of this much or more is down. Default: only all lost is.", shape: percent},
+			{
+				key: "loss", doc: "A share of lost requests of this much or more is down. Default: only all lost is.",
+				shape: percent,
+			},
 		})},
 		{"node_exporter", with([]field{
 			fieldPort,
-			{key: "path", doc: "Default: /metrics.", shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath}},
+			{
+				key: "path", doc: "Default: /metrics.",
+				shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath},
+			},
 			{key: "rules", doc: "What the node's numbers have to keep.", shape: rules()},
 			{key: "on_error", doc: "What a broken exporter counts as. Default: unknown.", shape: word("unknown", "down")},
 		})},
@@ -323,11 +347,23 @@ func publisherTypes() []variant {
 	token := field{key: "token", doc: "API token.", shape: secret()}
 	return []variant{
 		{"rfc2136", []field{
-			{key: "servers", doc: "Primary name servers, tried in order; port 53 unless given.", shape: list{of: server, single: true, least: 1}, must: true},
+			{
+				key: "servers", doc: "Primary name servers, tried in order; port 53 unless given.",
+				shape: list{of: server, single: true, least: 1}, must: true,
+			},
 			{key: "key", doc: "Name of a TSIG key under keys.", shape: required},
-			{key: "transport", doc: "auto (default): UDP, and TCP for what does not fit; udp; tcp.", shape: word("auto", "udp", "tcp")},
-			{key: "zone", doc: "auto (default): found by asking for the SOA; or a name.", shape: scalar{want: "auto or a domain name", json: "string", parse: parsed(parseName)}},
-			{key: "max_records", doc: "Records of one type a name may have. Default: 100, BIND's max-records-per-type.", shape: integer(1, 4000)},
+			{
+				key: "transport", doc: "auto (default): UDP, and TCP for what does not fit; udp; tcp.",
+				shape: word("auto", "udp", "tcp"),
+			},
+			{
+				key: "zone", doc: "auto (default): found by asking for the SOA; or a name.",
+				shape: scalar{want: "auto or a domain name", json: "string", parse: parsed(parseName)},
+			},
+			{
+				key: "max_records", doc: "Records of one type a name may have. Default: 100, BIND's max-records-per-type.",
+				shape: integer(1, 4000),
+			},
 		}},
 		{"autodns", []field{
 			{key: "url", shape: webURL}, {key: "user", shape: secret()}, {key: "password", shape: secret()},
@@ -356,9 +392,18 @@ var publishUse = list{of: scalar{want: "the name of a publisher or a URL", json:
 
 func safetyFields() []field {
 	return []field{
-		{key: "min_published", doc: "Fewer endpoints up than this: health is not believed. Default: 1.", shape: integer(1, 10000)},
-		{key: "fail_open_below", doc: "A smaller share up than this, per address family: health is not believed. Default: 50%.", shape: percent},
-		{key: "on_all_down", doc: "What is answered then: keep (default), all, fallback or none.", shape: word("keep", "all", "fallback", "none")},
+		{
+			key: "min_published", doc: "Fewer endpoints up than this: health is not believed. Default: 1.",
+			shape: integer(1, 10000),
+		},
+		{
+			key: "fail_open_below", doc: "A smaller share up than this, per address family: health is not believed. Default: 50%.",
+			shape: percent,
+		},
+		{
+			key: "on_all_down", doc: "What is answered then: keep (default), all, fallback or none.",
+			shape: word("keep", "all", "fallback", "none"),
+		},
 		{key: "fallback", doc: "What on_all_down: fallback answers.", shape: object{fields: []field{{key: "cname", doc: "Name to point to.", shape: host, must: true}}}},
 		{key: "max_change", doc: "What one zone may change at once; the rest is held.", later: notDefaultChange, shape: object{fields: []field{
 			{key: "records", shape: percent}, {key: "per", shape: span}, {key: "min_records", shape: integer(0, math.MaxInt32)},
@@ -404,10 +449,19 @@ func service() shape {
 		{key: "check", doc: "One check: a name, or a URL with {} for the address.", shape: aCheck},
 		{key: "checks", doc: "Checks, in order.", shape: list{of: aCheck}},
 		{key: "policy", doc: "How an answer is picked.", shape: object{name: "policy", fields: []field{
-			{key: "pick", doc: "weighted (default when weights differ) or rotate.", shape: word("weighted", "sticky", "rotate"), later: unless("weighted", "rotate")},
+			{
+				key: "pick", doc: "weighted (default when weights differ) or rotate.",
+				shape: word("weighted", "sticky", "rotate"), later: unless("weighted", "rotate"),
+			},
 			{key: "answers", doc: "Most addresses in an answer, per family. Default: all.", shape: integer(1, 1000)},
-			{key: "failback", doc: "auto (default): a better tier is taken as soon as it is up.", shape: word("auto", "manual"), later: unless("auto")},
-			{key: "place", doc: "Prefer what is near the client.", shape: word("nearest", "country", "subnet", "latency"), later: always},
+			{
+				key: "failback", doc: "auto (default): a better tier is taken as soon as it is up.",
+				shape: word("auto", "manual"), later: unless("auto"),
+			},
+			{
+				key: "place", doc: "Prefer what is near the client.",
+				shape: word("nearest", "country", "subnet", "latency"), later: always,
+			},
 			{key: "stay", doc: "Prefer to fail inside.", shape: word("region", "country", "continent", "site"), later: always},
 			{key: "best_of", doc: "The least loaded of so many.", shape: integer(1, 100), later: always},
 		}}},
@@ -428,9 +482,15 @@ func zoneShape() shape {
 		{key: "ns", doc: "Names of the zone's name servers.", shape: list{of: host, single: true, least: 1}},
 		{key: "soa", doc: "Fields of the zone's SOA record.", shape: object{fields: []field{
 			{key: "mname", doc: "Primary name server. Default: the first of ns.", shape: host},
-			{key: "rname", doc: "Mailbox of who is responsible, as a name. Default: hostmaster under the zone.", shape: scalar{want: "a mailbox", json: "string", parse: parsed(parseMailbox)}},
+			{
+				key: "rname", doc: "Mailbox of who is responsible, as a name. Default: hostmaster under the zone.",
+				shape: scalar{want: "a mailbox", json: "string", parse: parsed(parseMailbox)},
+			},
 			{key: "refresh", doc: "Default: 2h.", shape: ttl}, {key: "retry", doc: "Default: 30m.", shape: ttl}, {key: "expire", doc: "Default: 14d.", shape: ttl},
-			{key: "minimum", doc: "How long \"no such name\" is kept. Default: 5s, or the smallest TTL of a service in the zone.", shape: ttl},
+			{
+				key: "minimum", doc: "How long \"no such name\" is kept. Default: 5s, or the smallest TTL of a service in the zone.",
+				shape: ttl,
+			},
 			{key: "ttl", doc: "Default: the zone's.", shape: ttl},
 		}}},
 		{key: "ttl", doc: "Of the zone's own records and of static records that say nothing. Default: 1h.", shape: ttl},
@@ -455,7 +515,10 @@ func grammar() object {
 	return object{fields: []field{
 		{key: "$schema", doc: "For editors.", shape: text},
 		{key: "version", doc: "Of the format: 1.", shape: integer(1, 1)},
-		{key: "include", doc: "Patterns of files to merge in, relative to this file: maps merge, lists append, a scalar set twice is an error.", shape: list{of: required, single: true}},
+		{
+			key: "include", doc: "Patterns of files to merge in, relative to this file: maps merge, lists append, a scalar set twice is an error.",
+			shape: list{of: required, single: true},
+		},
 		{key: "node", doc: "This process.", shape: object{fields: []field{
 			{key: "name", doc: "Default: the host name.", shape: required},
 			{key: "site", doc: "Where this vantage stands. Default: the name.", shape: required},
@@ -463,12 +526,18 @@ func grammar() object {
 		}}},
 		{key: "log", doc: "What is logged, how and where.", shape: object{fields: []field{
 			{key: "level", doc: "debug, info (default), warn or error.", shape: word("debug", "info", "warn", "error")},
-			{key: "format", doc: "auto (default): journald under systemd, colour on a terminal, JSON elsewhere.", shape: word("auto", "terminal", "json", "journald")},
+			{
+				key: "format", doc: "auto (default): journald under systemd, colour on a terminal, JSON elsewhere.",
+				shape: word("auto", "terminal", "json", "journald"),
+			},
 			{key: "file", doc: "Default: standard error.", shape: pathname},
 		}}},
 		{key: "metrics", doc: "Metrics.", shape: object{fields: []field{
 			{key: "prometheus", doc: "Metrics in the Prometheus text format.", shape: object{fields: []field{
-				{key: "path", doc: "Default: /metrics.", shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath}},
+				{
+					key: "path", doc: "Default: /metrics.",
+					shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath},
+				},
 			}}},
 			{key: "statsd", doc: "Metrics to a StatsD server.", later: filled, shape: object{fields: []field{
 				{key: "address", shape: server}, {key: "dialect", shape: word("dogstatsd", "plain")}, {key: "compat", shape: word("rrdnsd")},
@@ -480,7 +549,10 @@ func grammar() object {
 				{key: "email", shape: required}, {key: "challenge", shape: word("dns-01", "http-01", "tls-alpn-01")},
 			}}})},
 			{key: "dashboard", doc: "The page.", shape: object{fields: []field{
-				{key: "anonymous", doc: "read: whoever connects may look; none. Default: read on a loopback address, none elsewhere.", shape: word("none", "read")},
+				{
+					key: "anonymous", doc: "read: whoever connects may look; none. Default: read on a loopback address, none elsewhere.",
+					shape: word("none", "read"),
+				},
 			}}},
 			{key: "tokens", doc: "Who may do what.", shape: list{of: object{fields: []field{
 				{key: "name", shape: required, must: true}, {key: "role", shape: word("viewer", "operator", "admin"), must: true},
@@ -488,13 +560,19 @@ func grammar() object {
 			}}}},
 		}}},
 		{key: "cluster", doc: "How nodes agree.", shape: object{fields: []field{
-			{key: "election", doc: "singleton (default): this node alone.", shape: word("singleton", "raft", "kubernetes"), later: unless("singleton")},
+			{
+				key: "election", doc: "singleton (default): this node alone.",
+				shape: word("singleton", "raft", "kubernetes"), later: unless("singleton"),
+			},
 			{key: "listen", shape: listen, later: always}, {key: "advertise", shape: server, later: always}, {key: "join", shape: list{of: server}, later: filled},
 			{key: "tls", shape: certificate(field{key: "ca", shape: pathname}), later: filled}, {key: "raftadmin", shape: listen, later: always},
 			{key: "lease", later: filled, shape: object{fields: []field{{key: "namespace", shape: required}, {key: "name", shape: required}}}},
 		}}},
 		{key: "vantage", doc: "Whose word counts, and how much of it is needed.", shape: object{fields: []field{
-			{key: "quorum", doc: "any, majority (default), all, a count or a share such as 60%; of all configured vantages.", shape: scalar{want: "any, majority, all, a count or a share such as 60%", parse: parseQuorum}},
+			{
+				key: "quorum", doc: "any, majority (default), all, a count or a share such as 60%; of all configured vantages.",
+				shape: scalar{want: "any, majority, all, a count or a share such as 60%", parse: parseQuorum},
+			},
 			{key: "of", doc: "nodes (default) or sites: one vote a site.", shape: word("nodes", "sites")},
 			{key: "max_age", doc: "An older report is no vote. Default: 45s.", shape: duration(time.Second, day)},
 			{key: "uplink", later: filled, shape: object{fields: []field{{key: "checks", shape: list{of: aCheck}}, {key: "need", shape: integer(1, 100)}}}},
@@ -511,7 +589,10 @@ func grammar() object {
 			{key: "ecs", shape: boolean, later: unless("false")},
 			{key: "rrl", later: filled, shape: object{fields: []field{{key: "responses_per_second", shape: integer(1, math.MaxInt32)}, {key: "slip", shape: integer(0, 100)}}}},
 			{key: "geoip", later: filled, shape: object{fields: []field{{key: "city", shape: pathname}, {key: "country", shape: pathname}, {key: "asn", shape: pathname}}}},
-			{key: "zones", doc: "Zones rota answers for.", shape: dict{what: "zone", keys: domainNames, key: parsed(parseName), of: zoneShape()}, must: true},
+			{
+				key: "zones", doc: "Zones rota answers for.",
+				shape: dict{what: "zone", keys: domainNames, key: parsed(parseName), of: zoneShape()}, must: true,
+			},
 		}}},
 		{key: "keys", doc: "TSIG keys.", shape: dict{what: "key", of: object{name: "key", fields: []field{
 			{key: "name", doc: "Default: the key's name here.", shape: domain},
@@ -520,20 +601,32 @@ func grammar() object {
 			{key: "file", doc: "A file with a BIND key block or a KEY line.", shape: pathname},
 			{key: "allow_weak", doc: "Accept hmac-sha1 and hmac-md5.", shape: boolean},
 		}}}},
-		{key: "publish", doc: "Where records are kept true.", shape: dict{what: "publisher", key: publisherName, of: variants{name: "publisher", tag: "type", kind: "publisher", of: publisherTypes()}}},
+		{
+			key: "publish", doc: "Where records are kept true.",
+			shape: dict{what: "publisher", key: publisherName, of: variants{name: "publisher", tag: "type", kind: "publisher", of: publisherTypes()}},
+		},
 		{key: "ownership", doc: "Which records are rota's.", shape: object{fields: []field{
 			{key: "registry", doc: "none (default): fence and compare.", shape: word("none", "txt"), later: unless("none")},
 			{key: "owner", doc: "In the fence record. Default: the node's name.", shape: required},
 			{key: "prefix", doc: "Default: _rota.", shape: required, later: unless("_rota.", "_rota")},
 		}}},
-		{key: "safety", doc: "Bounds of what health may do; services may have their own.", shape: object{name: "safety", fields: safetyFields()}},
+		{
+			key: "safety", doc: "Bounds of what health may do; services may have their own.",
+			shape: object{name: "safety", fields: safetyFields()},
+		},
 		{key: "checks", doc: "Named checks.", shape: dict{what: "check", key: checkName, of: either{
 			variants{name: "check", tag: "type", kind: "check", of: checkKinds()},
 			scalar{want: "a URL with {}", json: "string", parse: func(s string) error { _, err := parseCheckURL(s); return err }},
 		}}},
 		{key: "defaults", doc: "What services and checks have that say nothing.", shape: object{fields: append([]field{{key: "ttl", doc: "Default: 30s.", shape: ttl}}, timing()...)}},
-		{key: "services", doc: "Domain names and the endpoints that can answer for them.", shape: dict{what: "service", keys: domainNames, key: parsed(parseHost), of: service()}},
-		{key: "discover", doc: "Services and endpoints from elsewhere.", later: filled, shape: list{of: variants{name: "discover", tag: "type", kind: "source", of: discoverTypes()}}},
+		{
+			key: "services", doc: "Domain names and the endpoints that can answer for them.",
+			shape: dict{what: "service", keys: domainNames, key: parsed(parseHost), of: service()},
+		},
+		{
+			key: "discover", doc: "Services and endpoints from elsewhere.",
+			later: filled, shape: list{of: variants{name: "discover", tag: "type", kind: "source", of: discoverTypes()}},
+		},
 		{key: "maintenance", doc: "Planned absences.", later: filled, shape: list{of: object{fields: []field{
 			{key: "match", shape: labels, must: true}, {key: "from", shape: scalar{want: "a time such as 2026-12-01T01:00:00Z", json: "string", parse: parseTime}, must: true},
 			{key: "for", shape: span, must: true}, {key: "state", shape: word("drain", "maintenance")}, {key: "reason", shape: text},

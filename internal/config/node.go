@@ -454,7 +454,7 @@ func (l *loader) yamlNode(src *source, y *yaml.Node, aliases []*yaml.Node) *node
 				l.fail(at, "", "a key is a word, not %s", map[bool]string{true: "a map", false: "a list"}[k.Kind == yaml.MappingNode])
 				continue
 			}
-			at.width = scalarWidth(src, at, k)
+			at.width = scalarWidth(k)
 			value := l.yamlNode(src, v, aliases)
 			if k.Tag == "!!merge" || k.Value == "<<" && k.Style == 0 {
 				merged = append(merged, l.mergeKey(at, value)...)
@@ -474,7 +474,7 @@ func (l *loader) yamlNode(src *source, y *yaml.Node, aliases []*yaml.Node) *node
 			n.items = append(n.items, l.yamlNode(src, c, aliases))
 		}
 	case yaml.ScalarNode:
-		n.at.width = scalarWidth(src, n.at, y)
+		n.at.width = scalarWidth(y)
 		n.quoted = y.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0
 		n.block = y.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0
 		if y.Style&yaml.TaggedStyle != 0 {
@@ -506,33 +506,15 @@ func (l *loader) mergeKey(at place, v *node) []entry {
 	return nil
 }
 
-// scalarWidth returns how many characters of the first line a scalar takes.
-func scalarWidth(src *source, at place, y *yaml.Node) int {
-	line := []rune(src.line(at.line))
-	if at.column > len(line) {
+// scalarWidth returns how many characters of the first line a scalar takes, or 0 for one in quotes.
+func scalarWidth(y *yaml.Node) int {
+	switch {
+	case y.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0:
+		return 0
+	case y.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0:
 		return 1
 	}
-	rest := line[at.column-1:]
-	if q := rest[0]; (q == '"' || q == '\'') && y.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0 {
-		for i := 1; i < len(rest); i++ {
-			switch {
-			case q == '"' && rest[i] == '\\':
-				i++
-			case rest[i] == q && q == '\'' && i+1 < len(rest) && rest[i+1] == q:
-				i++
-			case rest[i] == q:
-				return i + 1
-			}
-		}
-		return len(rest)
-	}
-	if y.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
-		return 1
-	}
-	if strings.HasPrefix(string(rest), y.Value) && y.Value != "" {
-		return utf8.RuneCountInString(y.Value)
-	}
-	return 1
+	return max(1, utf8.RuneCountInString(y.Value))
 }
 
 // substitute replaces ${NAME} by the variable's value; $${ stands for ${.

@@ -131,7 +131,7 @@ func (w *schemaWriter) variants(s variants) *jsonschema.Schema {
 	return out
 }
 
-// reference accepts a text that a variable completes.
+// variablePattern finds a variable, which may complete any text.
 const variablePattern = `\$\{[A-Za-z_][A-Za-z0-9_]*\}`
 
 func (w *schemaWriter) scalar(s scalar) *jsonschema.Schema {

@@ -96,7 +96,7 @@ type scalar struct {
 // either takes a value by its kind: the first shape that accepts the kind judges it.
 type either []shape
 
-// empty accepts nothing at all as a value: a key that may be written without one.
+// accepts reports whether a shape takes a kind of value at all.
 func accepts(s shape, k shapeOf) bool {
 	switch s := s.(type) {
 	case object, variants, dict:
@@ -176,6 +176,13 @@ func (s scalar) check(x *examiner, n *node, what string) {
 	if n.kind != isScalar {
 		x.wrongKind(s, n, what)
 		return
+	}
+	if s.secret {
+		for _, part := range strings.Fields(n.text) {
+			if len(part) > 3 {
+				x.l.hush = append(x.l.hush, part)
+			}
+		}
 	}
 	if n.bad {
 		return

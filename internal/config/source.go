@@ -91,6 +91,9 @@ type source struct {
 	name  string
 	text  string
 	lines []int // offsets at which lines start
+
+	// Where position was asked for last: it is asked in order, and a file may be one line of megabytes.
+	lastOffset, lastLine, lastColumn int
 }
 
 func newSource(name, text string) *source {
@@ -122,28 +125,24 @@ func (s *source) position(offset int) (line, column int) {
 	if !found {
 		i--
 	}
-	return i + 1, utf8.RuneCountInString(s.text[s.lines[i]:offset]) + 1
-}
-
-// offset returns the byte offset of a line and column.
-func (s *source) offset(line, column int) int {
-	if line < 1 || line > len(s.lines) {
-		return len(s.text)
+	from, column := s.lines[i], 1
+	if s.lastLine == i+1 && s.lastOffset <= offset {
+		from, column = s.lastOffset, s.lastColumn
 	}
-	i := s.lines[line-1]
-	for ; column > 1 && i < len(s.text); column-- {
-		_, n := utf8.DecodeRuneInString(s.text[i:])
-		i += n
-	}
-	return min(i, len(s.text))
+	column += utf8.RuneCountInString(s.text[from:offset])
+	s.lastOffset, s.lastLine, s.lastColumn = offset, i+1, column
+	return i + 1, column
 }
 
 // place is where something stands.
 type place struct {
 	src          *source
 	line, column int
-	width        int
+	width        int // characters; 0: as far as the quotes go
 }
+
+// maxLine bounds the lines that are shown, in bytes.
+const maxLine = 4096
 
 func (p place) String() string {
 	if p.src == nil {
@@ -156,10 +155,41 @@ func (p place) String() string {
 func (p place) problem(message, hint string) Problem {
 	q := Problem{Message: message, Hint: hint}
 	if p.src != nil {
-		q.File, q.Line, q.Column, q.Width = p.src.name, p.line, p.column, p.width
-		q.Source, q.Before = mask(p.src.line(p.line)), mask(p.src.line(p.line-1))
+		q.File, q.Line, q.Column, q.Width = p.src.name, p.line, p.column, max(1, p.width)
+		if line := p.src.line(p.line); len(line) <= maxLine {
+			if p.width == 0 {
+				q.Width = quotedWidth([]rune(line), p.column)
+			}
+			q.Source = mask(line)
+		}
+		if line := p.src.line(p.line - 1); len(line) <= maxLine {
+			q.Before = mask(line)
+		}
 	}
 	return q
+}
+
+// quotedWidth returns how many characters the quoted text at column takes on its line.
+func quotedWidth(line []rune, column int) int {
+	if column < 1 || column > len(line) {
+		return 1
+	}
+	rest := line[column-1:]
+	q := rest[0]
+	if q != '"' && q != '\'' {
+		return 1
+	}
+	for i := 1; i < len(rest); i++ {
+		switch {
+		case q == '"' && rest[i] == '\\':
+			i++
+		case rest[i] == q && q == '\'' && i+1 < len(rest) && rest[i+1] == q:
+			i++
+		case rest[i] == q:
+			return i + 1
+		}
+	}
+	return len(rest)
 }
 
 // loader reads files and gathers problems.
@@ -174,6 +204,7 @@ type loader struct {
 	problems []Problem
 	warnings []Problem
 	said     map[Problem]bool
+	hush     []string // parts of secrets that stand in the configuration
 	more     int
 }
 
@@ -230,6 +261,13 @@ func (l *loader) sorted(ps []Problem) []Problem {
 		}
 	}
 	ps = slices.Clone(ps)
+	for i := range ps {
+		for _, part := range l.hush {
+			for _, t := range []*string{&ps[i].Source, &ps[i].Before, &ps[i].Message, &ps[i].Hint} {
+				*t = strings.ReplaceAll(*t, part, hidden)
+			}
+		}
+	}
 	slices.SortStableFunc(ps, func(a, b Problem) int {
 		if a.File != b.File {
 			if d := rank[a.File] - rank[b.File]; d != 0 {

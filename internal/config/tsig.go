@@ -44,7 +44,7 @@ func parseKeyText(text string) (keyText, bool, error) {
 		}
 		return k, true, nil
 	}
-	// A comment cannot be told from base64 that holds "//" unless quotes are seen: only whole lines and blocks outside are cut.
+	// base64 may hold "//": comments are cut only when the text as it stands is not one key.
 	blocks := keyBlock.FindAllStringSubmatch(text, 2)
 	if len(blocks) != 1 {
 		blocks = keyBlock.FindAllStringSubmatch(comments.ReplaceAllString(text, ""), 2)
@@ -117,7 +117,7 @@ type keyRules struct {
 // key makes a TSIG key of a secret's text, which may be base64 or a whole key, and of what the configuration says beside it.
 func (b *builder) key(at place, s Secret, want keyText, r keyRules) (Key, bool) {
 	k := keyText{secret: s.value}
-	source := cmpSource(s)
+	source := sourceName(s)
 	if !b.o.NoSecrets {
 		got, is, err := parseKeyText(s.value)
 		switch {
@@ -147,6 +147,9 @@ func (b *builder) key(at place, s Secret, want keyText, r keyRules) (Key, bool) 
 			name = n
 		}
 	}
+	if name == "" && b.o.NoSecrets {
+		name = "unread" // the key's own file names it
+	}
 	parsed, err := parseName(name)
 	if err != nil {
 		b.fail(at, "write name: NAME", "key: %v", err)
@@ -175,14 +178,15 @@ func (b *builder) key(at place, s Secret, want keyText, r keyRules) (Key, bool) 
 	return Key{Name: parsed, Algorithm: algorithmNames[algorithm], Secret: Secret{value: strings.Join(strings.Fields(k.secret), ""), from: s.from}}, true
 }
 
-func cmpSource(s Secret) string {
+// sourceName says where a secret came from, for messages.
+func sourceName(s Secret) string {
 	if s.from == "" {
 		return "the secret"
 	}
 	return s.from
 }
 
-// name is the short form of the key's algorithm.
+// algorithm is the short form of the key's algorithm.
 func (k Key) algorithm() string {
 	for _, short := range algorithms() {
 		if algorithmNames[short] == k.Algorithm {

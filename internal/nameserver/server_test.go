@@ -71,6 +71,22 @@ func TestVerdictIsVisibleAtOnce(t *testing.T) {
 	}
 }
 
+// TestServicesChange: the first query after a change of the configured services sees the new ones, and no longer the old.
+func TestServicesChange(t *testing.T) {
+	st := stateOf(t, []rota.Service{service("old.example.org", "192.0.2.10")})
+	s, err := New(Options{Zones: []Zone{exampleZone()}, State: func() *rota.State { return st }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rcode := func(name string) string {
+		p := packed(t, name, dns.TypeA)
+		return dns.RcodeToString[checkReply(t, p, s.serve(p, netip.MustParseAddrPort("192.0.2.1:1"), true), 512).Rcode]
+	}
+	diff(t, "before", []string{rcode("old.example.org."), rcode("new.example.org.")}, []string{"NOERROR", "NXDOMAIN"})
+	st = stateOf(t, []rota.Service{service("new.example.org", "192.0.2.10")})
+	diff(t, "after", []string{rcode("old.example.org."), rcode("new.example.org.")}, []string{"NXDOMAIN", "NOERROR"})
+}
+
 func exchangeUDP(t testing.TB, addr, name string) *dns.Msg {
 	t.Helper()
 	c := dns.Client{Timeout: 5 * time.Second}

@@ -66,7 +66,9 @@ func TestCompileErrors(t *testing.T) {
 		{"all at once", "www CH A 192.0.2.1\nx.test. A 192.0.2.1\n", []string{
 			"z.db:10: www.example.org A: class CH, rota serves IN only", "z.db:11: x.test A: the name is outside zone example.org",
 		}},
-		{"too big", strings.Repeat(`big TXT "`+strings.Repeat("x", 240)+"\"\n", 1), nil},
+		{"too big", "$GENERATE 1-1500 huge TXT $-" + strings.Repeat("x", 60) + "\n", []string{
+			"z.db:10: huge.example.org TXT: the RRset takes 139893 octets, the limit is 60000",
+		}},
 		{"any type", "x TYPE65280 \\# 1 00\n_25._tcp TLSA 3 1 1 00\n", nil},
 		{"meta type", "x TYPE250 \\# 1 00\n", []string{"z.db:10: x.example.org TSIG: records of this type cannot be in a zone (RFC 6895 §3.1)"}},
 	}
@@ -151,6 +153,22 @@ func TestNegativeTTL(t *testing.T) {
 				t.Errorf("%+v: %s has SOA with TTL %d, minimum %d", tt, name, soa.Hdr.Ttl, soa.Minttl)
 			}
 		}
+	}
+}
+
+// TestZonesTogether: a zone below another one makes the names between them exist, and RRsets of uneven TTL take the smallest.
+func TestZonesTogether(t *testing.T) {
+	ns := []rota.Name{"ns.test."}
+	st := &rota.State{}
+	c := catalogOf(t, st, Zone{Name: "a.test.", NS: ns, Records: "x 60 A 192.0.2.1\nx 30 A 192.0.2.2\n"}, Zone{Name: "c.b.a.test.", NS: ns})
+	for name, want := range map[string]int{"b.a.test": dns.RcodeSuccess, "z.b.a.test": dns.RcodeNameError, "d.c.b.a.test": dns.RcodeNameError} {
+		if got := ask(c, st, name, "A", first).rcode; got != want {
+			t.Errorf("%s: %s", name, dns.RcodeToString[got])
+		}
+	}
+	diff(t, "uneven TTL", lines(ask(c, st, "x.a.test", "A", first).answer), []string{"x.a.test. 30 IN A 192.0.2.1", "x.a.test. 30 IN A 192.0.2.2"})
+	if z := ask(c, st, "c.b.a.test", "DS", first); len(z.authority) != 1 || z.authority[0].Header().Name != "a.test." {
+		t.Errorf("DS of a zone below is answered by %v", z.authority)
 	}
 }
 

@@ -131,6 +131,7 @@ func (b *bind) update(lines string) {
 func published(b *bind, port int, extra string) string {
 	return fmt.Sprintf(`
 node: {name: e2e, site: here, data_dir: DATA}
+api: {listen: ""}
 keys: {ddns: {algorithm: hmac-sha256, name: ddns., secret: %q}}
 publish:
   bind: {type: rfc2136, servers: [%q], key: ddns}
@@ -164,7 +165,7 @@ func TestBind(t *testing.T) {
 	w.ban(three[1])
 	n.kill()
 	n.start()
-	eventually(t, "the node is in step again", func() bool { return strings.Contains(n.rota("get", "publishers"), "in-step") })
+	eventually(t, "the node is in step again", func() bool { return strings.Contains(strings.ToLower(n.rota("get", "publishers")), "in-step") })
 	w.ban("")
 	servers[1].start("/usr/sbin/nginx", port)
 	eventually(t, "it is back", answers(b.addr, service, dns.TypeA, three...))
@@ -217,7 +218,7 @@ func TestBindAwayAndBack(t *testing.T) {
 	eventually(t, "all three are published", answers(b.addr, service, dns.TypeA, three...))
 	b.kill()
 	servers[2].kill()
-	eventually(t, "the failure to publish is shown", func() bool { return strings.Contains(n.rota("get", "publishers"), "failing") })
+	eventually(t, "the failure to publish is shown", func() bool { return strings.Contains(strings.ToLower(n.rota("get", "publishers")), "failing") })
 	b.start()
 	eventually(t, "the newest state is written", answers(b.addr, service, dns.TypeA, three[0], three[1]))
 }
@@ -241,7 +242,7 @@ func TestMinimalRFC2136(t *testing.T) {
 		"ns1.example.org/", b.addr+"/", "/etc/rota/tsig.key", key, "https://{}/", fmt.Sprintf("http://{}:%d/", port),
 		"192.0.2.10", three[0], "192.0.2.11", three[1], `"2001:db8::10"`, `"::1"`,
 	).Replace(string(text))
-	n := newNode(t, "node: {name: e2e, data_dir: DATA}\n"+conf)
+	n := newNode(t, "node: {name: e2e, data_dir: DATA}\napi: {listen: \"\"}\n"+conf)
 	n.start()
 	eventually(t, "both are published", answers(b.addr, service, dns.TypeA, three[0], three[1]))
 }

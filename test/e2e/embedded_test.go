@@ -22,6 +22,7 @@ const fast = "interval: 300ms, timeout: 250ms, fast_interval: 100ms, fall: 2, ri
 func embedded(port int, extra string) string {
 	return fmt.Sprintf(`
 node: {name: e2e, site: here, data_dir: DATA}
+api: {listen: ""}
 dns:
   listen: "DNS"
   zones: {lb.test: {ns: [ns1.lb.test], soa: {minimum: 1s}, records: "ns1 60 IN A 127.0.0.1"}}
@@ -129,7 +130,7 @@ func TestEmbeddedOverride(t *testing.T) {
 
 	n.rota("drain", www+"/127.0.0.4", "--for", "1h", "--reason", "rack move")
 	eventually(t, "the drained one has left", answers(n.dns, www, dns.TypeA, three[0], three[1]))
-	if out := n.rota("get", "endpoints", www); !strings.Contains(out, "drain") {
+	if out := n.rota("get", "endpoints", www); !strings.Contains(out, "DRAIN") {
 		t.Errorf("get endpoints does not show the drain:\n%s", out)
 	}
 	n.stop()

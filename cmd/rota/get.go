@@ -1,0 +1,383 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// resource is one thing that `rota get` shows.
+type resource struct {
+	name, path string
+	match      bool                                          // takes MATCH and -l
+	limit      bool                                          // takes --limit
+	table      func(b []byte, now time.Time) (*table, error) // from the API's answer
+	names      func(b []byte) ([]string, error)              // for -o name
+}
+
+// listOf makes a resource of a list: how an item becomes a row and a name.
+func listOf[T any](name, path string, wide int, head []string, row func(x T, now time.Time) []string, id func(T) string) resource {
+	read := func(b []byte) ([]T, error) {
+		var l struct {
+			Items []T `json:"items"`
+		}
+		err := json.Unmarshal(b, &l)
+		return l.Items, err
+	}
+	return resource{
+		name: name, path: path,
+		table: func(b []byte, now time.Time) (*table, error) {
+			items, err := read(b)
+			t := &table{head: head, wide: wide}
+			for _, x := range items {
+				t.add(row(x, now)...)
+			}
+			return t, err
+		},
+		names: func(b []byte) ([]string, error) {
+			items, err := read(b)
+			out := make([]string, len(items))
+			for i, x := range items {
+				out[i] = id(x)
+			}
+			return out, err
+		},
+	}
+}
+
+func (r resource) matching() resource { r.match = true; return r }
+func (r resource) limited() resource  { r.limit = true; return r }
+
+func resources() []resource {
+	return []resource{
+		listOf("services", "/api/v1/services", 6,
+			[]string{"SERVICE", "STATUS", "UP", "ANSWER", "TTL", "CHANGED", "MODE A", "MODE AAAA", "PUBLISH", "ZONE", "LABELS"},
+			func(s api.ServiceView, now time.Time) []string {
+				return []string{
+					s.Service, loud(s.Status), fmt.Sprintf("%d/%d", s.Up, s.Endpoints), strings.Join(s.Answer, " "), fmt.Sprint(s.TTL), age(s.Changed, now),
+					s.ModeA.String(), s.ModeAAAA.String(), strings.Join(s.Publish, " "), s.Zone, labels(s.Labels),
+				}
+			}, func(s api.ServiceView) string { return s.Service }).matching(),
+		listOf("endpoints", "/api/v1/endpoints", 9,
+			[]string{"SERVICE", "ENDPOINT", "VERDICT", "VOTES", "SINCE", "STREAK", "LATENCY", "PUBLISHED", "STATE", "WEIGHT", "PRIORITY", "SITE", "STEP", "WHY"},
+			endpointRow, func(e api.EndpointView) string { return e.Service + "/" + e.Endpoint.String() }).matching(),
+		listOf("checks", "/api/v1/checks", 6,
+			[]string{"ADDRESS", "CHECK", "KIND", "VERDICT", "SINCE", "LAST", "INTERVAL", "TIMEOUT", "SERVICES", "TARGET"},
+			checkRow, func(c api.CheckView) string { return string(c.Target) }).matching(),
+		listOf("vantages", "/api/v1/vantages", 5,
+			[]string{"VANTAGE", "SITE", "STATE", "REPORT", "CHECKS", "UP", "DOWN", "UNKNOWN", "SEQ", "REASON"},
+			func(v api.VantageView, now time.Time) []string {
+				return []string{
+					v.Vantage, v.Site, v.State, age(v.Report, now), fmt.Sprint(v.Checks), fmt.Sprint(v.Up), fmt.Sprint(v.Down), fmt.Sprint(v.Unknown),
+					fmt.Sprint(v.Seq), v.Reason,
+				}
+			}, func(v api.VantageView) string { return v.Vantage }),
+		{name: "publishers", path: "/api/v1/publishers", table: publisherTable, names: publisherNames},
+		listOf("zones", "/api/v1/zones", 5,
+			[]string{"ZONE", "PUBLISHER", "STATE", "SERVICES", "WRITTEN", "SERIAL", "SERVERS", "ERROR"},
+			func(z api.ZoneView, now time.Time) []string {
+				serial := ""
+				if z.Serial != 0 {
+					serial = fmt.Sprint(z.Serial)
+				}
+				return []string{z.Zone, z.Publisher, loud(z.State), fmt.Sprint(z.Services), age(z.Written, now), serial, strings.Join(z.Servers, " "), z.Error}
+			}, func(z api.ZoneView) string { return z.Zone }),
+		listOf("events", "/api/v1/events", 5,
+			[]string{"EVENT", "AGE", "KIND", "ACTOR", "WHAT", "TIME"},
+			func(r api.Record, now time.Time) []string {
+				return []string{
+					fmt.Sprint(r.Event.Index), age(r.Event.At, now), string(r.Event.Kind), r.Event.Actor, summary(r), r.Event.At.UTC().Format(time.RFC3339),
+				}
+			}, func(r api.Record) string { return fmt.Sprint(r.Event.Index) }).limited(),
+		listOf("changes", "/api/v1/changes", 7,
+			[]string{"EVENT", "AGE", "WHAT", "NAME", "TYPE", "CHANGE", "WHY", "PUBLISHER", "ZONE", "MODE"},
+			func(c api.ChangeView, now time.Time) []string {
+				return []string{
+					fmt.Sprint(c.Event), age(c.At, now), c.What, c.Service, c.Type.String(), delta(c.Before, c.After), strings.Join(c.Why, "; "),
+					c.Publisher, c.Zone, c.Mode.String(),
+				}
+			}, func(c api.ChangeView) string { return fmt.Sprint(c.Event) }).limited(),
+		listOf("overrides", "/api/v1/overrides", 6,
+			[]string{"ENDPOINT", "ACTION", "AUTHOR", "SET", "EXPIRES", "REASON"},
+			func(o rota.Override, now time.Time) []string {
+				return []string{o.Endpoint.String(), loud(string(o.Action)), o.Author, age(o.Set, now), "in " + span(o.Expires.Sub(now)), o.Reason}
+			}, func(o rota.Override) string { return o.Endpoint.String() }),
+	}
+}
+
+func endpointRow(e api.EndpointView, now time.Time) []string {
+	votes := ""
+	if e.Votes.Of > 0 {
+		votes = fmt.Sprintf("%d/%d", e.Votes.For, e.Votes.Of)
+		if len(e.Votes.Against) > 0 {
+			votes += " (" + strings.Join(e.Votes.Against, ", ") + ")"
+		}
+	}
+	streak := ""
+	switch {
+	case e.Failures > 0:
+		streak = fmt.Sprintf("down %d", e.Failures)
+	case e.Verdict != rota.Up && e.Successes > 0:
+		streak = fmt.Sprintf("up %d", e.Successes)
+	}
+	latency := took(e.Took)
+	if e.Last != rota.Up {
+		latency = string(e.Class)
+	}
+	published := make([]string, len(e.Published))
+	for i, p := range e.Published {
+		published[i] = p.Publisher
+		if p.State != "in" {
+			published[i] += " (" + p.State + ")"
+		}
+	}
+	return []string{
+		e.Service, e.Endpoint.String(), loud(e.Verdict.String()), votes, age(e.Since, now), streak, latency, strings.Join(published, " "), loud(e.State),
+		fmt.Sprint(e.Weight), fmt.Sprint(e.Priority), e.Site, e.Step.String(), e.Why,
+	}
+}
+
+func checkRow(c api.CheckView, now time.Time) []string {
+	last := ""
+	if c.Probes != nil && !c.Probes.Streak.Last.At.IsZero() {
+		o := c.Probes.Streak.Last
+		last = took(o.Took)
+		if o.Status != rota.Up {
+			last = o.Reason
+		}
+		last += " " + age(o.At, now) + " ago"
+	}
+	return []string{
+		c.Address.String(), c.Check, string(c.Kind), loud(c.Verdict.String()), age(c.Since, now), last, c.Interval.String(), c.Timeout.String(),
+		strings.Join(c.Services, " "), string(c.Target),
+	}
+}
+
+type publisherList struct {
+	Items []api.PublisherStatus `json:"items"`
+}
+
+func publisherTable(b []byte, now time.Time) (*table, error) {
+	var l publisherList
+	err := json.Unmarshal(b, &l)
+	t := &table{head: []string{"PUBLISHER", "TYPE", "ZONE", "STATE", "READ", "WRITTEN", "DRIFT", "FAILURES", "EPOCH", "ERROR"}, wide: 8}
+	for _, p := range l.Items {
+		if len(p.Zones) == 0 {
+			t.add(p.Publisher, p.Type, "", "unread", "", "", "", "", "", "")
+		}
+		for _, z := range p.Zones {
+			t.add(p.Publisher, p.Type, z.Zone.Short(), loud(z.State), age(z.Read, now), age(z.Written, now), fmt.Sprint(z.Drift), fmt.Sprint(z.Failures),
+				fmt.Sprint(z.Epoch), z.Error)
+		}
+	}
+	return t, err
+}
+
+func publisherNames(b []byte) ([]string, error) {
+	var l publisherList
+	err := json.Unmarshal(b, &l)
+	out := make([]string, len(l.Items))
+	for i, p := range l.Items {
+		out[i] = p.Publisher
+	}
+	return out, err
+}
+
+func labels(m map[string]string) string {
+	out := make([]string, 0, len(m))
+	for _, k := range sortedKeys(m) {
+		out = append(out, k+"="+m[k])
+	}
+	return strings.Join(out, ",")
+}
+
+// delta writes what a change took and gave.
+func delta(before, after []string) string {
+	c := rota.Change{Old: rota.RRset{Data: before}, New: rota.RRset{Data: after}}
+	var out []string
+	for _, d := range c.Removed() {
+		out = append(out, "-"+d)
+	}
+	for _, d := range c.Added() {
+		out = append(out, "+"+d)
+	}
+	return strings.Join(out, " ")
+}
+
+// summary says in one line what an event did.
+func summary(r api.Record) string {
+	e := r.Event
+	var out []string
+	switch e.Kind {
+	case rota.EventSpec:
+		if e.Spec != nil {
+			out = append(out, fmt.Sprintf("configuration of %d services", len(e.Spec.Services)))
+		}
+	case rota.EventVerdicts:
+		for _, v := range e.Verdicts {
+			out = append(out, string(v.Target)+" "+loud(v.Status.String()))
+		}
+	case rota.EventOverride:
+		for _, o := range e.Overrides {
+			out = append(out, loud(string(o.Action))+" "+o.Endpoint.String())
+		}
+	case rota.EventLift:
+		for _, id := range e.Lift {
+			out = append(out, "ready "+id.String())
+		}
+	case rota.EventLead:
+		if e.Lead != nil {
+			out = append(out, fmt.Sprintf("%s leads, term %d", e.Lead.Node, e.Lead.Term))
+		}
+	case rota.EventPublished:
+		if p := e.Published; p != nil {
+			for _, c := range p.Changes {
+				out = append(out, p.Publisher+" "+c.String())
+			}
+		}
+	}
+	for _, t := range r.Transitions {
+		if d := delta(t.Before, t.After); d != "" {
+			out = append(out, fmt.Sprintf("%s %s %s", t.Service.Short(), t.Type, d))
+		}
+		if t.Mode != t.Was && (t.Mode.Panic() || t.Was.Panic()) {
+			out = append(out, t.Service.Short()+" "+t.Type.String()+" "+t.Mode.String())
+		}
+	}
+	if r.Refused != "" {
+		out = append(out, "REFUSED: "+r.Refused)
+	}
+	if e.Reason != "" && (e.Kind == rota.EventOverride || e.Kind == rota.EventLift) {
+		out = append(out, "("+e.Reason+")")
+	}
+	return strings.Join(out, "; ")
+}
+
+func (a *app) getCommand() *cobra.Command {
+	all := resources()
+	names := make([]string, len(all))
+	for i, r := range all {
+		names[i] = r.name
+	}
+	get := &cobra.Command{
+		Use:   "get " + strings.Join(names, "|"),
+		Short: "Show things of one kind",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return usagef("get what? %s", strings.Join(names, ", "))
+		},
+	}
+	for _, r := range all {
+		get.AddCommand(a.getResource(r))
+	}
+	return get
+}
+
+func (a *app) getResource(r resource) *cobra.Command {
+	var output string
+	var noHeaders, watch bool
+	var selector []string
+	var limit int
+	c := &cobra.Command{
+		Use: r.name, Aliases: []string{strings.TrimSuffix(r.name, "s")}, Short: "Show " + r.name, Args: cobra.NoArgs,
+		Example: "  rota get " + r.name + "\n  rota get " + r.name + " -o json",
+	}
+	if r.match {
+		c.Use += " [MATCH]"
+		c.Args = cobra.MaximumNArgs(1)
+		c.Long = "Show " + r.name + ". MATCH is SERVICE, SERVICE/ADDRESS, ADDRESS, site:NAME or label:KEY=VALUE."
+		c.Flags().StringArrayVarP(&selector, "selector", "l", nil, "only with the label KEY=VALUE; may be repeated")
+	}
+	if r.limit {
+		c.Flags().IntVar(&limit, "limit", 50, "at most this many, the newest")
+	}
+	c.Flags().StringVarP(&output, "output", "o", "table", "table, wide, json, yaml or name")
+	c.Flags().BoolVar(&noHeaders, "no-headers", false, "leave out the line of headers")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "show again whenever something happened")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		f, err := parseFormat(output, formatTable, formatWide, formatJSON, formatYAML, formatName)
+		if err != nil {
+			return err
+		}
+		q := url.Values{}
+		if len(args) == 1 {
+			q.Set("match", args[0])
+		}
+		for _, s := range selector {
+			if k, _, ok := strings.Cut(s, "="); !ok || k == "" {
+				return usagef("-l %q: want KEY=VALUE", s)
+			}
+			q.Add("label", s)
+		}
+		if r.limit {
+			q.Set("limit", fmt.Sprint(limit))
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		show := func() error {
+			b, err := cl.raw(cmd.Context(), r.path, q)
+			if err != nil {
+				return err
+			}
+			return a.writeResource(r, b, f, !noHeaders)
+		}
+		if err := show(); err != nil || !watch {
+			return err
+		}
+		return a.watch(cmd.Context(), cl, show)
+	}
+	return c
+}
+
+func (a *app) writeResource(r resource, b []byte, f format, headers bool) error {
+	w := a.out
+	switch f {
+	case formatJSON, formatYAML:
+		return writeValue(w, b, f)
+	case formatName:
+		names, err := r.names(b)
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			if _, err := fmt.Fprintln(w, printable(n)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	t, err := r.table(b, a.now())
+	if err != nil {
+		return err
+	}
+	return t.write(w, f == formatWide, headers)
+}
+
+// watch calls show after every event until ctx ends.
+func (a *app) watch(ctx context.Context, cl *client, show func() error) error {
+	first := true
+	err := cl.follow(ctx, url.Values{"limit": {"1"}}, "", func(string, []byte) error {
+		if first { // the newest event is in what was shown already
+			first = false
+			return nil
+		}
+		if _, err := fmt.Fprintln(a.out); err != nil {
+			return err
+		}
+		return show()
+	})
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,548 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+
+// writeValue writes the API's answer as it is, as JSON or YAML.
+func writeValue(w io.Writer, b []byte, f format) error {
+	if f == formatYAML {
+		return writeYAML(w, json.RawMessage(b))
+	}
+	return writeJSON(w, json.RawMessage(b))
+}
+
+// overview is what `rota status` shows.
+type overview struct {
+	Cluster    *api.ClusterStatus            `json:"cluster,omitempty"`
+	Services   api.List[api.ServiceView]     `json:"services"`
+	Vantages   api.VantageList               `json:"vantages"`
+	Publishers api.List[api.PublisherStatus] `json:"publishers"`
+	Overrides  api.List[rota.Override]       `json:"overrides"`
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	var output string
+	var detailed bool
+	c := &cobra.Command{
+		Use: "status", Short: "Show how everything stands, worst first", Args: cobra.NoArgs,
+		Long: "Show how everything stands, worst first. With --detailed-exitcode it ends with 3 when a service is not up.",
+	}
+	c.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
+	c.Flags().BoolVar(&detailed, "detailed-exitcode", false, "exit with 3 when something is down")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		f, err := parseFormat(output, formatTable, formatJSON, formatYAML)
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		o, err := cl.overview(cmd.Context())
+		if err != nil {
+			return err
+		}
+		switch f {
+		case formatJSON:
+			err = writeJSON(a.out, o)
+		case formatYAML:
+			err = writeYAML(a.out, o)
+		default:
+			err = o.write(a.out, a.now())
+		}
+		if err != nil {
+			return err
+		}
+		bad := slices.ContainsFunc(o.Services.Items, func(s api.ServiceView) bool { return s.Status != "up" })
+		if detailed && bad {
+			return &coded{code: exitFound}
+		}
+		return nil
+	}
+	return c
+}
+
+func (c *client) overview(ctx context.Context) (*overview, error) {
+	var o overview
+	for _, x := range []struct {
+		path string
+		into any
+	}{{"services", &o.Services}, {"vantages", &o.Vantages}, {"publishers", &o.Publishers}, {"overrides", &o.Overrides}} {
+		if err := c.get(ctx, "/api/v1/"+x.path, nil, x.into); err != nil {
+			return nil, err
+		}
+	}
+	var cs api.ClusterStatus
+	var p *apiProblem
+	switch err := c.get(ctx, "/api/v1/cluster", nil, &cs); {
+	case err == nil:
+		o.Cluster = &cs
+	case !errors.As(err, &p) || p.Status != 404:
+		return nil, err
+	}
+	return &o, nil
+}
+
+// severity orders the states of services, worst first.
+func severity(status string) int {
+	return slices.Index([]string{"down", "panic", "empty", "degraded", "warmup", "up"}, status)
+}
+
+func (o *overview) write(w io.Writer, now time.Time) error {
+	var b strings.Builder
+	if c := o.Cluster; c != nil {
+		leader := cmp.Or(c.Leader, "NONE")
+		fmt.Fprintf(&b, "node %s, leader %s, term %d, event %d\n", c.Node, leader, c.Term, c.Applied)
+		for _, t := range c.Trouble {
+			fmt.Fprintf(&b, "TROUBLE: %s\n", t)
+		}
+	}
+	vs := o.Vantages
+	fmt.Fprintf(&b, "vantages: %d of %d voices heard, %d needed", vs.Voting, vs.Voices, vs.Need)
+	if vs.Voting < vs.Need {
+		b.WriteString(": NO QUORUM, verdicts stay as they are")
+	}
+	b.WriteByte('\n')
+	for _, p := range o.Publishers.Items {
+		for _, z := range p.Zones {
+			fmt.Fprintf(&b, "publisher %s: %s %s", p.Publisher, z.Zone.Short(), loud(z.State))
+			if z.Error != "" {
+				fmt.Fprintf(&b, " (%s)", z.Error)
+			}
+			if n := len(z.Held); n > 0 {
+				fmt.Fprintf(&b, ", %d changes held: see `rota plan`", n)
+			}
+			b.WriteByte('\n')
+		}
+	}
+	if n := len(o.Overrides.Items); n > 0 {
+		fmt.Fprintf(&b, "%d endpoints under an override: see `rota get overrides`\n", n)
+	}
+	if _, err := io.WriteString(w, printable(b.String())+"\n"); err != nil {
+		return err
+	}
+	items := slices.Clone(o.Services.Items)
+	slices.SortStableFunc(items, func(x, y api.ServiceView) int { return cmp.Compare(severity(x.Status), severity(y.Status)) })
+	t := &table{head: []string{"SERVICE", "STATUS", "UP", "ANSWER", "CHANGED"}}
+	for _, s := range items {
+		t.add(s.Service, loud(s.Status), fmt.Sprintf("%d/%d", s.Up, s.Endpoints), strings.Join(s.Answer, " "), age(s.Changed, now))
+	}
+	return t.write(w, true, true)
+}
+
+func (a *app) explainCommand() *cobra.Command {
+	var output, typ, client string
+	c := &cobra.Command{
+		Use: "explain NAME [ADDRESS]", Short: "Tell why a name answers as it does", Args: cobra.RangeArgs(1, 2),
+		Long: "Tell why a name answers as it does: the votes of the vantages, the quorum, what people said, the steps of the\n" +
+			"selection, the answer, and what each publisher's DNS says. With ADDRESS only about that endpoint.",
+		Example: "  rota explain www.example.org\n  rota explain www.example.org 192.0.2.11\n  rota explain www.example.org --type AAAA",
+	}
+	c.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
+	c.Flags().StringVar(&typ, "type", "", "A or AAAA (default: that of ADDRESS, else both that have endpoints)")
+	c.Flags().StringVar(&client, "client", "", "address or prefix of who asks")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		f, err := parseFormat(output, formatTable, formatJSON, formatYAML)
+		if err != nil {
+			return err
+		}
+		var only netip.Addr
+		if len(args) == 2 {
+			if only, err = netip.ParseAddr(args[1]); err != nil {
+				return usagef("ADDRESS %q: want an address such as 192.0.2.10", args[1])
+			}
+		}
+		types := []string{"A", "AAAA"}
+		switch {
+		case typ != "":
+			if types = []string{strings.ToUpper(typ)}; types[0] != "A" && types[0] != "AAAA" {
+				return usagef("--type %q: want A or AAAA", typ)
+			}
+		case only.Is4():
+			types = types[:1]
+		case only.IsValid():
+			types = types[1:]
+		case f != formatTable:
+			types = types[:1] // one document
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		told := false
+		for _, t := range types {
+			q := url.Values{"name": {args[0]}, "type": {t}}
+			if client != "" {
+				q.Set("client", client)
+			}
+			b, err := cl.raw(cmd.Context(), "/api/v1/explain", q)
+			if err != nil {
+				return err
+			}
+			if f != formatTable {
+				return writeValue(a.out, b, f)
+			}
+			var x api.Explained
+			if err := json.Unmarshal(b, &x); err != nil {
+				return err
+			}
+			if typ == "" && len(x.Endpoints) == 0 && (told || t == "A" && len(types) > 1) {
+				continue
+			}
+			if only.IsValid() && !slices.ContainsFunc(x.Endpoints, func(e rota.EndpointExplanation) bool { return e.Address == only }) {
+				return fmt.Errorf("%s has no endpoint %s; `rota get endpoints %s` lists them", args[0], only, args[0])
+			}
+			if told {
+				if _, err := fmt.Fprintln(a.out); err != nil {
+					return err
+				}
+			}
+			told = true
+			if _, err := io.WriteString(a.out, printable(story(x, only, a.now()))); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return c
+}
+
+// story tells an explanation for a person at three in the morning: the answer first, then why, endpoint by endpoint, then where it
+// can be seen.
+func story(x api.Explained, only netip.Addr, now time.Time) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	answer := strings.Join(x.Answer, " ")
+	if answer == "" {
+		answer = "nothing"
+	}
+	line("%s %s answers %s (ttl %d)", x.Service.Short(), x.Type, answer, x.TTL)
+	line("  because %s", x.Summary)
+	if x.Index > 0 {
+		line("  since %s, event %d%s", ago(x.Changed, now), x.Index, lastWhy(x.Transition))
+	}
+	for _, e := range x.Endpoints {
+		if only.IsValid() && e.Address != only {
+			continue
+		}
+		place := "NOT in the answer"
+		if e.InAnswer {
+			place = "in the answer"
+		}
+		line("")
+		line("%s  %s", e.Address, place)
+		line("  why       %s", e.Why)
+		for _, k := range e.Checks {
+			role := ""
+			if k.Observe {
+				role = " (observed, decides nothing)"
+			}
+			line("  check     %s%s: %s", cmp.Or(k.Check, string(k.Target)), role, k.Asks)
+			for _, n := range x.Now {
+				if n.Target == k.Target {
+					votes(line, n, now)
+				}
+			}
+			line("  verdict   %s%s, %d of %d needed to change it", loud(k.Verdict.Status.String()), since(k.Verdict.Since, now), x.Need, x.Voices)
+		}
+		if len(e.Checks) == 0 {
+			line("  verdict   up: it has no check")
+		}
+		if o := e.Override; o != nil {
+			line("  override  %s by %s until %s: %s", loud(string(o.Action)), o.Author, o.Expires.UTC().Format("2006-01-02 15:04Z"), o.Reason)
+		}
+		if e.Step == rota.StepKept {
+			line("  selected  kept to the end")
+		} else {
+			line("  selected  dropped at %s", strings.TrimSpace(fmt.Sprintf("%s (%s)", e.Step, e.Cause)))
+		}
+	}
+	if !only.IsValid() {
+		line("")
+		for _, s := range x.Steps {
+			kept := make([]string, len(s.Kept))
+			for i, k := range s.Kept {
+				kept[i] = k.String()
+			}
+			text := strings.Join(kept, " ")
+			if text == "" {
+				text = "nobody"
+			}
+			for _, d := range s.Dropped {
+				text += ", without " + d.Address.String()
+			}
+			line("step %-9s %s", s.Step, text)
+		}
+	}
+	line("")
+	for _, p := range x.Published {
+		said := strings.Join(p.Records, " ")
+		if said == "" {
+			said = "nothing"
+		}
+		text := fmt.Sprintf("%s says %s: %s", p.Publisher, said, loud(p.State))
+		if p.Publisher != rota.Embedded && !p.Read.IsZero() {
+			text += ", read " + ago(p.Read, now)
+		}
+		if p.Error != "" {
+			text += " (" + p.Error + ")"
+		}
+		line("%s", text)
+	}
+	if len(x.Published) == 0 {
+		line("no publisher is configured: nobody is told")
+	}
+	return b.String()
+}
+
+func votes(line func(string, ...any), c api.CheckView, now time.Time) {
+	for _, v := range c.Votes {
+		text := loud(v.Status.String())
+		if v.Reason != "" && v.Status != rota.Up {
+			text += ": " + v.Reason
+		}
+		line("  vote      %s %s%s", v.Vantage, text, since(v.Since, now))
+	}
+	if p := c.Probes; p != nil && !p.Streak.Last.At.IsZero() {
+		o := p.Streak.Last
+		text := loud(o.Status.String())
+		if o.Reason != "" {
+			text += ", " + o.Reason
+		}
+		line("  probe     %s %s, took %s; %d failures counted, %d successes in a row", ago(o.At, now), text, cmp.Or(took(o.Took), "0ms"), p.Streak.Failures, p.Streak.Successes)
+	}
+}
+
+func ago(t, now time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return age(t, now) + " ago"
+}
+
+func since(t, now time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return " for " + age(t, now)
+}
+
+func lastWhy(c *api.ChangeView) string {
+	if c == nil || len(c.Why) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(c.Why, "; ")
+}
+
+func (a *app) planCommand() *cobra.Command {
+	var output string
+	var detailed bool
+	c := &cobra.Command{
+		Use: "plan", Short: "Show what publishers would write now", Args: cobra.NoArgs,
+		Long: "Ask every publisher's DNS and show what rota would write to it now. With --detailed-exitcode it ends with 3 when there\n" +
+			"is something to write.",
+	}
+	c.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
+	c.Flags().BoolVar(&detailed, "detailed-exitcode", false, "exit with 3 when there are changes")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		f, err := parseFormat(output, formatTable, formatJSON, formatYAML)
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		b, err := cl.raw(cmd.Context(), "/api/v1/plan", nil)
+		if err != nil {
+			return err
+		}
+		var l api.List[api.Plan]
+		if err := json.Unmarshal(b, &l); err != nil {
+			return err
+		}
+		if f != formatTable {
+			err = writeValue(a.out, b, f)
+		} else {
+			err = writePlan(a.out, l.Items)
+		}
+		if err != nil {
+			return err
+		}
+		return planCode(l.Items, detailed)
+	}
+	return c
+}
+
+func planCode(plans []api.Plan, detailed bool) error {
+	changes, held := 0, 0
+	for _, p := range plans {
+		if p.Error != "" {
+			return &coded{exitFailed, fmt.Errorf("%s %s: %s", p.Publisher, p.Zone.Short(), p.Error)}
+		}
+		changes += len(p.Changes)
+		held += len(p.Held)
+	}
+	switch {
+	case held > 0:
+		return &coded{code: exitHeld}
+	case detailed && changes > 0:
+		return &coded{code: exitFound}
+	}
+	return nil
+}
+
+func writePlan(w io.Writer, plans []api.Plan) error {
+	t := &table{head: []string{"PUBLISHER", "ZONE", "NAME", "TYPE", "", "DATA", "WHY"}}
+	add, remove, same := 0, 0, 0
+	for _, p := range plans {
+		zone := p.Zone.Short()
+		row := func(k rota.Key, sign, data, why string) {
+			t.add(p.Publisher, zone, relative(k.Name, p.Zone), k.Type.String(), sign, data, why)
+		}
+		one := func(c rota.Change, why string) {
+			for _, d := range c.Removed() {
+				row(c.Key(), "-", d, why)
+			}
+			for _, d := range c.Added() {
+				row(c.Key(), "+", d, why)
+			}
+			if len(c.Removed())+len(c.Added()) == 0 {
+				row(c.Key(), "~", fmt.Sprintf("ttl %d → %d", c.Old.TTL, c.New.TTL), why)
+			}
+		}
+		for _, c := range p.Changes {
+			one(c, c.Why)
+			add, remove = add+len(c.Added()), remove+len(c.Removed())
+		}
+		for _, h := range p.Held {
+			one(h.Change, "HELD by "+h.Rule+": "+h.Why)
+		}
+		for _, s := range p.Unchanged {
+			for _, d := range s.Data {
+				row(s.Key(), "=", d, fmt.Sprintf("ttl %d", s.TTL))
+				same++
+			}
+		}
+	}
+	if len(t.rows) > 0 {
+		if err := t.write(w, true, false); err != nil {
+			return err
+		}
+	}
+	text := fmt.Sprintf("%d to remove, %d to add, %d unchanged.", remove, add, same)
+	for _, p := range plans {
+		if p.Limits != "" {
+			text += " " + p.Publisher + " " + p.Zone.Short() + ": " + p.Limits + "."
+		}
+	}
+	_, err := fmt.Fprintln(w, printable(text))
+	return err
+}
+
+// relative writes a name without its zone, as zone files do.
+func relative(n, zone rota.Name) string {
+	if n == zone {
+		return "@"
+	}
+	if zone != "" && zone != "." && n.In(zone) {
+		return strings.TrimSuffix(strings.TrimSuffix(n.String(), zone.String()), ".")
+	}
+	return n.Short()
+}
+
+func (a *app) eventsCommand() *cobra.Command {
+	var output string
+	var follow bool
+	var limit int
+	c := &cobra.Command{
+		Use: "events", Short: "Show what happened, and with -f what happens", Args: cobra.NoArgs,
+	}
+	c.Flags().StringVarP(&output, "output", "o", "table", "table or json (one event a line)")
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens")
+	c.Flags().IntVar(&limit, "limit", 20, "begin with at most this many")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		f, err := parseFormat(output, formatTable, formatJSON)
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		q := url.Values{"limit": {fmt.Sprint(limit)}}
+		show := func(b []byte) error { return writeEvent(a.out, b, f) }
+		if !follow {
+			var l struct {
+				Items []json.RawMessage `json:"items"`
+			}
+			if err := cl.get(cmd.Context(), "/api/v1/events", q, &l); err != nil {
+				return err
+			}
+			for _, b := range l.Items {
+				if err := show(b); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		return followEvents(cmd.Context(), cl, q, show)
+	}
+	return c
+}
+
+// followEvents shows events until ctx ends; a stream that breaks is taken up where it broke.
+func followEvents(ctx context.Context, cl *client, q url.Values, show func([]byte) error) error {
+	last := ""
+	for {
+		err := cl.follow(ctx, q, last, func(id string, data []byte) error {
+			last = id
+			return show(data)
+		})
+		var broken *brokenStream
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && (last == "" || !errors.As(err, &broken)):
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func writeEvent(w io.Writer, b []byte, f format) error {
+	if f == formatJSON {
+		_, err := fmt.Fprintf(w, "%s\n", b)
+		return err
+	}
+	var r api.Record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(w, printable(fmt.Sprintf("%s  %-6d  %-9s  %s  %s",
+		r.Event.At.UTC().Format("2006-01-02T15:04:05Z"), r.Event.Index, r.Event.Kind, cmp.Or(r.Event.Actor, "–"), summary(r))))
+	return err
+}

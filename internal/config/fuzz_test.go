@@ -1,0 +1,51 @@
+package config
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func FuzzParse(f *testing.F) {
+	for _, name := range []string{"full.yaml", "min-embedded.yaml", "min-rfc2136.yaml"} {
+		f.Add("rota.yaml", []byte(example(f, name)))
+	}
+	f.Add("rota.yaml", []byte(rich))
+	f.Add("rota.json", []byte(`{"node": {"name": "é"}, /* x */ "services": {}}`))
+	f.Add("rota.yaml", []byte(with("endpoints: [192.0.2.1, \"http://[::1]:80/\"]\ncheck: {use: a}")+"checks: {a: \"tcp://{}:1\"}"))
+	f.Add("rota.yaml", []byte("dns: {zones: {a: {ns: b.c, records: \"@ 1 IN TXT (\\n\"}}}\nx-a: &a [1]\n<<: {b: *a}"))
+	f.Fuzz(func(t *testing.T, name string, text []byte) {
+		if len(text) > 1<<16 {
+			return
+		}
+		files := tree{"tsig.key": bindKey, "/etc/rota/tsig.key": bindKey}
+		o := options(files)
+		c, err := Parse(name, text, o)
+		if err == nil {
+			if c == nil {
+				t.Fatal("neither a configuration nor an error")
+			}
+			if err := c.Spec.Validate(); err != nil {
+				t.Fatalf("the hub refuses what was accepted: %v\n%s", err, text)
+			}
+			_, err := Parse(filepath.Join(filepath.Dir(name), "rota.yaml"), c.Effective(), o)
+			if err != nil && !strings.Contains(err.Error(), hidden) && !strings.Contains(err.Error(), "base64") && !strings.Contains(err.Error(), "no such file") {
+				t.Fatalf("effective configuration is refused: %v\n%s", err, c.Effective())
+			}
+			return
+		}
+		all, ok := errors.AsType[*Errors](err)
+		if c != nil || !ok || len(all.Problems) == 0 {
+			t.Fatalf("%v beside %v", c, err)
+		}
+		for _, p := range all.Problems {
+			if p.Message == "" || p.File == "" && name != "" {
+				t.Fatalf("%+v", p)
+			}
+			if s := p.String(); strings.ContainsAny(strings.ReplaceAll(s, "\n", ""), "\x00\x1b\r") {
+				t.Fatalf("control characters in %q", s)
+			}
+		}
+	})
+}
