@@ -3,10 +3,17 @@ package api
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -533,6 +540,11 @@ func TestHealth(t *testing.T) {
 	if w := call(s, httptest.NewRequest("GET", "/readyz", nil)); strings.Contains(w.Body.String(), "3 of 5") {
 		t.Errorf("details for everybody: %s", w.Body)
 	}
+	wrong := httptest.NewRequest("GET", "/readyz", nil)
+	wrong.Header.Set("Authorization", "Bearer nobody-0123456789abcdef")
+	if w := call(s, wrong); w.Code != 503 || strings.Contains(w.Body.String(), "3 of 5") {
+		t.Errorf("a wrong token: %d %s", w.Code, w.Body)
+	}
 	missing = nil
 	if get(s, "/readyz").Code != 200 {
 		t.Error("not ready")
@@ -816,3 +828,53 @@ func (p *onePipe) Accept() (net.Conn, error) {
 
 func (p *onePipe) Close() error   { p.once.Do(func() { close(p.closed) }); return nil }
 func (p *onePipe) Addr() net.Addr { return &net.TCPAddr{} }
+
+// writePair writes a self-signed certificate for 127.0.0.1 with a serial number.
+func writePair(t *testing.T, cert, key string, serial int64) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, &k.PublicKey, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pk, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Unix(serial, 0) // another time than the last pair's, however fast the test runs
+	for file, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: pk}} {
+		if err := errors.Join(os.WriteFile(file, pem.EncodeToMemory(block), 0o600), os.Chtimes(file, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestTLSReadsItsCertificateAgain(t *testing.T) {
+	o := options(t, night(t))
+	o.Listen, o.CertFile, o.KeyFile = "127.0.0.1:0", filepath.Join(t.TempDir(), "c.pem"), filepath.Join(t.TempDir(), "k.pem")
+	if err := server(t, o).Listen(t.Context()); err == nil {
+		t.Error("listens without its certificate")
+	}
+	writePair(t, o.CertFile, o.KeyFile, 1)
+	s := server(t, o)
+	run(t, s)
+	for serial := int64(1); serial <= 2; serial++ {
+		writePair(t, o.CertFile, o.KeyFile, serial)
+		tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
+		r, _ := http.NewRequestWithContext(t.Context(), "GET", "https://"+s.Addr().String()+"/api/v1/services", nil)
+		r.Header.Set("Authorization", "Bearer "+viewerToken)
+		resp, err := (&http.Client{Transport: tr}).Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		tr.CloseIdleConnections()
+		if got := resp.TLS.PeerCertificates[0].SerialNumber.Int64(); got != serial || resp.StatusCode != 200 || resp.ProtoMajor != 2 {
+			t.Errorf("certificate %d, status %d, %s; want %d", got, resp.StatusCode, resp.Proto, serial)
+		}
+	}
+}
