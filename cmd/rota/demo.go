@@ -222,7 +222,7 @@ func (d *demoStory) await(ctx context.Context, what string, want []netip.Addr) e
 		}
 		if err == nil {
 			line := "dig    " + strings.Join(addressTexts(got), " ")
-			if slices.Equal(got, want) && (d.node.settled(rota.MustParseName(demoName))) {
+			if slices.Equal(got, want) && d.node.settled(rota.MustParseName(demoName)) {
 				d.say("%s   %s, after %.1f s", line, what, time.Since(since).Seconds())
 				return nil
 			}

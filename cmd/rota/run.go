@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -51,6 +52,10 @@ order and leave the DNS as it is.`,
 func runNode(ctx context.Context, path string, stderr io.Writer) error {
 	cfg, err := config.Load(path, config.Options{})
 	if err != nil {
+		if _, missing := os.Stat(path); errors.Is(missing, fs.ErrNotExist) {
+			return fmt.Errorf("%s: there is no such file: write one (three lines are enough, see the README), name another with --config, "+
+				"or see it work first with `rota demo`", path)
+		}
 		return err
 	}
 	log, logs, err := newLogger(cfg.Log.Level, string(cfg.Log.Format), cfg.Log.File, stderr)
@@ -141,7 +146,7 @@ func newNode(cfg *config.Config, log *slog.Logger) (n *node, err error) {
 func (n *node) run(ctx context.Context) error {
 	var parts []part
 	if n.dns != nil {
-		parts = append(parts, part{"name server", n.dns.Run})
+		parts = append(parts, part{"name server", n.answer})
 	}
 	parts = append(parts,
 		part{"api", n.api.Run},
@@ -160,6 +165,22 @@ func (n *node) run(ctx context.Context) error {
 	err = errors.Join(err, n.raft.Close())
 	n.log.Info("rota stopped; the DNS stays as it is")
 	return err
+}
+
+// answer serves queries. A node that starts for the first time has no state until it leads; what is asked meanwhile waits in the
+// sockets for that moment, because to say that a configured name does not exist would be remembered by resolvers.
+func (n *node) answer(ctx context.Context) error {
+	for ctx.Err() == nil && len(n.current.Load().cfg.Spec.Services) > 0 {
+		changed := n.raft.Changed()
+		if len(n.raft.State().Services()) > 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		}
+	}
+	return n.dns.Run(ctx)
 }
 
 // feed tells the prober what to probe and the cluster what this vantage holds.

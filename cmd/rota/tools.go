@@ -186,7 +186,7 @@ func (a *app) dig(ctx context.Context, q *dns.Msg, server string, tcp bool) erro
 	if len(r.Question) != 1 || !strings.EqualFold(r.Question[0].Name, q.Question[0].Name) || r.Question[0].Qtype != q.Question[0].Qtype {
 		return fmt.Errorf("%s answers another question than was asked", server)
 	}
-	if _, err := fmt.Fprintln(a.out, printable(r.String())); err != nil {
+	if _, err := fmt.Fprintln(a.out, printable(strings.ReplaceAll(r.String(), "\t", " "))); err != nil {
 		return err
 	}
 	if _, err := fmt.Fprintf(a.out, ";; from %s in %dms over %s\n", server, took.Milliseconds(), cmp.Or(c.Net, "udp")); err != nil {

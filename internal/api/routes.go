@@ -146,15 +146,18 @@ func (s *Server) routes(a huma.API) {
 
 	register(s, a, route{
 		http.MethodPost, "/api/v1/overrides", "set-override", AccessOperator,
-		"Drain, maintain or force endpoints", []int{403, 404, 409, 415, 503},
+		"Drain, maintain or force endpoints",
+		[]int{403, 404, 409, 415, 503},
 	}, s.setOverride)
 	register(s, a, route{
 		http.MethodDelete, "/api/v1/overrides", "lift-override", AccessOperator,
-		"Take overrides back", []int{403, 404, 503},
+		"Take overrides back",
+		[]int{403, 404, 503},
 	}, s.liftOverride)
 	register(s, a, route{
 		http.MethodPost, "/api/v1/reload", "reload", AccessAdmin,
-		"Read the configuration again; a bad one changes nothing", []int{403, 422},
+		"Read the configuration again; a bad one changes nothing",
+		[]int{403, 422},
 	}, s.reload)
 
 	s.plain("GET /openapi.json", AccessPublic, func(w http.ResponseWriter, _ *http.Request) {

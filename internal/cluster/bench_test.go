@@ -62,7 +62,8 @@ func BenchmarkLarge(b *testing.B) {
 	var vs []rota.Verdict
 	for _, t := range n.State().Targets() {
 		vs = append(vs, rota.Verdict{Target: t.ID, Status: rota.Up, Need: 2, Votes: []rota.Vote{
-			{Vantage: "a", Site: "x", Status: rota.Up, Class: rota.ClassOK}, {Vantage: "b", Site: "y", Status: rota.Up, Class: rota.ClassOK},
+			{Vantage: "a", Site: "x", Status: rota.Up, Class: rota.ClassOK},
+			{Vantage: "b", Site: "y", Status: rota.Up, Class: rota.ClassOK},
 			{Vantage: "c", Site: "z", Reason: "silent"},
 		}})
 	}

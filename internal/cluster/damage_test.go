@@ -180,16 +180,24 @@ func TestRefused(t *testing.T) {
 		break_ func(t *testing.T, dir string)
 		words  []string
 	}{
-		"log garbage": {func(t *testing.T, dir string) { edit(t, filepath.Join(dir, logFile), garbage) },
-			[]string{"raft.db cannot be used"}},
-		"log cut off": {func(t *testing.T, dir string) {
-			edit(t, filepath.Join(dir, logFile), func(b []byte) []byte { return b[:8192] })
+		"log garbage": {
+			func(t *testing.T, dir string) { edit(t, filepath.Join(dir, logFile), garbage) },
+			[]string{"raft.db cannot be used"},
 		},
-			[]string{"raft.db cannot be used"}},
-		"log empty": {func(t *testing.T, dir string) { edit(t, filepath.Join(dir, logFile), nothing) },
-			[]string{"raft.db cannot be used", "holds no entry", "move it aside", "goes on from the state file"}},
-		"log missing": {func(t *testing.T, dir string) { rename(t, dir, logFile, "aside") },
-			[]string{"raft.db cannot be used", "holds no entry"}},
+		"log cut off": {
+			func(t *testing.T, dir string) {
+				edit(t, filepath.Join(dir, logFile), func(b []byte) []byte { return b[:8192] })
+			},
+			[]string{"raft.db cannot be used"},
+		},
+		"log empty": {
+			func(t *testing.T, dir string) { edit(t, filepath.Join(dir, logFile), nothing) },
+			[]string{"raft.db cannot be used", "holds no entry", "move it aside", "goes on from the state file"},
+		},
+		"log missing": {
+			func(t *testing.T, dir string) { rename(t, dir, logFile, "aside") },
+			[]string{"raft.db cannot be used", "holds no entry"},
+		},
 		"log flipped": {func(t *testing.T, dir string) {
 			edit(t, filepath.Join(dir, logFile), func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("number 41"), []byte("number 99")) })
 		}, []string{"raft.db cannot be used", "checksum"}},
@@ -317,7 +325,9 @@ func (f *faulty) write(do func() error) error {
 func (f *faulty) StoreLogs(l []*raft.Log) error {
 	return f.write(func() error { return f.store.StoreLogs(l) })
 }
+
 func (f *faulty) Set(k, v []byte) error { return f.write(func() error { return f.store.Set(k, v) }) }
+
 func (f *faulty) SetUint64(k []byte, v uint64) error {
 	return f.write(func() error { return f.store.SetUint64(k, v) })
 }

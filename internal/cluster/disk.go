@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // store is what raft needs of a disk: its log, its term and vote.
@@ -41,7 +42,7 @@ func (n *Node) openDisk(through func(store) store) (d *disk, err error) {
 			// stays synced: without it bbolt walks the file in a goroutine of its own, where a damaged page cannot be caught.
 			BoltOptions: &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType},
 		})
-		if errors.Is(err, bbolt.ErrTimeout) {
+		if errors.Is(err, bolterrors.ErrTimeout) {
 			return errors.New("another process holds it")
 		}
 		if err != nil {

@@ -147,13 +147,13 @@ func TestSpecIsJudgedAnew(t *testing.T) {
 		for _, v := range []string{"a", "b"} {
 			b.seq++
 			r := &rota.Report{Vantage: v, Seq: b.seq}
-			for _, t := range (func() []rota.Target {
+			for _, t := range func() []rota.Target {
 				s, err := new(rota.State).Apply(rota.Event{Index: 1, Kind: rota.EventSpec, Spec: spec(2, 1)})
 				if err != nil {
 					b.Fatal(err)
 				}
 				return s.Targets()
-			})() {
+			}() {
 				r.Opinions = append(r.Opinions, &rota.Opinion{Target: t.ID, Status: rota.Up})
 			}
 			b.Report(r)

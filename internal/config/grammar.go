@@ -232,7 +232,7 @@ func sentHeader(key string) error {
 	}
 	switch strings.ToLower(key) {
 	case "host":
-		return errors.New("the Host header is set by host:")
+		return errors.New("the Host header is set by the key host")
 	case "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer", "expect":
 		return fmt.Errorf("header %s belongs to the connection and cannot be set", key)
 	case "authorization", "proxy-authorization", "cookie":
@@ -366,8 +366,12 @@ func publisherTypes() []variant {
 			},
 		}},
 		{"autodns", []field{
-			{key: "url", shape: webURL}, {key: "user", shape: secret()}, {key: "password", shape: secret()},
-			{key: "context", shape: integer(0, math.MaxInt32)}, {key: "read_every", shape: span}, {key: "write_every", shape: span},
+			{key: "url", shape: webURL},
+			{key: "user", shape: secret()},
+			{key: "password", shape: secret()},
+			{key: "context", shape: integer(0, math.MaxInt32)},
+			{key: "read_every", shape: span},
+			{key: "write_every", shape: span},
 		}},
 		{"dynu", []field{token}},
 		{"digitalocean", []field{token}},
@@ -379,8 +383,10 @@ func publisherTypes() []variant {
 		{"external-dns-webhook", []field{{key: "url", shape: webURL}}},
 		{"zonefile", []field{{key: "path", shape: pathname}, {key: "reload", shape: command}}},
 		{"nsupdate", []field{
-			{key: "command", shape: either{pathname, command}}, {key: "servers", shape: list{of: server, single: true, least: 1}},
-			{key: "key", shape: required}, {key: "zone", shape: domain},
+			{key: "command", shape: either{pathname, command}},
+			{key: "servers", shape: list{of: server, single: true, least: 1}},
+			{key: "key", shape: required},
+			{key: "zone", shape: domain},
 		}},
 		{"kubernetes-service", nil},
 		{"mockjson", []field{{key: "zones", shape: pathname}, {key: "state", shape: pathname}}},
@@ -471,7 +477,8 @@ func service() shape {
 		{key: "records", doc: "Further records kept in step.", later: filled, shape: object{fields: []field{
 			{key: "https", shape: object{fields: []field{{key: "alpn", shape: texts}, {key: "priority", shape: integer(0, 65535)}}}},
 			{key: "srv", shape: list{of: required, single: true}},
-			{key: "ptr", shape: either{boolean, domain}}, {key: "txt", shape: list{of: text, single: true}},
+			{key: "ptr", shape: either{boolean, domain}},
+			{key: "txt", shape: list{of: text, single: true}},
 		}}},
 	}, timing()...)}
 }
@@ -486,7 +493,9 @@ func zoneShape() shape {
 				key: "rname", doc: "Mailbox of who is responsible, as a name. Default: hostmaster under the zone.",
 				shape: scalar{want: "a mailbox", json: "string", parse: parsed(parseMailbox)},
 			},
-			{key: "refresh", doc: "Default: 2h.", shape: ttl}, {key: "retry", doc: "Default: 30m.", shape: ttl}, {key: "expire", doc: "Default: 14d.", shape: ttl},
+			{key: "refresh", doc: "Default: 2h.", shape: ttl},
+			{key: "retry", doc: "Default: 30m.", shape: ttl},
+			{key: "expire", doc: "Default: 14d.", shape: ttl},
 			{
 				key: "minimum", doc: "How long \"no such name\" is kept. Default: 5s, or the smallest TTL of a service in the zone.",
 				shape: ttl,
@@ -555,7 +564,8 @@ func grammar() object {
 				},
 			}}},
 			{key: "tokens", doc: "Who may do what.", shape: list{of: object{fields: []field{
-				{key: "name", shape: required, must: true}, {key: "role", shape: word("viewer", "operator", "admin"), must: true},
+				{key: "name", shape: required, must: true},
+				{key: "role", shape: word("viewer", "operator", "admin"), must: true},
 				{key: "token", shape: secret(), must: true},
 			}}}},
 		}}},
@@ -564,8 +574,11 @@ func grammar() object {
 				key: "election", doc: "singleton (default): this node alone.",
 				shape: word("singleton", "raft", "kubernetes"), later: unless("singleton"),
 			},
-			{key: "listen", shape: listen, later: always}, {key: "advertise", shape: server, later: always}, {key: "join", shape: list{of: server}, later: filled},
-			{key: "tls", shape: certificate(field{key: "ca", shape: pathname}), later: filled}, {key: "raftadmin", shape: listen, later: always},
+			{key: "listen", shape: listen, later: always},
+			{key: "advertise", shape: server, later: always},
+			{key: "join", shape: list{of: server}, later: filled},
+			{key: "tls", shape: certificate(field{key: "ca", shape: pathname}), later: filled},
+			{key: "raftadmin", shape: listen, later: always},
 			{key: "lease", later: filled, shape: object{fields: []field{{key: "namespace", shape: required}, {key: "name", shape: required}}}},
 		}}},
 		{key: "vantage", doc: "Whose word counts, and how much of it is needed.", shape: object{fields: []field{
@@ -628,8 +641,11 @@ func grammar() object {
 			later: filled, shape: list{of: variants{name: "discover", tag: "type", kind: "source", of: discoverTypes()}},
 		},
 		{key: "maintenance", doc: "Planned absences.", later: filled, shape: list{of: object{fields: []field{
-			{key: "match", shape: labels, must: true}, {key: "from", shape: scalar{want: "a time such as 2026-12-01T01:00:00Z", json: "string", parse: parseTime}, must: true},
-			{key: "for", shape: span, must: true}, {key: "state", shape: word("drain", "maintenance")}, {key: "reason", shape: text},
+			{key: "match", shape: labels, must: true},
+			{key: "from", shape: scalar{want: "a time such as 2026-12-01T01:00:00Z", json: "string", parse: parseTime}, must: true},
+			{key: "for", shape: span, must: true},
+			{key: "state", shape: word("drain", "maintenance")},
+			{key: "reason", shape: text},
 		}}}},
 		{key: "notify", doc: "Who is told.", later: filled, shape: list{of: variants{name: "notify", tag: "type", kind: "receiver", of: []variant{
 			{"webhook", []field{{key: "url", shape: webURL, must: true}, {key: "on", shape: list{of: required, single: true}}, {key: "secret", shape: secret()}}},
@@ -642,22 +658,27 @@ func discoverTypes() []variant {
 	publish := field{key: "publish", shape: publishUse}
 	return []variant{
 		{"register", []field{
-			{key: "host_name", shape: template}, {key: "service_name", shape: template},
+			{key: "host_name", shape: template},
+			{key: "service_name", shape: template},
 			{key: "also", shape: object{fields: []field{{key: "host_record", shape: template}, {key: "ptr", shape: domain}}}},
-			{key: "ttl", shape: ttl}, {key: "expire_after", shape: scalar{want: "never or a duration", json: "string", parse: func(s string) error {
+			{key: "ttl", shape: ttl},
+			{key: "expire_after", shape: scalar{want: "never or a duration", json: "string", parse: func(s string) error {
 				if s == "never" {
 					return nil
 				}
 				_, err := parseDuration(s)
 				return err
-			}}}, publish,
+			}}},
+			publish,
 		}},
 		{"kubernetes", []field{
 			{key: "load_balancer_class", shape: text},
 			{key: "node_address", shape: object{fields: []field{{key: "annotation", shape: required}, {key: "fallback", shape: list{of: word("ExternalIP", "InternalIP"), single: true}}}}},
-			{key: "nodes", shape: word("with-ready-pods", "all-ready")}, {key: "name", shape: template},
+			{key: "nodes", shape: word("with-ready-pods", "all-ready")},
+			{key: "name", shape: template},
 			{key: "alias", shape: object{fields: []field{{key: "namespace", shape: required}, {key: "name", shape: template}}}},
-			{key: "resync", shape: span}, publish,
+			{key: "resync", shape: span},
+			publish,
 		}},
 		{"dns", []field{{key: "name", shape: domain, must: true}, {key: "service", shape: host, must: true}, publish}},
 		{"file", []field{{key: "path", shape: pathname, must: true}, publish}},

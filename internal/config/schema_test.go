@@ -135,7 +135,8 @@ func TestEffectiveReadsBack(t *testing.T) {
 var addresses = cmp.Comparer(func(a, b interface {
 	String() string
 	IsValid() bool
-}) bool {
+},
+) bool {
 	return a == b
 })
 

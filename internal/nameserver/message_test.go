@@ -290,8 +290,12 @@ func TestRespondIsSmall(t *testing.T) {
 		name  string
 		qtype uint16
 	}{
-		{"www.example.org.", dns.TypeANY}, {"mx.example.org.", dns.TypeANY}, {"elsewhere.test.", dns.TypeANY}, {"example.org.", dns.TypeAXFR},
-		{"example.org.", dns.TypeDNSKEY}, {".", dns.TypeNS},
+		{"www.example.org.", dns.TypeANY},
+		{"mx.example.org.", dns.TypeANY},
+		{"elsewhere.test.", dns.TypeANY},
+		{"example.org.", dns.TypeAXFR},
+		{"example.org.", dns.TypeDNSKEY},
+		{".", dns.TypeNS},
 	} {
 		p := packed(t, q.name, q.qtype, withEDNS(4096))
 		reply, _ := respond(c, st, p, true, first)

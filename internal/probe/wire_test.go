@@ -118,8 +118,10 @@ func reset(c net.Conn) {
 	_ = c.(*net.TCPConn).SetLinger(0)
 }
 
-const patient = 20 * time.Second // for probes that must not meet their deadline, on any machine
-const hasty = 150 * time.Millisecond
+const (
+	patient = 20 * time.Second // for probes that must not meet their deadline, on any machine
+	hasty   = 150 * time.Millisecond
+)
 
 func ask(t *testing.T, o Options, at netip.AddrPort, c rota.Check) Trace {
 	t.Helper()

@@ -34,7 +34,15 @@ func TestParseName(t *testing.T) {
 		{`x\.`, `x\..`},
 		{strings.Repeat("a", 63) + ".org", strings.Repeat("a", 63) + ".org."},
 		{long + strings.Repeat("b", 61), long + strings.Repeat("b", 61) + "."}, // 255 octets
-		{"", ""}, {"..", ""}, {".org", ""}, {"a..b", ""}, {`a\`, ""}, {`a\1`, ""}, {`a\12`, ""}, {`a\1x2`, ""}, {`a\256`, ""},
+		{"", ""},
+		{"..", ""},
+		{".org", ""},
+		{"a..b", ""},
+		{`a\`, ""},
+		{`a\1`, ""},
+		{`a\12`, ""},
+		{`a\1x2`, ""},
+		{`a\256`, ""},
 		{strings.Repeat("a", 64) + ".org", ""},
 		{long + strings.Repeat("b", 62), ""}, // 256 octets
 		{strings.Repeat("a.", 1<<20), ""},

@@ -116,17 +116,6 @@ func (b *bind) serial() uint32 {
 	return in.Answer[0].(*dns.SOA).Serial
 }
 
-// update does by hand what rota must put right or leave alone.
-func (b *bind) update(lines string) {
-	b.t.Helper()
-	host, port, _ := strings.Cut(b.addr, ":")
-	c := exec.Command("nsupdate")
-	c.Stdin = strings.NewReader(fmt.Sprintf("server %s %s\nzone %s\nkey hmac-sha256:ddns %s\n%s\nsend\n", host, port, zoneName, tsigSecret, lines))
-	if out, err := c.CombinedOutput(); err != nil {
-		b.t.Fatalf("nsupdate: %v\n%s", err, out)
-	}
-}
-
 // published is a node that keeps three endpoints true in BIND.
 func published(b *bind, port int, extra string) string {
 	return fmt.Sprintf(`
@@ -146,7 +135,7 @@ services:
 }
 
 // The main job against a BIND: an address leaves when its server dies and comes back with it; the rest of the zone stays as it is;
-// a hand edit is put right; a restart with one endpoint down never writes its address; SIGTERM leaves the DNS as it is.
+// a restart with one endpoint down never writes its address; SIGTERM leaves the DNS as it is.
 func TestBind(t *testing.T) {
 	port := freePort(t, three...)
 	servers := startThree(t, port)
