@@ -305,9 +305,14 @@ func TestWithdrawn(t *testing.T) {
 		w := newWorld(t, service("www.example.test", "192.0.2.1", "2001:db8::1")).up("192.0.2.1", "2001:db8::1")
 		run(t, usual(w, f), 1)
 		time.Sleep(time.Second)
+		f.set(func() {
+			f.zone[rota.Key{Name: "www.example.test.", Type: rota.TypeAAAA}] = rota.RRset{
+				Name: "www.example.test.", Type: rota.TypeAAAA, TTL: 30, Data: []string{"2001:db8::1", "2001:db8::99"},
+			}
+		})
 		w.respec(func(s *rota.Spec) { s.Services[0].Endpoints = s.Services[0].Endpoints[:1] })
 		time.Sleep(2 * time.Second)
-		if got := f.dump(); got != "[www.example.test 30 A 192.0.2.1]" {
+		if got := f.dump(); got != "[www.example.test 30 A 192.0.2.1 www.example.test 30 AAAA 2001:db8::99]" {
 			t.Errorf("the zone is %s", got)
 		}
 	})

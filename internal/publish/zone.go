@@ -192,10 +192,7 @@ func (z *zone) round(ctx context.Context, d desire) (whole *Reason, names []*Rea
 			continue
 		}
 		if whole != nil && whole.Code == CodeFenced {
-			z.held = false
-			if err := z.o.Confirm(ctx); err != nil {
-				return whole, nil, fmt.Errorf("%w; this node cannot confirm that it leads: %w", whole, err)
-			}
+			// Taking the fence anew asks first whether this node leads.
 			if z.fenced++; z.fenced < replans {
 				continue
 			}
