@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -192,11 +193,16 @@ func TestFenced(t *testing.T) {
 		w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2")).up("192.0.2.1", "192.0.2.2")
 		o := usual(w, f)
 		deposed := errors.New("not the leader")
-		var leads error
-		o.Confirm = func(context.Context) error { return leads }
+		var over atomic.Bool
+		o.Confirm = func(context.Context) error {
+			if over.Load() {
+				return deposed
+			}
+			return nil
+		}
 		a := run(t, o, 4)
 		time.Sleep(time.Second)
-		leads = deposed
+		over.Store(true)
 		b := run(t, usual(w, f), 4)
 		time.Sleep(time.Second)
 		w.down("192.0.2.2")
