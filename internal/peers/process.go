@@ -175,7 +175,8 @@ func (n *Nginx) Signal(sig syscall.Signal) {
 
 // Get asks nginx for a path and returns the status code.
 func (n *Nginx) Get(path string) (int, error) {
-	resp, err := (&http.Client{Timeout: 3 * time.Second}).Get("http://" + n.addr + path)
+	c := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := c.Get("http://" + n.addr + path)
 	if err != nil {
 		return 0, err
 	}

@@ -38,6 +38,15 @@ func (d desire) keys() []rota.Key {
 	return out
 }
 
+// byKey indexes the wants.
+func (d desire) byKey() map[rota.Key]rota.Want {
+	out := make(map[rota.Key]rota.Want, len(d.wants))
+	for _, w := range d.wants {
+		out[w.Set.Key()] = w
+	}
+	return out
+}
+
 // plan compares what the DNS says with what it should say. It is pure.
 func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
 	p := ZonePlan{Zone: zone, Changes: []rota.Change{}, Unchanged: []rota.RRset{}, Reasons: []*Reason{}}

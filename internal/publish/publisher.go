@@ -182,57 +182,72 @@ func (p *Publisher) reach(term uint64, desires map[rota.Name]desire) []*zone {
 // finder finds the zones of names, so that a server that does not answer holds up no zone that is known.
 func (p *Publisher) finder(ctx context.Context, search <-chan []rota.Name, found chan<- struct{}) {
 	pace := newBackoff(p.o)
-	var names []rota.Name
+	var all []rota.Name
 	var retry <-chan time.Time
 	for {
+		look := []rota.Name{}
 		select {
 		case <-ctx.Done():
 			return
-		case names = <-search:
-			if retry != nil && len(names) > 0 {
-				continue // the pace holds, the newest names wait for it
-			}
-		case <-retry:
-		}
-		retry = nil
-		any, wait := false, time.Duration(0)
-		for _, n := range names {
-			z, err := p.o.Backend.Zone(ctx, n)
-			if ctx.Err() != nil {
-				return
-			}
+		case all = <-search:
 			p.mu.Lock()
-			if err == nil {
-				p.zoneOf[n] = z
-				delete(p.lost, n)
-				any = true
-			} else {
-				r := ReasonOf(err)
-				if old := p.lost[n]; old == nil || *old != *r {
-					p.o.Log.Warn("cannot find the zone of a name", "publisher", p.o.Name, "name", n.Short(), "reason", r)
-				}
-				p.lost[n] = r
-				if wait = p.o.MaxBackoff; r.Transient {
-					wait = pace.NextBackOff()
+			for _, n := range all { // those that were not found before wait for their time
+				if p.lost[n] == nil {
+					look = append(look, n)
 				}
 			}
 			p.mu.Unlock()
-			if err != nil && ReasonOf(err).Transient {
-				break
-			}
+		case <-retry:
+			look, retry = all, nil
 		}
-		if wait > 0 {
+		got, wait := p.look(ctx, look, pace)
+		if wait > 0 && retry == nil {
 			retry = time.After(wait)
-		} else {
-			pace.Reset()
 		}
-		if any {
+		if got {
 			select {
 			case found <- struct{}{}:
 			default:
 			}
 		}
 	}
+}
+
+// look asks for the zones of names. It reports whether one was found and, when one was not, how long to wait before asking again.
+func (p *Publisher) look(ctx context.Context, names []rota.Name, pace backoff.BackOff) (got bool, wait time.Duration) {
+	for i, n := range names {
+		z, err := p.o.Backend.Zone(ctx, n)
+		if ctx.Err() != nil {
+			return got, 0
+		}
+		if err == nil {
+			p.mu.Lock()
+			p.zoneOf[n] = z
+			delete(p.lost, n)
+			p.mu.Unlock()
+			got = true
+			pace.Reset()
+			continue
+		}
+		r := ReasonOf(err)
+		p.mu.Lock()
+		if old := p.lost[n]; old == nil || *old != *r {
+			p.o.Log.Warn("cannot find the zone of a name", "publisher", p.o.Name, "name", n.Short(), "reason", r.Error())
+		}
+		p.lost[n] = r
+		if r.Transient {
+			// The others would meet the same silence. They are asked with this one, when its time has come.
+			for _, m := range names[i:] {
+				p.lost[m] = r
+			}
+		}
+		p.mu.Unlock()
+		if r.Transient {
+			return got, pace.NextBackOff()
+		}
+		wait = p.o.MaxBackoff
+	}
+	return got, wait
 }
 
 func newBackoff(o Options) *backoff.ExponentialBackOff {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -192,11 +193,16 @@ func TestFenced(t *testing.T) {
 		w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2")).up("192.0.2.1", "192.0.2.2")
 		o := usual(w, f)
 		deposed := errors.New("not the leader")
-		var leads error
-		o.Confirm = func(context.Context) error { return leads }
+		var over atomic.Bool
+		o.Confirm = func(context.Context) error {
+			if over.Load() {
+				return deposed
+			}
+			return nil
+		}
 		a := run(t, o, 4)
 		time.Sleep(time.Second)
-		leads = deposed
+		over.Store(true)
 		b := run(t, usual(w, f), 4)
 		time.Sleep(time.Second)
 		w.down("192.0.2.2")
@@ -305,9 +311,14 @@ func TestWithdrawn(t *testing.T) {
 		w := newWorld(t, service("www.example.test", "192.0.2.1", "2001:db8::1")).up("192.0.2.1", "2001:db8::1")
 		run(t, usual(w, f), 1)
 		time.Sleep(time.Second)
+		f.set(func() {
+			f.zone[rota.Key{Name: "www.example.test.", Type: rota.TypeAAAA}] = rota.RRset{
+				Name: "www.example.test.", Type: rota.TypeAAAA, TTL: 30, Data: []string{"2001:db8::1", "2001:db8::99"},
+			}
+		})
 		w.respec(func(s *rota.Spec) { s.Services[0].Endpoints = s.Services[0].Endpoints[:1] })
 		time.Sleep(2 * time.Second)
-		if got := f.dump(); got != "[www.example.test 30 A 192.0.2.1]" {
+		if got := f.dump(); got != "[www.example.test 30 A 192.0.2.1 www.example.test 30 AAAA 2001:db8::99]" {
 			t.Errorf("the zone is %s", got)
 		}
 	})

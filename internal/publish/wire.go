@@ -78,9 +78,11 @@ const fudge = 300
 
 // over exchanges one message over one transport.
 func (r *road) over(ctx context.Context, network string, m *dns.Msg, wire []byte, mac string) (*dns.Msg, error) {
-	conn := r.conn
-	r.conn = nil
-	if conn == nil || network != "udp" {
+	var conn net.Conn
+	if r.keep && network == "udp" {
+		conn, r.conn = r.conn, nil
+	}
+	if conn == nil {
 		var err error
 		if conn, err = (&net.Dialer{}).DialContext(ctx, network, r.server); err != nil {
 			return nil, r.unreachable(m, err, false)
@@ -116,12 +118,15 @@ func (r *road) converse(ctx context.Context, conn net.Conn, m *dns.Msg, wire []b
 	if err := send(conn, stream, wire); err != nil {
 		return nil, r.unreachable(m, err, true)
 	}
-	buf := r.buf
-	if len(buf) == 0 {
+	var buf []byte
+	if r.keep {
+		buf = r.buf
+	}
+	if buf == nil {
 		buf = make([]byte, maxDatagram)
-		if r.keep {
-			r.buf = buf
-		}
+	}
+	if r.keep {
+		r.buf = buf
 	}
 	var doubtful *Reason
 	for {

@@ -158,3 +158,31 @@ func TestOptions(t *testing.T) {
 		}
 	}
 }
+
+// Without a key, id, question and kind are what tells an answer from a stray packet; what is none of ours is not even a reason.
+func TestStrayAnswers(t *testing.T) {
+	ask := query("www.example.test.", rota.TypeA)
+	r := &road{server: "s"}
+	for name, change := range map[string]func(*dns.Msg){
+		"id":       func(m *dns.Msg) { m.Id++ },
+		"query":    func(m *dns.Msg) { m.Response = false },
+		"opcode":   func(m *dns.Msg) { m.Opcode = dns.OpcodeNotify },
+		"name":     func(m *dns.Msg) { m.Question[0].Name = "wwx.example.test." },
+		"type":     func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeAAAA },
+		"class":    func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS },
+		"two":      func(m *dns.Msg) { m.Question = append(m.Question, m.Question[0]) },
+		"question": func(m *dns.Msg) { m.Question = nil },
+		"":         func(m *dns.Msg) { m.Question[0].Name = "wWw.eXample.test." }, // is taken: names have no case
+	} {
+		m := new(dns.Msg)
+		m.SetReply(ask)
+		change(m)
+		wire, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answer, why := r.judge(ask, wire, ""); (answer != nil) != (name == "") || why != nil {
+			t.Errorf("another %s: %v, %v", name, answer, why)
+		}
+	}
+}

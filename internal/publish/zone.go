@@ -25,10 +25,11 @@ type zone struct {
 
 	// What follows is owned by run.
 	fence   Fence
-	held    bool // fence is ours, as far as is known
-	doubt   bool // a message of ours may still arrive: the fence must move before anything is believed to stay
-	fenced  int  // times in a row that another took the fence
-	index   uint64
+	held    bool   // fence is ours, as far as is known
+	doubt   bool   // a message of ours may still arrive: the fence must move before anything is believed to stay
+	fenced  int    // times in a row that another took the fence
+	last    desire // that the DNS was seen to say
+	born    time.Time
 	pending []pending              // written and not yet read back, or in doubt
 	refused map[rota.Name]*refusal // names the server does not take
 }
@@ -50,7 +51,7 @@ type refusal struct {
 
 func newZone(o Options, name rota.Name, term uint64) *zone {
 	return &zone{
-		o: o, name: name, term: term, poke: make(chan struct{}, 1), refused: map[rota.Name]*refusal{},
+		o: o, name: name, term: term, poke: make(chan struct{}, 1), refused: map[rota.Name]*refusal{}, born: time.Now(),
 		status: ZoneStatus{Zone: name, Reasons: []*Reason{}},
 	}
 }
@@ -105,11 +106,20 @@ func (z *zone) run(ctx context.Context) error {
 			default:
 				pace.Reset()
 			}
+		} else {
+			z.rest()
 		}
 		if !z.sleep(ctx, wait, whole != nil) {
 			return nil
 		}
 	}
+}
+
+// rest clears what is shown of a zone in which nothing is to be kept true any more.
+func (z *zone) rest() {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.status.RRsets, z.status.Drift, z.status.Failures, z.status.Reasons = 0, 0, 0, []*Reason{}
 }
 
 // sleep waits until it is time for the next round, and returns false when ctx ends. While the zone as a whole fails a newer desire
@@ -178,7 +188,7 @@ func (z *zone) note(d desire, whole *Reason, names []*Reason) []*Reason {
 	}
 	z.status.Reasons = []*Reason{}
 	z.status.Failures, z.status.LastSuccess = 0, z.status.LastTry
-	z.index = d.state.Index()
+	z.last = d
 	return nil
 }
 
@@ -193,10 +203,7 @@ func (z *zone) round(ctx context.Context, d desire) (whole *Reason, names []*Rea
 			continue
 		}
 		if whole != nil && whole.Code == CodeFenced {
-			z.held = false
-			if err := z.o.Confirm(ctx); err != nil {
-				return whole, nil, fmt.Errorf("%w; this node cannot confirm that it leads: %w", whole, err)
-			}
+			// Taking the fence anew asks first whether this node leads.
 			if z.fenced++; z.fenced < replans {
 				continue
 			}
@@ -605,12 +612,19 @@ func minTime(a, b time.Time) time.Time {
 	return a
 }
 
-// recorded counts a write that was read back. Its lag is measured from the newest decision in it; without a decision since the last
-// success, somebody else had changed the DNS.
+// recorded counts a write that was read back. Its lag is measured from the newest decision in it that this zone's loop has lived to
+// see. When the same was wanted already at the last success, somebody else had changed the DNS.
 func (z *zone) recorded(d desire, out rota.Published) {
+	before, now := z.last.byKey(), d.byKey()
 	var decided time.Time
+	edited := true
 	for _, c := range out.Changes {
-		if sel := d.state.Selection(c.Key().Name); sel != nil && sel.Index > z.index && sel.At.After(decided) {
+		was, known := before[c.Key()]
+		if is := now[c.Key()]; known && was.Set.Equal(is.Set) && slices.Equal(was.Drop, is.Drop) {
+			continue
+		}
+		edited = false
+		if sel := d.state.Selection(c.Key().Name); sel != nil && sel.At.After(decided) {
 			decided = sel.At
 		}
 	}
@@ -618,9 +632,10 @@ func (z *zone) recorded(d desire, out rota.Published) {
 	defer z.mu.Unlock()
 	z.status.Changes += uint64(len(out.Changes))
 	z.status.Drift = max(0, z.status.Drift-len(out.Changes))
-	if decided.IsZero() {
+	if edited {
 		z.status.Repairs++
-	} else {
+	}
+	if decided.After(z.born) {
 		z.status.Lag = time.Since(decided)
 	}
 	for _, c := range out.Changes {
