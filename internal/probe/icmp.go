@@ -429,7 +429,7 @@ func probeICMP(ctx context.Context, r *run) finding {
 		return r.socketFault(ctx, err)
 	}
 	count := r.q.check.Count
-	gap := min(time.Second, r.q.check.Timeout/time.Duration(2*count))
+	gap := max(min(time.Second, r.q.check.Timeout/time.Duration(2*count)), 1)
 	var log bytes.Buffer
 	answers := make(chan result, count) // shared by all requests: each is answered at most once
 	next := time.NewTicker(gap)

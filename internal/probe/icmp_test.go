@@ -112,3 +112,11 @@ func FuzzParseEcho(f *testing.F) {
 		}
 	})
 }
+
+func TestTimeoutOfNothing(t *testing.T) {
+	check := rota.Check{Kind: rota.KindICMP, Count: rota.MaxCount, Timing: rota.Timing{Timeout: 1}}
+	got := New(Options{}).Once(t.Context(), rota.NewTarget(netip.MustParseAddr("127.0.0.1"), check)).Observation
+	if got.Status == rota.Up {
+		t.Errorf("within a nanosecond: %+v", got)
+	}
+}
