@@ -326,8 +326,9 @@ func redirects(status int) bool {
 	return false
 }
 
-// redirect says where a redirect leads: to a page of the same endpoint, or off it, which is never followed. Same means http or https,
-// the host that was asked (or the endpoint's address) and the endpoint's port; the connection is to the endpoint's address anyway.
+// redirect says where a redirect leads: to a page of the same endpoint, or off it, which is never followed. Same means http or https but
+// never down from https, the host that was asked (or the endpoint's address) and the endpoint's port; the connection is to the
+// endpoint's address anyway.
 func (r *run) redirect(from page, a answer) (finding, *page) {
 	scheme := "http"
 	if from.tls {
@@ -345,8 +346,8 @@ func (r *run) redirect(from page, a answer) (finding, *page) {
 	off := func(why string) (finding, *page) {
 		return down(rota.ClassRedirect, "redirect off the endpoint (%s): %s", why, to.Redacted()), nil
 	}
-	if to.Scheme != "http" && to.Scheme != "https" {
-		return off("scheme")
+	if to.Scheme != "https" && (from.tls || to.Scheme != "http") {
+		return off("scheme") // also from https to http: header fields of the check would go out in clear, to whoever is on the way
 	}
 	next := page{tls: to.Scheme == "https", method: from.method, host: from.host, path: to.RequestURI()}
 	if next.method != http.MethodHead && a.status < 307 {

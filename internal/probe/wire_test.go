@@ -15,6 +15,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"strings"
@@ -586,4 +587,19 @@ func FuzzAnswer(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestRedirectNeverLeavesTLS(t *testing.T) {
+	check := rota.Check{Kind: rota.KindHTTPS, Port: 443, Follow: true, Header: []rota.Header{{Name: "Authorization", Value: "Bearer x"}}}
+	r := &run{q: newQuestion(check), addr: netip.MustParseAddr("192.0.2.1")}
+	from := page{tls: true, method: "GET", host: "192.0.2.1", path: "/"}
+	for location, want := range map[string]bool{
+		"https://192.0.2.1/a": true, "/a": true, "//192.0.2.1/a": true,
+		"http://192.0.2.1:443/a": false, "http://192.0.2.1/a": false,
+	} {
+		f, next := r.redirect(from, answer{status: 302, header: http.Header{"Location": {location}}})
+		if (next != nil) != want || (next != nil && !next.tls) || (next == nil && f.class != rota.ClassRedirect) {
+			t.Errorf("%s: %+v, next %+v", location, f, next)
+		}
+	}
 }
