@@ -412,3 +412,39 @@ func TestOracle(t *testing.T) {
 		}
 	})
 }
+
+// muddled loses the answer to one write and then says SERVFAIL to the read that looks what became of it.
+type muddled struct {
+	*fake
+	stage int // 1: the next write; 2: the next read
+}
+
+func (m *muddled) Write(ctx context.Context, b Batch) (int, error) {
+	if m.stage == 1 && len(b.Changes) > 0 {
+		m.stage = 2
+		return len(b.Changes), silence(true)
+	}
+	return m.fake.Write(ctx, b)
+}
+
+func (m *muddled) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Reading, error) {
+	if m.stage == 2 {
+		m.stage = 3
+		return Reading{}, &Reason{Code: CodeServfail, Transient: true, Text: "SERVFAIL"}
+	}
+	return m.fake.Read(ctx, zone, keys)
+}
+
+// A failed read after a lost answer says nothing against the name: it is written as soon as the server answers.
+func TestReadFailsAfterLostAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, service("www.example.test", "192.0.2.1")).up("192.0.2.1")
+		m := &muddled{fake: newFake(t), stage: 1}
+		p := run(t, usual(w, m), 1)
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if m.data("www.example.test.", rota.TypeA) == nil {
+			t.Errorf("not written yet: %+v", p.Status().Zones[0])
+		}
+	})
+}

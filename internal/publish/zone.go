@@ -510,7 +510,9 @@ func (z *zone) transact(ctx context.Context, changes []rota.Change, start time.T
 	have, rerr := z.o.Backend.Read(ctx, z.name, []rota.Key{FenceKey(z.name)})
 	if rerr != nil {
 		z.hold(changes[:n], start)
-		return n, rerr
+		r := *ReasonOf(rerr)
+		r.InDoubt = true // whatever stands in the way of reading, it is not the server's answer to the write
+		return n, &r
 	}
 	was := z.fence
 	if fenced := z.still(have.Sets); fenced != nil {
