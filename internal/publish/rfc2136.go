@@ -263,6 +263,7 @@ const readers = 16
 
 // Read asks for each key by itself: no transfer has to be allowed, and its cost grows with what rota keeps, not with the zone.
 func (b *RFC2136) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Reading, error) {
+	whole := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	type finding struct {
@@ -297,7 +298,7 @@ func (b *RFC2136) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Re
 	}
 	wg.Wait()
 	if err := context.Cause(ctx); err != nil {
-		return Reading{}, b.missing(ctx, zone, err)
+		return Reading{}, b.missing(whole, zone, err)
 	}
 	out := Reading{Blocked: map[rota.Name]*Reason{}}
 	seen := map[rota.Key]bool{}
@@ -321,7 +322,7 @@ func (b *RFC2136) missing(ctx context.Context, zone rota.Name, err error) error 
 	if r.Code != CodeRefused && r.Code != CodeLame && r.Code != CodeNotAuth && r.Code != CodeServfail {
 		return err
 	}
-	answer, _, qerr := b.ask(context.WithoutCancel(ctx), b.reads, query(zone, rota.TypeSOA))
+	answer, _, qerr := b.ask(ctx, b.reads, query(zone, rota.TypeSOA))
 	says := "an unsigned refusal"
 	switch {
 	case qerr != nil && ReasonOf(qerr).Code != CodeRefused, qerr == nil && answer.Rcode == dns.RcodeSuccess && answer.Authoritative:
