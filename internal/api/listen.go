@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -24,6 +25,7 @@ const SocketName = "api.sock"
 // Bounds of connections.
 const (
 	maxConns      = 512 // open at once, a listener
+	maxPerClient  = 64  // of these from one address
 	headerTimeout = 5 * time.Second
 	readTimeout   = 15 * time.Second
 	writeTimeout  = 30 * time.Second // of one answer; an event stream renews it with each event
@@ -148,30 +150,62 @@ func (s *Server) httpServer() *http.Server {
 	}
 }
 
-// limited is a listener with a bound on the connections that are open at once; beyond it, callers wait in the kernel's queue.
+// limited is a listener with a bound on the connections that are open at once: beyond it, callers wait in the kernel's queue. One
+// client's share is bounded too, so that it cannot keep everybody else waiting: what it opens beyond that is closed.
 type limited struct {
 	net.Listener
 	room   chan struct{}
 	closed chan struct{}
 	once   sync.Once
+
+	mu      sync.Mutex // guards clients
+	clients map[netip.Addr]int
 }
 
 func limit(l net.Listener, n int) net.Listener {
-	return &limited{Listener: l, room: make(chan struct{}, n), closed: make(chan struct{})}
+	return &limited{Listener: l, room: make(chan struct{}, n), closed: make(chan struct{}), clients: map[netip.Addr]int{}}
 }
 
 func (l *limited) Accept() (net.Conn, error) {
-	select {
-	case l.room <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-	c, err := l.Listener.Accept()
-	if err != nil {
+	for {
+		select {
+		case l.room <- struct{}{}:
+		case <-l.closed:
+			return nil, net.ErrClosed
+		}
+		c, err := l.Listener.Accept()
+		if err != nil {
+			<-l.room
+			return nil, err
+		}
+		if leave, ok := l.enter(c.RemoteAddr()); ok {
+			return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { leave(); <-l.room })}, nil
+		}
+		_ = c.Close() // nothing was said on it
 		<-l.room
-		return nil, err
 	}
-	return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { <-l.room })}, nil
+}
+
+// enter counts a connection of a client, or refuses it. Callers on the unix socket have no address and share the listener's bound.
+func (l *limited) enter(from net.Addr) (leave func(), ok bool) {
+	tcp, ok := from.(*net.TCPAddr)
+	if !ok {
+		return func() {}, true
+	}
+	client := tcp.AddrPort().Addr().Unmap().WithZone("")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.clients[client] >= maxPerClient {
+		return nil, false
+	}
+	l.clients[client]++
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.clients[client]--; l.clients[client] == 0 {
+			delete(l.clients, client)
+		}
+	}, true
 }
 
 func (l *limited) Close() error {

@@ -36,7 +36,7 @@ type draw func(n uint64) uint64
 
 // lookup answers q from one catalog and one State, which together are one version of everything (RFC 1034 §4.3.2).
 func lookup(c *catalog, st *rota.State, q question, rnd draw) answer {
-	l := &lookup1{catalog: c, state: st, draw: rnd, qtype: q.qtype}
+	l := &search{catalog: c, state: st, draw: rnd, qtype: q.qtype}
 	v := c.viewFor(q.name, q.qtype)
 	if v == nil {
 		l.out.rcode = dns.RcodeRefused
@@ -56,8 +56,8 @@ func lookup(c *catalog, st *rota.State, q question, rnd draw) answer {
 	return l.out
 }
 
-// lookup1 is one run of lookup.
-type lookup1 struct {
+// search is one run of lookup.
+type search struct {
 	*catalog
 	state *rota.State
 	draw  draw
@@ -78,7 +78,7 @@ func (c *catalog) viewFor(n rota.Name, qtype uint16) *view {
 
 // step answers for one name in one zone, and returns the name to go on with when it is an alias. owner is the name as it shall stand
 // in the answer.
-func (l *lookup1) step(v *view, n rota.Name, owner string) (next rota.Name) {
+func (l *search) step(v *view, n rota.Name, owner string) (next rota.Name) {
 	if cut := v.cut(n); cut != "" && (cut != n || l.qtype != dns.TypeDS) {
 		l.refer(v, cut)
 		return ""
@@ -99,7 +99,7 @@ func (l *lookup1) step(v *view, n rota.Name, owner string) (next rota.Name) {
 }
 
 // records answers from the records of an existing name.
-func (l *lookup1) records(v *view, source rota.Name, owner string) (next rota.Name) {
+func (l *search) records(v *view, source rota.Name, owner string) (next rota.Name) {
 	if set := l.alias(v, source); set != nil {
 		l.add(set, owner)
 		if l.qtype == dns.TypeCNAME || l.qtype == dns.TypeANY {
@@ -124,7 +124,7 @@ func (l *lookup1) records(v *view, source rota.Name, owner string) (next rota.Na
 }
 
 // add puts an RRset into the answer under the name that was asked for.
-func (l *lookup1) add(set *rrset, owner string) {
+func (l *search) add(set *rrset, owner string) {
 	for _, rr := range set.rrs {
 		l.out.answer = append(l.out.answer, withOwner(rr, owner))
 	}
@@ -140,7 +140,7 @@ func withOwner(rr dns.RR, owner string) dns.RR {
 }
 
 // alias returns the CNAME of a name: a static one, or the fallback of a service in panic.
-func (l *lookup1) alias(v *view, n rota.Name) *rrset {
+func (l *search) alias(v *view, n rota.Name) *rrset {
 	if v.services[n] {
 		if s := l.state.Service(n); s != nil {
 			return l.fallback(v, s)
@@ -154,7 +154,7 @@ func (l *lookup1) alias(v *view, n rota.Name) *rrset {
 
 // fallback returns a service's CNAME when it answers in place of addresses. At the apex, beside SOA and NS, no CNAME can stand: there
 // all endpoints answer instead.
-func (l *lookup1) fallback(v *view, s *rota.Service) *rrset {
+func (l *search) fallback(v *view, s *rota.Service) *rrset {
 	sel := l.state.Selection(s.Name)
 	if sel == nil || !sel.Fallback() || s.Safety.Fallback == "" || s.Name == v.name {
 		return nil
@@ -164,7 +164,7 @@ func (l *lookup1) fallback(v *view, s *rota.Service) *rrset {
 }
 
 // rrset returns the records of a name and type, or nil.
-func (l *lookup1) rrset(v *view, n rota.Name, t uint16) *rrset {
+func (l *search) rrset(v *view, n rota.Name, t uint16) *rrset {
 	if n == v.name && t == dns.TypeSOA {
 		return &rrset{rrs: []dns.RR{l.soa(v)}}
 	}
@@ -180,7 +180,7 @@ func (l *lookup1) rrset(v *view, n rota.Name, t uint16) *rrset {
 }
 
 // service returns a service's addresses of one family, picked anew.
-func (l *lookup1) service(v *view, s *rota.Service, t uint16) *rrset {
+func (l *search) service(v *view, s *rota.Service, t uint16) *rrset {
 	if t != dns.TypeA && t != dns.TypeAAAA {
 		return nil
 	}
@@ -206,7 +206,7 @@ func address(n rota.Name, ttl uint32, a netip.Addr) dns.RR {
 }
 
 // any answers a question for everything with as little as can be (RFC 8482 §4.2), or not at all where there is nothing.
-func (l *lookup1) any(v *view, n rota.Name, owner string) {
+func (l *search) any(v *view, n rota.Name, owner string) {
 	has := v.services[n] || n == v.name
 	if d := v.nodes[n]; d != nil {
 		has = has || len(d.sets) > 0
@@ -220,14 +220,14 @@ func (l *lookup1) any(v *view, n rota.Name, owner string) {
 }
 
 // negative says with the zone's SOA that there is nothing, and for how long (RFC 2308 §3, §5).
-func (l *lookup1) negative(v *view) {
+func (l *search) negative(v *view) {
 	soa := l.soa(v)
 	soa.Hdr.Ttl = min(soa.Hdr.Ttl, soa.Minttl)
 	l.out.authority = append(l.out.authority, soa)
 }
 
 // soa returns the zone's SOA of this moment.
-func (l *lookup1) soa(v *view) *dns.SOA {
+func (l *search) soa(v *view) *dns.SOA {
 	soa := v.soa
 	soa.Minttl = v.minimum
 	soa.Serial = serial(v.floor, l.state.Serial())
@@ -246,7 +246,7 @@ func serial(floor, state uint32) uint32 {
 }
 
 // refer points to the name servers of a delegated zone (RFC 1034 §4.3.2 step 3b), with the addresses that lie in this zone.
-func (l *lookup1) refer(v *view, cut rota.Name) {
+func (l *search) refer(v *view, cut rota.Name) {
 	set := v.nodes[cut].set(dns.TypeNS)
 	// AA speaks of the first name in the answer (RFC 1035 §4.1.1): a referral at the end of an alias leaves it as it is.
 	l.out.aa = len(l.out.answer) > 0
@@ -260,7 +260,7 @@ func (l *lookup1) refer(v *view, cut rota.Name) {
 
 // addresses puts what is known of a host's addresses into the additional section. Of another zone than v only what this server is
 // the authority for counts; below a delegation of v only as glue for a referral.
-func (l *lookup1) addresses(v *view, host rota.Name, glue bool) {
+func (l *search) addresses(v *view, host rota.Name, glue bool) {
 	hv := l.view(host)
 	if hv == nil {
 		return

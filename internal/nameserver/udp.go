@@ -3,7 +3,6 @@ package nameserver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -34,20 +33,19 @@ func newUDPSocket(c *net.UDPConn, a netip.Addr) (*udpSocket, error) {
 // serve answers packets until the socket is closed.
 func (u *udpSocket) serve(ctx context.Context, s *Server) error {
 	buf, oob := make([]byte, maxSize), make([]byte, 128)
-	for failures := 0; ; {
+	for wait := time.Duration(0); ; {
 		n, no, _, from, err := u.conn.ReadMsgUDPAddrPort(buf, oob)
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return nil
 			}
-			// A passing fault of the machine, such as no memory, must not end the service; one that stays must be heard of.
-			if failures++; failures > 1000 {
-				return fmt.Errorf("dns: read from %s: %w", u.conn.LocalAddr(), err)
-			}
-			pause(ctx, time.Millisecond)
+			// A fault of the machine, such as no memory, must not end the service: whoever asks is answered when it is over.
+			wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+			s.log.Warn("cannot read from a UDP socket", "listen", u.conn.LocalAddr().String(), "error", err, "again_in", wait)
+			pause(ctx, wait)
 			continue
 		}
-		failures = 0
+		wait = 0
 		if reply := s.serve(buf[:n], from, true); reply != nil {
 			// Nobody can be told of an answer that cannot be sent; the client asks again.
 			_, _, _ = u.conn.WriteMsgUDPAddrPort(reply, u.source(oob[:no]), from)

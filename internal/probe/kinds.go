@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -147,7 +148,7 @@ func (p *Prober) observe(parent context.Context, id rota.TargetID, addr netip.Ad
 		f = unknown(rota.ClassPermission, "%v", err)
 	default:
 		ctx, cancel := context.WithTimeout(parent, q.check.Timeout)
-		f = kinds[q.check.Kind](ctx, r)
+		f = r.ask(ctx)
 		cancel()
 	}
 	end := time.Now()
@@ -157,6 +158,17 @@ func (p *Prober) observe(parent context.Context, id rota.TargetID, addr netip.Ad
 	}
 	t.Observation = rota.Observation{Status: f.status, Class: f.class, Reason: f.reason, At: end, Took: took}
 	return t
+}
+
+// ask runs the check. A bug that one target's answer brings out is this vantage's own failure, and no reason to stop serving the others.
+func (r *run) ask(ctx context.Context) (f finding) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.p.log.Error("a probe met a bug", "target", r.trace.Target, "panic", p, "stack", string(debug.Stack()))
+			f = unknown(rota.ClassResource, "the probe met a bug in rota: %v", p)
+		}
+	}()
+	return kinds[r.q.check.Kind](ctx, r)
 }
 
 // overrun is how long after its deadline a failed probe may end and still count. A later end means that this process was stopped or

@@ -563,7 +563,7 @@ func update(batch Batch) (*dns.Msg, int, error) {
 	m.Compress = true
 	var require, remove, add []dns.RR
 	size := 12 + len(batch.Zone) + 6
-	append1 := func(c rota.Change) error {
+	include := func(c rota.Change) error {
 		old, err := records(c.Old)
 		if err != nil {
 			return err
@@ -587,7 +587,7 @@ func update(batch Batch) (*dns.Msg, int, error) {
 		add = append(add, fresh...)
 		return nil
 	}
-	if err := append1(batch.Fence); err != nil {
+	if err := include(batch.Fence); err != nil {
 		return nil, 0, &Reason{Code: CodeInternal, Zone: batch.Zone, Text: err.Error()}
 	}
 	measure := func() int {
@@ -603,7 +603,7 @@ func update(batch Batch) (*dns.Msg, int, error) {
 	for changes := range byName(batch.Changes) {
 		r, d, a := len(require), len(remove), len(add)
 		for _, c := range changes {
-			if err := append1(c); err != nil {
+			if err := include(c); err != nil {
 				return nil, 0, &Reason{Code: CodeInternal, Zone: batch.Zone, Name: c.Key().Name, Text: rota.CleanReason("%v", err)}
 			}
 		}

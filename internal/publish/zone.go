@@ -27,6 +27,7 @@ type zone struct {
 	fence   Fence
 	held    bool   // fence is ours, as far as is known
 	doubt   bool   // a message of ours may still arrive: the fence must move before anything is believed to stay
+	behind  int    // reads in a row that showed less than was written
 	fenced  int    // times in a row that another took the fence
 	last    desire // that the DNS was seen to say
 	born    time.Time
@@ -365,10 +366,23 @@ func (z *zone) still(sets []rota.RRset) *Reason {
 			text = fmt.Sprintf("the zone is at epoch %d, this writer's is %d", now.Epoch, z.fence.Epoch)
 		}
 		return &Reason{Code: CodeFenced, Transient: true, Zone: z.name, Text: text}
+	case now.Seq < z.fence.Seq && z.behind < patience:
+		// A server that lags shows an older fence of ours for a while, and believing it would make good writes look undone. One that
+		// was restored from a backup goes on showing it, and is then taken as it is.
+		z.behind++
+		return &Reason{
+			Code: CodeMoving, Transient: true, Zone: z.name,
+			Text:   fmt.Sprintf("the server still shows write %d of this writer, which has made %d", now.Seq, z.fence.Seq),
+			Advice: "ask the primary only, or wait for the other servers to follow it",
+		}
 	}
+	z.behind = 0
 	z.fence = now
 	return nil
 }
+
+// patience is how many reads in a row may show a state older than what was written before it is believed.
+const patience = 3
 
 // admit leaves out the names that the server refused lately and whose changes are the same.
 func (z *zone) admit(plan ZonePlan) (todo []rota.Change, names []*Reason) {
