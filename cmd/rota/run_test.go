@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/miekg/dns"
 
 	"github.com/rota-dns/rota/internal/config"
 )
@@ -116,5 +120,89 @@ func TestTermBeginsDuringReload(t *testing.T) {
 	}
 	if got := endpointsOf(n); got != 3 {
 		t.Errorf("%d endpoints after the reload, want 3", got)
+	}
+}
+
+// A reload that is refused leaves everything as it was, and says so.
+func TestReloadRefused(t *testing.T) {
+	n := serving(t, 2)
+	led(t, n)
+	before := n.current.Load()
+	dir := before.cfg.Node.DataDir
+	moved := serviceOf(t, dir, 3)
+	moved.Node.DataDir += "-elsewhere"
+	for _, c := range []struct {
+		name string
+		load func() (*config.Config, error)
+		want string
+	}{
+		{"no file", nil, "no file to read again"},
+		{"unreadable", func() (*config.Config, error) { return nil, errors.New("line 3 is no good") }, "line 3"},
+		{"other data directory", func() (*config.Config, error) { return moved, nil }, "restart rota for that"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n.load = c.load
+			err := n.reload(t.Context(), "a test")
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q in it", err, c.want)
+			}
+			now := n.current.Load()
+			if now.cfg != before.cfg || endpointsOf(n) != 2 {
+				t.Error("the configuration was replaced")
+			}
+			if now.failed == nil {
+				t.Error("nobody is told that the newest configuration is not in force")
+			}
+			select {
+			case <-now.replaced:
+				t.Error("the publishers were told to stop")
+			default:
+			}
+		})
+	}
+	n.load = func() (*config.Config, error) { return serviceOf(t, dir, 3), nil }
+	if err := n.reload(t.Context(), "a test"); err != nil {
+		t.Fatal(err)
+	}
+	if now := n.current.Load(); now.failed != nil || endpointsOf(n) != 3 {
+		t.Errorf("after a good reload: %v, %d endpoints", now.failed, endpointsOf(n))
+	}
+	select {
+	case <-before.replaced:
+	default:
+		t.Error("the publishers of the old configuration were not told to stop")
+	}
+}
+
+// Nobody is told that a configured name does not exist, however early the question.
+func TestFirstStartHoldsQueries(t *testing.T) {
+	n := serving(t, 2)
+	if n.ready() == nil {
+		t.Error("ready without a state")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.answer(ctx) }()
+	answer := make(chan *dns.Msg, 1)
+	go func() {
+		q := new(dns.Msg).SetQuestion("www.example.test.", dns.TypeA)
+		in, _, _ := (&dns.Client{Timeout: 10 * time.Second}).Exchange(q, n.dns.Addrs()[0].String())
+		answer <- in
+	}()
+	select {
+	case in := <-answer:
+		t.Errorf("answered without a state: %v", in)
+	case <-time.After(200 * time.Millisecond):
+		led(t, n)
+		if in := <-answer; in == nil || len(in.Answer) != 2 {
+			t.Errorf("got %v, want both endpoints", in)
+		}
+	}
+	if err := n.ready(); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
