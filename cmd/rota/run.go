@@ -87,7 +87,7 @@ type node struct {
 	// Replaced as a whole by a reload, read by anyone.
 	current atomic.Pointer[inForce]
 
-	reloading sync.Mutex // held for the length of a reload: they are done one after the other
+	reloading sync.Mutex // held while a configuration is made an event: by each reload for its length, by a new term
 }
 
 // inForce is a configuration and what was made of it.
@@ -213,7 +213,7 @@ func sameSlice[T any](a, b []T) bool {
 // lead runs what only a leader does.
 func (n *node) lead(ctx context.Context) error {
 	return n.raft.Lead(ctx, func(ctx context.Context, term uint64) error {
-		if err := n.respec(ctx, n.current.Load().cfg); err != nil {
+		if err := n.restate(ctx); err != nil {
 			return err
 		}
 		g, ctx := errgroup.WithContext(ctx)
@@ -221,6 +221,14 @@ func (n *node) lead(ctx context.Context) error {
 		g.Go(func() error { return n.publish(ctx, term) })
 		return g.Wait()
 	})
+}
+
+// restate makes the configuration in force an event at the begin of a term. It waits for a reload under way, whose event it would
+// take back otherwise.
+func (n *node) restate(ctx context.Context) error {
+	n.reloading.Lock()
+	defer n.reloading.Unlock()
+	return n.respec(ctx, n.current.Load().cfg)
 }
 
 // respec makes the configuration an event, unless it is in force already.
@@ -352,7 +360,8 @@ func (n *node) tryReload(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := n.respec(ctx, next); err != nil {
+	// Who asked may go away meanwhile, but the event is ordered or not: without its answer half of the configuration could be in force.
+	if err := n.respec(context.WithoutCancel(ctx), next); err != nil {
 		if n.dns != nil {
 			err = errors.Join(err, n.dns.SetZones(zonesOf(old.cfg.DNS, since)))
 		}

@@ -120,6 +120,11 @@ func TestBadInput(t *testing.T) {
 		{"quorum", "vantage: {quorum: 2}", "1:19: quorum 2 is larger than the 1 configured vantages"},
 		{"quorum 0", "vantage: {quorum: 0}", "want any, majority"},
 		{"fallback missing", "safety: {on_all_down: fallback}", "wants fallback: {cname: NAME}"},
+		{"fallback to itself", with("endpoints: [192.0.2.1]\nsafety: {on_all_down: fallback, fallback: {cname: WWW.example.org.}}"), `3:3: service "www.example.org" falls back to itself: www.example.org → www.example.org`},
+		{"fallback of all", "safety: {on_all_down: fallback, fallback: {cname: www.example.org}}\n" + with("endpoints: [192.0.2.1]"), "www.example.org → www.example.org"},
+		{"fallback loop", with("endpoints: [192.0.2.1]\nsafety: {on_all_down: fallback, fallback: {cname: b.example.org}}") +
+			"  b.example.org: {endpoints: [192.0.2.2], safety: {on_all_down: fallback, fallback: {cname: c.example.org}}}\n" +
+			"  c.example.org: {endpoints: [192.0.2.3], safety: {on_all_down: fallback, fallback: {cname: b.example.org}}}\n", "falls back to itself: b.example.org → c.example.org → b.example.org"},
 		{"fallback at apex", "dns: {zones: {example.org: {ns: [a.b]}}}\nservices: {example.org: {endpoints: [192.0.2.1], safety: {on_all_down: fallback, fallback: {cname: b.c}}}}", "can be no CNAME"},
 		{"minimum", "dns: {zones: {example.org: {ns: [a.b], soa: {minimum: 1h}}}}\nservices: {www.example.org: {endpoints: [192.0.2.1]}}", "1:55: zone example.org: minimum 1h is above the TTL 30s of service www.example.org"},
 		{"no ns", "dns: {zones: {example.org: {}}}", "zone example.org has no name servers (write ns: [NAME])"},

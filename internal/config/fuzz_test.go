@@ -15,6 +15,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("rota.json", []byte(`{"node": {"name": "é"}, /* x */ "services": {}}`))
 	f.Add("rota.yaml", []byte(with("endpoints: [192.0.2.1, \"http://[::1]:80/\"]\ncheck: {use: a}")+"checks: {a: \"tcp://{}:1\"}"))
 	f.Add("rota.yaml", []byte("dns: {zones: {a: {ns: b.c, records: \"@ 1 IN TXT (\\n\"}}}\nx-a: &a [1]\n<<: {b: *a}"))
+	f.Add("rota.yaml", []byte(with("endpoints: [192.0.2.1]\nsafety: {on_all_down: fallback, fallback: {cname: www.example.org}}")))
 	f.Fuzz(func(t *testing.T, name string, text []byte) {
 		if len(text) > 1<<16 {
 			return

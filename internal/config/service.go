@@ -48,6 +48,35 @@ func (b *builder) services(zones []*zone) {
 		b.warn(b.root.at, "", "no service is configured")
 	}
 	slices.SortFunc(b.c.Spec.Services, func(a, v rota.Service) int { return cmp.Compare(a.Name, v.Name) })
+	b.fallbacks()
+}
+
+// fallbacks refuses services whose fallback leads back to them: when all are down, nobody could follow it to an address.
+func (b *builder) fallbacks() {
+	next := map[rota.Name]rota.Name{}
+	for _, v := range b.c.Spec.Services {
+		if v.Safety.Fallback != "" {
+			next[v.Name] = v.Safety.Fallback
+		}
+	}
+	done := map[rota.Name]bool{}
+	for _, v := range b.c.Spec.Services {
+		var path []rota.Name
+		n := v.Name
+		for next[n] != "" && !done[n] {
+			done[n] = true
+			path = append(path, n)
+			n = next[n]
+		}
+		// Only a walk that met itself ends on its own path; one that met an earlier walk was spoken of then.
+		if i := slices.Index(path, n); i >= 0 {
+			loop := make([]string, 0, len(path)-i+1)
+			for _, name := range append(path[i:], n) {
+				loop = append(loop, name.Short())
+			}
+			b.fail(b.places[n], "name something else to fall back to", "service %q falls back to itself: %s", n.Short(), strings.Join(loop, " → "))
+		}
+	}
 }
 
 func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rota.Name) rota.Service {

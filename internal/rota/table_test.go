@@ -572,6 +572,46 @@ func TestApplyRefuses(t *testing.T) {
 	}
 }
 
+func TestOverrideBounds(t *testing.T) {
+	v := Service{Name: "www.example.org.", TTL: 30, Safety: DefaultSafety(), Endpoints: []Endpoint{{Address: netip.MustParseAddr("192.0.2.1")}}}
+	s, err := (&State{}).Apply(Event{Index: 1, At: epoch, Kind: EventSpec, Spec: &Spec{Services: []Service{v}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name         string
+		address      string
+		action       Action
+		set, expires time.Time
+		ok           bool
+	}{
+		{"a day", "192.0.2.1", ActionDrain, epoch, epoch.Add(DefaultOverride), true},
+		{"the longest", "192.0.2.1", ActionDrain, epoch, epoch.Add(MaxOverride), true},
+		{"too long", "192.0.2.1", ActionDrain, epoch, epoch.Add(MaxOverride + 1), false},
+		{"short, but in far years", "192.0.2.1", ActionDrain, epoch.Add(2 * MaxOverride), epoch.Add(2*MaxOverride + time.Hour), false},
+		{"nothing", "192.0.2.1", ActionDrain, epoch, epoch, false},
+		{"no action", "192.0.2.1", "", epoch, epoch.Add(time.Hour), false},
+		{"no endpoint", "192.0.2.2", ActionDrain, epoch, epoch.Add(time.Hour), false},
+	} {
+		id := EndpointID{v.Name, netip.MustParseAddr(c.address)}
+		o := Override{Endpoint: id, Action: c.action, Set: c.set, Expires: c.expires}
+		next, err := s.Apply(Event{Index: 2, At: epoch, Kind: EventOverride, Overrides: []Override{o}})
+		if ok := err == nil; ok != c.ok || ok != (next.Override(id) != nil) {
+			t.Errorf("%s: %v, override %v", c.name, err, next.Override(id))
+		}
+	}
+}
+
+// With a quorum of any, both words can have one: then the last verdict stands.
+func TestQuorumOfBoth(t *testing.T) {
+	votes := []Vote{{Vantage: "a", Status: Up}, {Vantage: "b", Status: Down}}
+	for _, last := range []Status{Unknown, Up, Down} {
+		if v, changed := (Quorum{Need: "any"}).decide(Verdict{Status: last}, votes, 2, epoch); changed {
+			t.Errorf("%v became %v", last, v.Status)
+		}
+	}
+}
+
 // FuzzApplyJSON applies an arbitrary event to a living state: it may be refused, and must not do more than that.
 func FuzzApplyJSON(f *testing.F) {
 	w := &world{t: nil, now: epoch, state: &State{}}
