@@ -3,6 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,9 +22,8 @@ import (
 
 // The rooms do not know each other. What follows turns the values of one into those of the next.
 
-// zonesOf returns the zones the name server is authoritative for. floor is the least serial they may show: it grows with every
-// configuration that is put in force, since static records may differ.
-func zonesOf(d *config.DNS, floor time.Time) []nameserver.Zone {
+// zonesOf returns the zones the name server is authoritative for.
+func zonesOf(d *config.DNS) []nameserver.Zone {
 	if d == nil {
 		return nil
 	}
@@ -36,10 +37,48 @@ func zonesOf(d *config.DNS, floor time.Time) []nameserver.Zone {
 		}
 		out = append(out, nameserver.Zone{
 			Name: z.Name, NS: z.NS, MName: z.MName, RName: z.RName, Refresh: z.Refresh, Retry: z.Retry, Expire: z.Expire,
-			Minimum: z.Minimum, TTL: z.TTL, Serial: uint32(floor.Unix()), Records: text.String(), File: "zone " + z.Name.Short(),
+			Minimum: z.Minimum, TTL: z.TTL, Records: text.String(), File: "zone " + z.Name.Short(),
 		})
 	}
 	return out
+}
+
+// bothOf returns next with the static names that only old has.
+func bothOf(old, next *config.DNS) *config.DNS {
+	if old == nil || next == nil {
+		return next
+	}
+	both := *next
+	both.Zones = slices.Clone(next.Zones)
+	for _, was := range old.Zones {
+		i := slices.IndexFunc(both.Zones, func(z config.Zone) bool { return z.Name == was.Name })
+		if i < 0 {
+			both.Zones = append(both.Zones, was)
+			continue
+		}
+		now := both.Zones[i].Records
+		both.Zones[i].Records = slices.Clone(now)
+		for _, r := range was.Records {
+			if !slices.ContainsFunc(now, func(x rota.RRset) bool { return x.Name == r.Name }) {
+				both.Zones[i].Records = append(both.Zones[i].Records, r)
+			}
+		}
+	}
+	return &both
+}
+
+// specOf returns what decisions depend on, with a fingerprint of what is answered beside it.
+func specOf(cfg *config.Config) rota.Spec {
+	spec := cfg.Spec
+	if cfg.DNS == nil {
+		return spec
+	}
+	sum := sha256.New()
+	for _, z := range zonesOf(cfg.DNS) {
+		fmt.Fprintf(sum, "%+v\n", z)
+	}
+	spec.Static = hex.EncodeToString(sum.Sum(nil)[:16])
+	return spec
 }
 
 // publishersOf makes the publishers of a configuration, sorted by name. None of them does anything yet.
@@ -53,7 +92,7 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 			continue
 		}
 		out = append(out, publish.New(publish.Options{
-			Name: p.Name, Backend: backend, Source: n.raft, Owner: cfg.Owner,
+			Name: p.Name, Backend: backend, Source: source{n}, Owner: cfg.Owner, Hold: n.seen.held,
 			Record: func(ctx context.Context, done rota.Published) error {
 				_, err := n.raft.Append(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
 				return err

@@ -2,19 +2,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"reflect"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -87,6 +83,9 @@ type node struct {
 	// Replaced as a whole by a reload, read by anyone.
 	current atomic.Pointer[inForce]
 
+	seen *evidence // what this process has seen for itself
+	news broadcast // fired when the state or what was seen may have changed
+
 	reloading sync.Mutex // held while a configuration is made an event: by each reload for its length, by a new term
 }
 
@@ -101,44 +100,64 @@ type inForce struct {
 
 // newNode does everything that can fail before anything runs: it opens the data directory, with the last state served from there, and
 // binds the sockets.
-func newNode(cfg *config.Config, log *slog.Logger) (n *node, err error) {
-	n = &node{log: log}
-	for _, w := range cfg.Warnings {
-		log.Warn("configuration", "where", fmt.Sprintf("%s:%d:%d", w.File, w.Line, w.Column), "warning", w.Message)
+func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
+	if err := cfg.Spec.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	if n.raft, err = cluster.Open(cluster.Options{Dir: cfg.Node.DataDir, Node: cfg.Node.Name, Log: log.With("room", "cluster")}); err != nil {
+	logWarnings(log, cfg)
+	raft, err := cluster.Open(cluster.Options{Dir: cfg.Node.DataDir, Node: cfg.Node.Name, Log: log.With("room", "cluster")})
+	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, n.raft.Close())
+	n := &node{
+		log: log, raft: raft, prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
+		seen: newEvidence(time.Now()),
+	}
+	if err := n.open(cfg); err != nil {
+		if n.dns != nil {
+			ended, end := context.WithCancel(context.Background())
+			end()
+			err = errors.Join(err, n.dns.Run(ended)) // closes what Listen bound
 		}
-	}()
-	n.prober = probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")})
+		return nil, errors.Join(err, raft.Close())
+	}
+	return n, nil
+}
+
+// open makes what a configuration asks for, and binds its sockets.
+func (n *node) open(cfg *config.Config) error {
 	if cfg.DNS != nil {
-		if n.dns, err = nameserver.New(nameserver.Options{
-			Listen: cfg.DNS.Listen, Zones: zonesOf(cfg.DNS, time.Now()), State: n.raft.State, Log: log.With("room", "nameserver"),
-		}); err != nil {
-			return nil, err
+		dns, err := nameserver.New(nameserver.Options{
+			Listen: cfg.DNS.Listen, Zones: zonesOf(cfg.DNS), State: n.raft.State, Log: n.log.With("room", "nameserver"),
+		})
+		if err != nil {
+			return err
 		}
-		if err = n.dns.Listen(); err != nil {
-			return nil, err
+		if err := dns.Listen(); err != nil {
+			return err
 		}
+		n.dns = dns
 	}
 	publishers, err := n.publishersOf(cfg)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	n.current.Store(&inForce{cfg: cfg, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
 	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.raft.Reports, Version: version()})
 	options, err := n.apiOptions(cfg)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if n.api, err = api.New(options); err != nil {
-		return nil, err
+		return err
 	}
-	return n, n.api.Listen(context.Background())
+	return n.api.Listen(context.Background())
+}
+
+func logWarnings(log *slog.Logger, cfg *config.Config) {
+	for _, w := range cfg.Warnings {
+		log.Warn("configuration", "where", fmt.Sprintf("%s:%d:%d", w.File, w.Line, w.Column), "warning", w.Message)
+	}
 }
 
 // run runs the node until ctx is cancelled. It stops backwards: first nobody writes, then nobody probes, and the name server answers
@@ -167,40 +186,64 @@ func (n *node) run(ctx context.Context) error {
 	return err
 }
 
-// answer serves queries. A node that starts for the first time has no state until it leads; what is asked meanwhile waits in the
-// sockets for that moment, because to say that a configured name does not exist would be remembered by resolvers.
+// firstWait bounds how long queries wait in the sockets for a configured name that the state on disk does not know yet.
+const firstWait = time.Second
+
+// answer serves queries. To say that a configured name does not exist would be remembered by resolvers. So a node that starts for the
+// first time lets queries wait in the sockets until it has a state, and one that starts with new names does so for a moment; but what
+// the last state knows is not kept waiting for a leader that may not come.
 func (n *node) answer(ctx context.Context) error {
-	for ctx.Err() == nil && len(n.current.Load().cfg.Spec.Services) > 0 {
+	enough := time.NewTimer(firstWait)
+	defer enough.Stop()
+	late := false
+	for ctx.Err() == nil {
 		changed := n.raft.Changed()
-		if len(n.raft.State().Services()) > 0 {
+		st := n.raft.State()
+		if n.knowsAll(st) || late && len(st.Services()) > 0 {
 			break
 		}
 		select {
 		case <-ctx.Done():
 		case <-changed:
+		case <-enough.C:
+			late = true
 		}
 	}
 	return n.dns.Run(ctx)
 }
 
-// feed tells the prober what to probe and the cluster what this vantage holds.
+// knowsAll reports whether the state has every service that is configured.
+func (n *node) knowsAll(st *rota.State) bool {
+	for _, v := range n.current.Load().cfg.Spec.Services {
+		if st.Service(v.Name) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// feed tells the prober what to probe, the cluster what this vantage holds, and the publishers that there is news.
 func (n *node) feed(ctx context.Context) error {
 	tick := time.NewTicker(reportEvery)
 	defer tick.Stop()
 	var probed []rota.Target
 	for {
-		changed, news := n.raft.Changed(), n.prober.Changed()
-		if ts := n.raft.State().Targets(); !sameSlice(ts, probed) {
+		changed, opined := n.raft.Changed(), n.prober.Changed()
+		st := n.raft.State()
+		if ts := st.Targets(); !sameSlice(ts, probed) {
 			n.prober.Set(ts)
 			probed = ts
 		}
 		n.raft.Report(n.prober.Report())
+		wake := n.seen.look(st, n.raft.Reports(), time.Now())
+		n.news.fire()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-		case <-news:
+		case <-opined:
 		case <-tick.C:
+		case <-wake:
 		}
 	}
 }
@@ -231,25 +274,6 @@ func (n *node) restate(ctx context.Context) error {
 	return n.respec(ctx, n.current.Load().cfg)
 }
 
-// respec makes the configuration an event, unless it is in force already.
-func (n *node) respec(ctx context.Context, cfg *config.Config) error {
-	same, err := sameSpec(n.raft.State().Spec(), cfg.Spec)
-	if err != nil || same {
-		return err
-	}
-	_, err = n.raft.Append(ctx, rota.Event{Kind: rota.EventSpec, Actor: cfg.Node.Name, Reason: "configuration", Spec: &cfg.Spec})
-	return err
-}
-
-func sameSpec(a, b rota.Spec) (bool, error) {
-	x, err := json.Marshal(a)
-	if err != nil {
-		return false, err
-	}
-	y, err := json.Marshal(b)
-	return string(x) == string(y), err
-}
-
 // errReplaced ends the publishers of a configuration that is no longer in force.
 var errReplaced = errors.New("another configuration is in force")
 
@@ -267,7 +291,7 @@ func (n *node) publish(ctx context.Context, term uint64) error {
 			}
 		})
 		for _, p := range now.publishers {
-			g.Go(func() error { return p.Run(gctx, term) })
+			g.Go(func() error { return n.keep(gctx, p, term) })
 		}
 		err := g.Wait()
 		if ctx.Err() != nil {
@@ -279,125 +303,21 @@ func (n *node) publish(ctx context.Context, term uint64) error {
 	}
 }
 
-// watch reloads on SIGHUP and when the content of the configuration changes.
-func (n *node) watch(ctx context.Context) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	edited := make(chan struct{}, 1)
-	g, ctx := errgroup.WithContext(ctx)
-	if n.load != nil {
-		g.Go(func() error {
-			sources := func() config.Sources { return n.current.Load().cfg.Sources }
-			return config.Watch(ctx, reloadEvery, sources, func() {
-				select {
-				case edited <- struct{}{}:
-				default: // a reload is due already
-				}
-			})
-		})
-	}
-	g.Go(func() error {
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-hup:
-				if n.reopen != nil {
-					if err := n.reopen(); err != nil {
-						n.log.Error("the log file cannot be opened again; the old one stays in use", "error", err)
-					}
-				}
-				n.reload(ctx, "SIGHUP")
-			case <-edited:
-				n.reload(ctx, "the file changed")
-			}
-		}
-	})
-	return g.Wait()
-}
-
-// reload puts the configuration as it is written now in force, all of it or nothing, and returns why it could not.
-func (n *node) reload(ctx context.Context, why string) error {
-	n.reloading.Lock()
-	defer n.reloading.Unlock()
-	sdNotify(daemon.SdNotifyReloading + "\n" + monotonicUsec())
-	defer sdNotify(daemon.SdNotifyReady)
-	err := n.tryReload(ctx)
-	now := n.current.Load()
-	if err != nil {
-		failed := *now
-		failed.failed = err
-		n.current.Store(&failed)
-		n.log.Error("reload refused; the configuration in force stays", "because", why, "error", err)
-		return err
-	}
-	n.log.Info("configuration in force", "because", why, "services", len(now.cfg.Spec.Services))
-	return nil
-}
-
-// tryReload does everything that can fail before it touches anything that runs; the event comes last but one, since it can be refused,
-// and what it replaces is put back then.
-func (n *node) tryReload(ctx context.Context) error {
-	if n.load == nil {
-		return errors.New("this configuration has no file to read again")
-	}
-	next, err := n.load()
-	if err != nil {
-		return err
-	}
-	old := n.current.Load()
-	if err := needsRestart(old.cfg, next); err != nil {
-		return err
-	}
-	publishers, err := n.publishersOf(next)
-	if err != nil {
-		return err
-	}
-	since := time.Now()
-	if n.dns != nil {
-		if err := n.dns.SetZones(zonesOf(next.DNS, since)); err != nil {
-			return err
-		}
-	}
-	// Who asked may go away meanwhile, but the event is ordered or not: without its answer half of the configuration could be in force.
-	if err := n.respec(context.WithoutCancel(ctx), next); err != nil {
-		if n.dns != nil {
-			err = errors.Join(err, n.dns.SetZones(zonesOf(old.cfg.DNS, since)))
-		}
-		return err
-	}
-	for _, w := range next.Warnings {
-		n.log.Warn("configuration", "where", fmt.Sprintf("%s:%d:%d", w.File, w.Line, w.Column), "warning", w.Message)
-	}
-	n.current.Store(&inForce{cfg: next, publishers: publishers, since: since, replaced: make(chan struct{})})
-	close(old.replaced)
-	return nil
-}
-
-// needsRestart names every setting that differs and cannot change while the node runs.
-func needsRestart(old, next *config.Config) error {
-	var errs []error
-	fixed := func(key string, a, b any) {
-		if !reflect.DeepEqual(a, b) {
-			errs = append(errs, fmt.Errorf("%s changed from %v to %v: restart rota for that, or take it back; nothing was changed", key, a, b))
-		}
-	}
-	listen := func(c *config.Config) []string {
-		if c.DNS == nil {
+// keep runs one publisher. Its trouble is its own: only a lost fence, which says that somebody else may lead, ends the round for all.
+func (n *node) keep(ctx context.Context, p *publish.Publisher, term uint64) error {
+	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
+		err := p.Run(ctx, term)
+		if ctx.Err() != nil {
 			return nil
 		}
-		return c.DNS.Listen
+		if errors.Is(err, publish.ErrFenced) {
+			return err
+		}
+		n.log.Error("a publisher ended and is started again", "publisher", p.Name(), "again_in", wait, "error", err)
+		if err := pause(ctx, wait, nil); err != nil {
+			return nil
+		}
 	}
-	fixed("node", old.Node, next.Node)
-	fixed("log", old.Log, next.Log)
-	fixed("metrics", old.Metrics, next.Metrics)
-	fixed("cluster", old.Cluster, next.Cluster)
-	fixed("dns.listen", listen(old), listen(next))
-	if !reflect.DeepEqual(old.API, next.API) {
-		errs = append(errs, errors.New("api changed: restart rota for that, or take it back; nothing was changed"))
-	}
-	return errors.Join(errs...)
 }
 
 // narrate logs every change of an answer, with why.
@@ -451,6 +371,7 @@ func (n *node) socket() string {
 
 // notify tells systemd that the node is ready, and that it is alive as long as its state can be read.
 func (n *node) notify(ctx context.Context) error {
+	n.awaitReady(ctx)
 	sdNotify(daemon.SdNotifyReady)
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || every == 0 {
@@ -470,6 +391,25 @@ func (n *node) notify(ctx context.Context) error {
 	}
 	sdNotify(daemon.SdNotifyStopping)
 	return nil
+}
+
+// awaitReady waits until the node has an answer for every service, or long enough: what it knows by then it serves.
+func (n *node) awaitReady(ctx context.Context) {
+	enough := time.NewTimer(20 * time.Second)
+	defer enough.Stop()
+	for {
+		changed := n.raft.Changed()
+		if n.ready() == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-enough.C:
+			return
+		case <-changed:
+		}
+	}
 }
 
 // sdNotify speaks to systemd when it started us; without it nobody listens, and that is fine.

@@ -6,11 +6,13 @@ package peers
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,7 +76,7 @@ func Start(t testing.TB, kind Kind, c Config) *NameServer {
 	if len(c.Keys) == 0 {
 		c.Keys = []Key{DefaultKey()}
 	}
-	s := &NameServer{Kind: kind, t: t, c: c, dir: t.TempDir(), port: freePort(t)}
+	s := &NameServer{Kind: kind, t: t, c: c, dir: t.TempDir(), port: FreePort(t)}
 	s.configure()
 	s.Restart()
 	return s
@@ -348,22 +350,31 @@ func writeFile(t testing.TB, path, text string) {
 	}
 }
 
-// freePort returns a loopback port that is free for UDP and TCP at this moment.
-func freePort(t testing.TB) int {
+// FreePort returns a port that is free now for UDP and TCP on 127.0.0.1 and on the other addresses. It lies below the ports that the
+// kernel gives to outgoing connections: one of those could be taken while a server that uses it is down for a moment.
+func FreePort(t testing.TB, also ...string) int {
 	t.Helper()
-	for range 50 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		u, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port))
-		l.Close()
-		if err == nil {
-			u.Close()
+	for range 200 {
+		port := 10000 + rand.IntN(20000)
+		if !slices.ContainsFunc(append([]string{"127.0.0.1"}, also...), func(a string) bool { return !free(a, port) }) {
 			return port
 		}
 	}
 	t.Fatal("no loopback port is free for UDP and TCP")
 	return 0
+}
+
+func free(address string, port int) bool {
+	at := net.JoinHostPort(address, strconv.Itoa(port))
+	l, err := net.Listen("tcp", at)
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	u, err := net.ListenPacket("udp", at)
+	if err != nil {
+		return false
+	}
+	u.Close()
+	return true
 }

@@ -125,7 +125,7 @@ type Nginx struct {
 // such as `location / { return 200 "ok"; }`. It ends with the test.
 func StartNginx(t testing.TB, address, server string) *Nginx {
 	t.Helper()
-	n := &Nginx{t: t, dir: t.TempDir(), addr: net.JoinHostPort(address, fmt.Sprint(freePort(t)))}
+	n := &Nginx{t: t, dir: t.TempDir(), addr: net.JoinHostPort(address, fmt.Sprint(FreePort(t, address)))}
 	n.Configure(server)
 	return n
 }

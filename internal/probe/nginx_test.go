@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -16,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rota-dns/rota/internal/peers"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -37,16 +37,6 @@ func writePair(t *testing.T, dir, name string, c tls.Certificate) {
 	}
 }
 
-func freePort(t *testing.T) uint16 {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String()).Port()
-}
-
 // TestNginx probes a real nginx, one process, on loopback: well, 500, slow, expired, wrong name, stopped, killed.
 func TestNginx(t *testing.T) {
 	if _, err := os.Stat(nginxBinary); err != nil {
@@ -55,7 +45,7 @@ func TestNginx(t *testing.T) {
 	dir, ca, now := t.TempDir(), newAuthority(t), time.Now()
 	writePair(t, dir, "good", ca.issue(t, now.Add(-time.Hour), now.Add(time.Hour)))
 	writePair(t, dir, "old", ca.issue(t, now.Add(-48*time.Hour), now.Add(-24*time.Hour)))
-	plain, good, old := freePort(t), freePort(t), freePort(t)
+	plain, good, old := uint16(peers.FreePort(t)), uint16(peers.FreePort(t)), uint16(peers.FreePort(t))
 	big := strings.Repeat("status: up\n", 1000)
 	if err := os.WriteFile(filepath.Join(dir, "big"), []byte(big), 0o600); err != nil {
 		t.Fatal(err)

@@ -36,7 +36,10 @@ type Options struct {
 	Record func(context.Context, rota.Published) error
 	// Confirm returns nil only after making sure that this node leads at this moment. It is asked before a fence is taken.
 	Confirm func(context.Context) error
-	Log     *slog.Logger
+	// Hold, when set, names services of which nothing is to be said yet: their records stay as they are. It is asked whenever the
+	// Source says that something changed.
+	Hold func(rota.Name) bool
+	Log  *slog.Logger
 
 	Audit      time.Duration // between looks at a DNS that is as it should be; 0: one minute
 	MinGap     time.Duration // between writes to one zone; 0: one second
@@ -138,6 +141,9 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 	out := map[rota.Name]desire{}
 	var lost []rota.Name
 	for w := range st.Wants(p.o.Name) {
+		if p.o.Hold != nil && p.o.Hold(w.Service) {
+			continue
+		}
 		zone := w.Zone
 		if zone == "" {
 			zone = p.zoneOf[w.Service]

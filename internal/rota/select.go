@@ -481,7 +481,7 @@ func (f *family) warming() bool {
 	if f.prev.Mode == ModeWarmup {
 		since = f.prev.Since
 	}
-	end := since.Add(f.service.grace())
+	end := since.Add(f.service.Grace())
 	if f.now.Before(since) || !f.now.Before(end) { // a clock that went back does not lengthen the wait
 		return false
 	}
@@ -489,8 +489,8 @@ func (f *family) warming() bool {
 	return true
 }
 
-// grace is how long a service that knows of some endpoints waits for its slowest check to judge the others.
-func (v *Service) grace() time.Duration {
+// Grace is how long a service that knows of some endpoints waits for its slowest check to judge the others.
+func (v *Service) Grace() time.Duration {
 	grace := time.Duration(0)
 	for _, e := range v.Endpoints {
 		for _, u := range e.Checks {

@@ -14,6 +14,9 @@ type Spec struct {
 	Services []Service `json:"services"`
 	Vantages []Vantage `json:"vantages"`
 	Quorum   Quorum    `json:"quorum"`
+
+	// Static is a fingerprint of what the name server answers beside the services. When it changes, so does the zones' serial.
+	Static string `json:"static,omitempty"`
 }
 
 // Service is a domain name and the endpoints that can answer for it.

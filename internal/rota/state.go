@@ -210,6 +210,9 @@ func (t *transaction) respec(s Spec) error {
 	if err != nil {
 		return err
 	}
+	if t.compiled().spec.Static != s.Static {
+		t.advance()
+	}
 	t.spec = c
 	var gone []TargetID
 	for id := range t.verdicts.all() {
@@ -497,6 +500,32 @@ func (s *State) Votes(id TargetID, reports []*Report, now time.Time) []Vote {
 	}
 	slices.SortFunc(votes, func(a, b Vote) int { return cmp.Compare(a.Vantage, b.Vantage) })
 	return votes
+}
+
+// Heard reports whether enough vantages hold an opinion at now, up or down, of every target that decides about a service: what the state
+// says of it then rests on what is seen, and not only on what was remembered.
+func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
+	v, q := s.Service(n), s.compiled().spec.Quorum
+	if v == nil {
+		return false
+	}
+	need, err := q.Votes(q.Voices(s.compiled().spec.Vantages))
+	if err != nil {
+		return false
+	}
+	for i := range v.Endpoints {
+		e := &v.Endpoints[i]
+		for _, u := range e.Checks {
+			if u.Observe {
+				continue
+			}
+			votes := s.Votes(e.Target(u).ID, reports, now)
+			if q.Tally(votes, Up)+q.Tally(votes, Down) < need {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // Snapshot is a State as plain values, sorted: what is stored and compared.

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"github.com/rota-dns/rota/internal/peers"
 )
 
 const (
@@ -34,7 +36,7 @@ func newBind(t *testing.T, records string) *bind {
 	if _, err := exec.LookPath("/usr/sbin/named"); err != nil {
 		t.Fatal("these tests need BIND: install the Debian package bind9")
 	}
-	b := &bind{t: t, dir: t.TempDir(), addr: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	b := &bind{t: t, dir: t.TempDir(), addr: fmt.Sprintf("127.0.0.1:%d", peers.FreePort(t))}
 	_, port, _ := strings.Cut(b.addr, ":")
 	conf := fmt.Sprintf(`options {
   directory %[1]q; pid-file none; session-keyfile none; managed-keys-directory %[1]q; listen-on port %[2]s { 127.0.0.1; };
@@ -116,6 +118,18 @@ func (b *bind) serial() uint32 {
 	return in.Answer[0].(*dns.SOA).Serial
 }
 
+// remove takes one address out by hand.
+func (b *bind) remove(name, address string) {
+	b.t.Helper()
+	host, port, _ := strings.Cut(b.addr, ":")
+	c := exec.Command("nsupdate")
+	c.Stdin = strings.NewReader(fmt.Sprintf("server %s %s\nzone %s\nkey hmac-sha256:ddns %s\nupdate delete %s. A %s\nsend\n",
+		host, port, zoneName, tsigSecret, name, address))
+	if out, err := c.CombinedOutput(); err != nil {
+		b.t.Fatalf("nsupdate: %v\n%s", err, out)
+	}
+}
+
 // published is a node that keeps three endpoints true in BIND.
 func published(b *bind, port int, extra string) string {
 	return fmt.Sprintf(`
@@ -137,7 +151,7 @@ services:
 // The main job against a BIND: an address leaves when its server dies and comes back with it; the rest of the zone stays as it is;
 // a restart with one endpoint down never writes its address; SIGTERM leaves the DNS as it is.
 func TestBind(t *testing.T) {
-	port := freePort(t, three...)
+	port := peers.FreePort(t, three...)
 	servers := startThree(t, port)
 	b := newBind(t, "mail IN MX 10 mx.example.net.\nwww IN TXT \"not rota's\"\nother 60 IN A 192.0.2.99\n")
 	n := newNode(t, published(b, port, ""))
@@ -174,7 +188,7 @@ func TestBind(t *testing.T) {
 
 // dynlbd §1.7: both bad, exactly one remains; recovery adds again; what is not configured is untouched.
 func TestBindLastRecordStays(t *testing.T) {
-	port := freePort(t, three...)
+	port := peers.FreePort(t, three...)
 	servers := startThree(t, port)
 	b := newBind(t, "")
 	n := newNode(t, published(b, port, ", fail_open_below: 0%"))
@@ -199,7 +213,7 @@ func TestBindLastRecordStays(t *testing.T) {
 
 // A BIND that is away holds nothing up for ever: the newest state is written when it is back.
 func TestBindAwayAndBack(t *testing.T) {
-	port := freePort(t, three...)
+	port := peers.FreePort(t, three...)
 	servers := startThree(t, port)
 	b := newBind(t, "")
 	n := newNode(t, published(b, port, ""))
@@ -218,7 +232,7 @@ func TestMinimalRFC2136(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := freePort(t, three...)
+	port := peers.FreePort(t, three...)
 	for _, a := range three[:2] {
 		newNginx(t, a, port, `location /health { return 200; }`)
 	}
@@ -234,4 +248,25 @@ func TestMinimalRFC2136(t *testing.T) {
 	n := newNode(t, "node: {name: e2e, data_dir: DATA}\napi: {listen: \"\"}\n"+conf)
 	n.start()
 	eventually(t, "both are published", answers(b.addr, service, dns.TypeA, three[0], three[1]))
+}
+
+// A node that comes back after a while writes nothing from memory: an endpoint that died meanwhile, and that somebody took out of the
+// zone by hand, is not put back, although the state on disk holds it up.
+func TestBindRestartWritesNothingFromMemory(t *testing.T) {
+	port := peers.FreePort(t, three...)
+	servers := startThree(t, port)
+	b := newBind(t, "")
+	n := newNode(t, published(b, port, ""))
+	n.start()
+	eventually(t, "all three are published", answers(b.addr, service, dns.TypeA, three...))
+	n.kill()
+	servers[1].kill()
+	b.remove(service, three[1])
+	w := watch(t, b.addr, service, three...)
+	w.ban(three[1])
+	n.start()
+	eventually(t, "the node is in step again", func() bool {
+		return strings.Contains(strings.ToLower(n.rota("get", "publishers")), "in-step")
+	})
+	w.clean(t)
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/rota-dns/rota/internal/peers"
 )
 
 const www = "www.lb.test"
@@ -47,7 +49,7 @@ func startThree(t *testing.T, port int) []*nginx {
 
 // rrdnsd §5.7: an endpoint dies and its address goes; it returns and the address comes back. Killed, hung and broken alike.
 func TestEmbeddedFailureLeavesAndReturns(t *testing.T) {
-	port := freePort(t, three...)
+	port := peers.FreePort(t, three...)
 	servers := startThree(t, port)
 	n := newNode(t, embedded(port, ""))
 	n.start()
@@ -71,7 +73,7 @@ func TestEmbeddedFailureLeavesAndReturns(t *testing.T) {
 
 // rrdnsd §5.7: all endpoints die; the records stay.
 func TestEmbeddedNeverEmpty(t *testing.T) {
-	port := freePort(t, three...)
+	port := peers.FreePort(t, three...)
 	servers := startThree(t, port)
 	n := newNode(t, embedded(port, ""))
 	n.start()
@@ -97,7 +99,7 @@ func settled(n *node) bool {
 
 // A node that is killed during a change and started again with one of three endpoints down never answers the dead address.
 func TestEmbeddedKillNine(t *testing.T) {
-	port := freePort(t, three...)
+	port := peers.FreePort(t, three...)
 	servers := startThree(t, port)
 	n := newNode(t, embedded(port, ""))
 	n.start()
@@ -121,7 +123,7 @@ func TestEmbeddedKillNine(t *testing.T) {
 
 // An override takes effect at once, survives a restart, is shown beside the real verdict, and ends by `ready`.
 func TestEmbeddedOverride(t *testing.T) {
-	port := freePort(t, three...)
+	port := peers.FreePort(t, three...)
 	startThree(t, port)
 	n := newNode(t, embedded(port, ""))
 	n.start()
@@ -145,7 +147,7 @@ func TestEmbeddedOverride(t *testing.T) {
 
 // A bad file at reload changes nothing and is reported; a good one is taken whole.
 func TestEmbeddedReload(t *testing.T) {
-	port := freePort(t, three...)
+	port := peers.FreePort(t, three...)
 	startThree(t, port)
 	n := newNode(t, embedded(port, ""))
 	n.start()
@@ -168,7 +170,7 @@ func TestEmbeddedReload(t *testing.T) {
 
 // SIGTERM ends the node in order, with exit code 0.
 func TestEmbeddedStop(t *testing.T) {
-	port := freePort(t, three...)
+	port := peers.FreePort(t, three...)
 	startThree(t, port)
 	n := newNode(t, embedded(port, ""))
 	n.start()

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/rota-dns/rota/internal/peers"
 )
 
 // binary is the command under test, built once.
@@ -58,33 +60,6 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Fatalf("gave up after %v waiting until %s", patience, what)
 }
 
-// freePort returns a port that is free for UDP and TCP on 127.0.0.1 and for TCP on the other addresses.
-func freePort(t *testing.T, also ...string) int {
-	t.Helper()
-	for range 50 {
-		u, err := net.ListenPacket("udp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := u.LocalAddr().(*net.UDPAddr).Port
-		free := true
-		for _, a := range append([]string{"127.0.0.1"}, also...) {
-			l, err := net.Listen("tcp", fmt.Sprintf("%s:%d", a, port))
-			if err != nil {
-				free = false
-				break
-			}
-			l.Close()
-		}
-		u.Close()
-		if free {
-			return port
-		}
-	}
-	t.Fatal("no port is free")
-	return 0
-}
-
 // node is a running rota.
 type node struct {
 	t      *testing.T
@@ -120,7 +95,7 @@ func newNode(t *testing.T, config string) *node {
 	dir := t.TempDir()
 	n := &node{t: t, config: filepath.Join(dir, "rota.yaml"), data: filepath.Join(dir, "data")}
 	if strings.Contains(config, "DNS") {
-		n.dns = fmt.Sprintf("127.0.0.1:%d", freePort(t))
+		n.dns = fmt.Sprintf("127.0.0.1:%d", peers.FreePort(t))
 	}
 	n.write(config)
 	t.Cleanup(func() {
