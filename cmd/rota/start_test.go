@@ -133,6 +133,16 @@ func TestEvidence(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		taken := func(second rota.Status) *rota.State {
+			ts := st.Targets()
+			next, err := st.Apply(rota.Event{Index: st.Index() + 1, At: time.Now(), Kind: rota.EventVerdicts, Verdicts: []rota.Verdict{
+				{Target: ts[0].ID, Status: rota.Up}, {Target: ts[1].ID, Status: second},
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return next
+		}
 		report := func(second rota.Status) []*rota.Report {
 			ts := st.Targets()
 			return []*rota.Report{{Vantage: "a", Seq: 1, At: time.Now(), Opinions: []*rota.Opinion{
@@ -140,11 +150,15 @@ func TestEvidence(t *testing.T) {
 			}}}
 		}
 		e := newEvidence(time.Now())
-		wake := e.look(st, report(rota.Unknown), time.Now())
+		remembered := taken(rota.Up)
+		wake := e.look(remembered, report(rota.Unknown), time.Now())
 		if !e.held(name) || wake == nil {
 			t.Error("half an opinion is taken for evidence, or nobody looks again")
 		}
-		if e.look(st, report(rota.Down), time.Now()) != nil || e.held(name) {
+		if e.look(remembered, report(rota.Down), time.Now()); !e.held(name) {
+			t.Error("the state has not taken in yet that the second endpoint is down, and is believed")
+		}
+		if e.look(taken(rota.Down), report(rota.Down), time.Now()) != nil || e.held(name) {
 			t.Error("both endpoints were heard of, and the service is still held")
 		}
 

@@ -502,14 +502,15 @@ func (s *State) Votes(id TargetID, reports []*Report, now time.Time) []Vote {
 	return votes
 }
 
-// Heard reports whether enough vantages hold an opinion at now, up or down, of every target that decides about a service: what the state
-// says of it then rests on what is seen, and not only on what was remembered.
+// Heard reports whether enough vantages hold an opinion at now, up or down, of every target that decides about a service, and the state
+// has taken in what they call for: what it says of the service then rests on what is seen, and not only on what was remembered.
 func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
 	v, q := s.Service(n), s.compiled().spec.Quorum
 	if v == nil {
 		return false
 	}
-	need, err := q.Votes(q.Voices(s.compiled().spec.Vantages))
+	voices := q.Voices(s.compiled().spec.Vantages)
+	need, err := q.Votes(voices)
 	if err != nil {
 		return false
 	}
@@ -519,8 +520,12 @@ func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
 			if u.Observe {
 				continue
 			}
-			votes := s.Votes(e.Target(u).ID, reports, now)
+			id := e.Target(u).ID
+			votes := s.Votes(id, reports, now)
 			if q.Tally(votes, Up)+q.Tally(votes, Down) < need {
+				return false
+			}
+			if _, behind := q.decide(s.Verdict(id), votes, voices, now); behind {
 				return false
 			}
 		}
