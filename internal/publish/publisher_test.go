@@ -448,3 +448,31 @@ func TestReadFailsAfterLostAnswer(t *testing.T) {
 		}
 	})
 }
+
+// Of a service that is held nothing is said: its records stay as they are, and no other service waits for it. When the hold ends it is
+// published like any other.
+func TestHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, service("held.example.test", "192.0.2.1"), service("free.example.test", "192.0.2.2")).up("192.0.2.1", "192.0.2.2")
+		f := newFake(t)
+		var held atomic.Bool
+		held.Store(true)
+		o := usual(w, f)
+		o.Hold = func(n rota.Name) bool { return held.Load() && n == "held.example.test." }
+		r := run(t, o, 1)
+		defer r.stop()
+		time.Sleep(time.Minute)
+		if got := f.data("held.example.test.", rota.TypeA); len(got) != 0 {
+			t.Errorf("a held service was published as %v", got)
+		}
+		if got := f.data("free.example.test.", rota.TypeA); len(got) != 1 {
+			t.Errorf("the other service has %v, want its address", got)
+		}
+		held.Store(false)
+		w.up("192.0.2.2") // something changed
+		time.Sleep(time.Minute)
+		if got := f.data("held.example.test.", rota.TypeA); len(got) != 1 {
+			t.Errorf("after the hold it has %v, want its address", got)
+		}
+	})
+}

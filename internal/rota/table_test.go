@@ -659,3 +659,73 @@ func FuzzApplyJSON(f *testing.F) {
 		}
 	})
 }
+
+// A change of what is answered beside the services moves the serial, once; the same configuration again does not.
+func TestSerialFollowsStaticRecords(t *testing.T) {
+	spec := func(static string) *Spec {
+		return &Spec{Static: static, Services: []Service{{
+			Name: "www.example.org.", TTL: 30, Safety: DefaultSafety(), Endpoints: []Endpoint{{Address: netip.MustParseAddr("192.0.2.1"), Weight: 1}},
+		}}}
+	}
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	st := &State{}
+	var serials []uint32
+	for i, static := range []string{"a", "a", "b", "b", "a"} {
+		next, err := st.Apply(Event{Index: uint64(i + 1), At: at, Kind: EventSpec, Spec: spec(static)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		st = next
+		serials = append(serials, st.Serial())
+	}
+	first := serials[0]
+	if want := []uint32{first, first, first + 1, first + 1, first + 2}; !slices.Equal(serials, want) {
+		t.Errorf("serials %v, want %v", serials, want)
+	}
+}
+
+// A service is heard of when a quorum has an opinion of each target that decides, and the state agrees with it.
+func TestHeard(t *testing.T) {
+	check, shadow := Check{Name: "c", Kind: KindTCP, Port: 80, Timing: DefaultTiming()}, Check{Name: "o", Kind: KindTCP, Port: 81, Timing: DefaultTiming()}
+	addr := netip.MustParseAddr("192.0.2.1")
+	id := NewTarget(addr, check).ID
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	st, err := new(State).Apply(Event{Index: 1, At: at, Kind: EventSpec, Spec: &Spec{
+		Vantages: []Vantage{{Name: "a", Site: "a"}, {Name: "b", Site: "b"}, {Name: "c", Site: "c"}},
+		Services: []Service{{Name: "www.example.org.", Safety: DefaultSafety(), Endpoints: []Endpoint{
+			{Address: addr, Weight: 1, Checks: []Use{{Check: check}, {Check: shadow, Observe: true}}},
+		}}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	up, err := st.Apply(Event{Index: 2, At: at, Kind: EventVerdicts, Verdicts: []Verdict{{Target: id, Status: Up, Since: at, Need: 2}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := func(vantage string, s Status, age time.Duration) *Report {
+		return &Report{Vantage: vantage, Seq: 1, At: at.Add(-age), Opinions: []*Opinion{{Target: id, Status: s}}}
+	}
+	for _, c := range []struct {
+		name    string
+		st      *State
+		reports []*Report
+		want    bool
+	}{
+		{"silence", up, nil, false},
+		{"one of three", up, []*Report{report("a", Up, 0)}, false},
+		{"two of three", up, []*Report{report("a", Up, 0), report("b", Up, 0)}, true},
+		{"two that differ: an opinion each, no verdict to take in", up, []*Report{report("a", Up, 0), report("b", Down, 0)}, true},
+		{"one of two is stale", up, []*Report{report("a", Up, 0), report("b", Up, time.Hour)}, false},
+		{"one of two knows nothing", up, []*Report{report("a", Up, 0), report("b", Unknown, 0)}, false},
+		{"the state has not taken it in", up, []*Report{report("a", Down, 0), report("b", Down, 0)}, false},
+		{"nor the first verdict", st, []*Report{report("a", Up, 0), report("b", Up, 0)}, false},
+	} {
+		if got := c.st.Heard("www.example.org.", c.reports, at); got != c.want {
+			t.Errorf("%s: heard %v, want %v", c.name, got, c.want)
+		}
+	}
+	if up.Heard("other.example.org.", nil, at) {
+		t.Error("a service that is not configured is heard of")
+	}
+}
