@@ -654,6 +654,10 @@ func (z *zone) recorded(d desire, out rota.Published) {
 	if decided.After(z.born) {
 		z.status.Lag = time.Since(decided)
 	}
+	if edited {
+		z.o.Log.Warn("somebody else changed records that rota keeps; they are put right", "publisher", z.o.Name, "zone", z.name.Short(),
+			"repairs", z.status.Repairs)
+	}
 	for _, c := range out.Changes {
 		z.o.Log.Info("changed the DNS", "publisher", z.o.Name, "zone", z.name.Short(), "change", c.String(), "why", c.Why,
 			"epoch", out.Epoch, "took", out.Took)
