@@ -35,7 +35,7 @@ func TestNameServers(t *testing.T) {
 }
 
 func TestNginx(t *testing.T) {
-	n := StartNginx(t, "127.0.0.1", `location / { return 200 "ok"; } location /bad { return 500; }`)
+	n := StartNginx(t, "127.0.0.1", FreePort(t), `location / { return 200 "ok"; } location /bad { return 500; }`)
 	for path, want := range map[string]int{"/": 200, "/bad": 500} {
 		if got, err := n.Get(path); got != want || err != nil {
 			t.Errorf("GET %s is %d %v, want %d", path, got, err, want)

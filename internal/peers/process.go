@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -121,11 +122,11 @@ type Nginx struct {
 	run  *process
 }
 
-// StartNginx starts nginx on an address such as 127.0.0.7 and a free port; server is the inside of its server block after listen,
-// such as `location / { return 200 "ok"; }`. It ends with the test.
-func StartNginx(t testing.TB, address, server string) *Nginx {
+// StartNginx starts nginx on an address such as 127.0.0.7 and a port, such as FreePort gives; server is the inside of its server block
+// after listen, such as `location / { return 200 "ok"; }`. It ends with the test.
+func StartNginx(t testing.TB, address string, port int, server string) *Nginx {
 	t.Helper()
-	n := &Nginx{t: t, dir: t.TempDir(), addr: net.JoinHostPort(address, fmt.Sprint(FreePort(t, address)))}
+	n := &Nginx{t: t, dir: t.TempDir(), addr: net.JoinHostPort(address, strconv.Itoa(port))}
 	n.Configure(server)
 	return n
 }

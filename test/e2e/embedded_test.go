@@ -39,10 +39,10 @@ services:
 
 var three = []string{"127.0.0.2", "127.0.0.3", "127.0.0.4"}
 
-func startThree(t *testing.T, port int) []*nginx {
-	var out []*nginx
+func startThree(t *testing.T, port int) []*peers.Nginx {
+	var out []*peers.Nginx
 	for _, a := range three {
-		out = append(out, newNginx(t, a, port, `location / { return 200 "on duty"; }`))
+		out = append(out, peers.StartNginx(t, a, port, `location / { return 200 "on duty"; }`))
 	}
 	return out
 }
@@ -56,18 +56,17 @@ func TestEmbeddedFailureLeavesAndReturns(t *testing.T) {
 	eventually(t, "all three are answered", answers(n.dns, www, dns.TypeA, three...))
 	watch(t, n.dns, www, three...)
 
-	path := servers[1].cmd.Path
-	servers[1].kill()
+	servers[1].Kill()
 	eventually(t, "the killed one has left", answers(n.dns, www, dns.TypeA, three[0], three[2]))
 	if story := n.rota("explain", www); !strings.Contains(story, "127.0.0.3") || !strings.Contains(story, "refused") {
 		t.Errorf("explain does not say that 127.0.0.3 refused:\n%s", story)
 	}
-	servers[1].start(path, port)
+	servers[1].Restart()
 	eventually(t, "it is back", answers(n.dns, www, dns.TypeA, three...))
 
-	servers[2].signal(syscall.SIGSTOP)
+	servers[2].Signal(syscall.SIGSTOP)
 	eventually(t, "the hung one has left", answers(n.dns, www, dns.TypeA, three[0], three[1]))
-	servers[2].signal(syscall.SIGCONT)
+	servers[2].Signal(syscall.SIGCONT)
 	eventually(t, "it is back", answers(n.dns, www, dns.TypeA, three...))
 }
 
@@ -80,7 +79,7 @@ func TestEmbeddedNeverEmpty(t *testing.T) {
 	eventually(t, "all three are answered", func() bool { return settled(n) && answers(n.dns, www, dns.TypeA, three...)() })
 	w := watch(t, n.dns, www, three...)
 	for _, s := range servers {
-		s.kill()
+		s.Kill()
 	}
 	eventually(t, "the failure is seen as panic", func() bool {
 		return strings.Contains(n.rota("explain", www), "PANIC")
@@ -106,7 +105,7 @@ func TestEmbeddedKillNine(t *testing.T) {
 	eventually(t, "all three are answered", func() bool { return settled(n) && answers(n.dns, www, dns.TypeA, three...)() })
 	w := watch(t, n.dns, www, three...)
 	for round := range 5 {
-		servers[1].kill()
+		servers[1].Kill()
 		eventually(t, "the dead one has left", answers(n.dns, www, dns.TypeA, three[0], three[2]))
 		w.ban(three[1])
 		n.kill() // the verdict is milliseconds old
@@ -116,7 +115,7 @@ func TestEmbeddedKillNine(t *testing.T) {
 		n.start()
 		eventually(t, "the living are answered", answers(n.dns, www, dns.TypeA, three[0], three[2]))
 		w.ban("")
-		servers[1].start("/usr/sbin/nginx", port)
+		servers[1].Restart()
 		eventually(t, "it is back", answers(n.dns, www, dns.TypeA, three...))
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -349,69 +348,5 @@ func (w *watcher) clean(t *testing.T) {
 	}
 	for _, x := range w.wrong {
 		t.Errorf("%s at %s: %s", w.name, w.server, x)
-	}
-}
-
-// nginx is a real web server on one address.
-type nginx struct {
-	t    *testing.T
-	addr string
-	dir  string
-	cmd  *exec.Cmd
-}
-
-// newNginx starts nginx on addr:port. It answers every path with what the locations say.
-func newNginx(t *testing.T, addr string, port int, locations string) *nginx {
-	t.Helper()
-	path, err := exec.LookPath("/usr/sbin/nginx")
-	if err != nil {
-		t.Fatal("these tests need nginx: install the Debian package nginx-light")
-	}
-	n := &nginx{t: t, addr: addr, dir: t.TempDir()}
-	conf := fmt.Sprintf(`daemon off; master_process off; pid %[1]s/pid; error_log %[1]s/error.log;
-events { worker_connections 256; }
-http {
-  access_log off; client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s;
-  scgi_temp_path %[1]s;
-  server { listen %[2]s:%[3]d; %[4]s }
-}
-`, n.dir, addr, port, locations)
-	if err := os.WriteFile(filepath.Join(n.dir, "nginx.conf"), []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	n.start(path, port)
-	t.Cleanup(n.kill)
-	return n
-}
-
-func (n *nginx) start(path string, port int) {
-	n.t.Helper()
-	n.cmd = exec.Command(path, "-p", n.dir, "-c", filepath.Join(n.dir, "nginx.conf"))
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := n.cmd.Start(); err != nil {
-		n.t.Fatal(err)
-	}
-	eventually(n.t, "nginx listens on "+n.addr, func() bool {
-		c, err := net.Dial("tcp", net.JoinHostPort(n.addr, strconv.Itoa(port)))
-		if err != nil {
-			return false
-		}
-		c.Close()
-		return true
-	})
-}
-
-func (n *nginx) kill() {
-	if n.cmd != nil {
-		_ = n.cmd.Process.Kill()
-		_ = n.cmd.Wait()
-		n.cmd = nil
-	}
-}
-
-func (n *nginx) signal(s syscall.Signal) {
-	n.t.Helper()
-	if err := n.cmd.Process.Signal(s); err != nil {
-		n.t.Fatal(err)
 	}
 }
