@@ -173,3 +173,40 @@ func TestEvidence(t *testing.T) {
 		}
 	})
 }
+
+// A configuration that cannot be ordered leaves the old one in force, its zones included, and is tried again.
+func TestReloadThatCannotBeOrdered(t *testing.T) {
+	dir := t.TempDir()
+	const frame = "node: {name: a, data_dir: %q}\napi: {listen: \"\"}\ndns: {listen: \"127.0.0.1:0\", zones: {example.test: {ns: [ns.example.net], records: %q}}}\n" +
+		"services: {%s.example.test: {endpoints: [192.0.2.9]}}\n"
+	n, err := newNode(parsed(t, frame, dir, "mail 5 IN A 192.0.2.1", "www"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	led(t, n)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.dns.Run(ctx) }()
+	if err := n.raft.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before := n.current.Load().cfg
+	n.load = func() (*config.Config, error) { return parsed(t, frame, dir, "post 5 IN A 192.0.2.2", "api"), nil }
+	err = n.reload(t.Context(), "a test")
+	if err == nil || n.retry(err) == nil {
+		t.Errorf("got %v, want an error after which it is tried again", err)
+	}
+	if n.current.Load().cfg != before {
+		t.Error("the new configuration is in force")
+	}
+	for name, want := range map[string]int{"mail.example.test.": 1, "www.example.test.": 1, "post.example.test.": 0} {
+		in, _, err := new(dns.Client).Exchange(new(dns.Msg).SetQuestion(name, dns.TypeA), n.dns.Addrs()[0].String())
+		if err != nil || len(in.Answer) != want {
+			t.Errorf("%s: %d records, %v; want %d", name, len(in.Answer), err, want)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
