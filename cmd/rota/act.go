@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -32,11 +33,12 @@ func (a *app) overrideCommand(verb, short string, action rota.Action) *cobra.Com
 	c := &cobra.Command{
 		Use: verb + " MATCH --reason TEXT", Short: short, Args: cobra.ExactArgs(1),
 		Long: short + ", until it expires or `rota ready` takes it back. It outlives restarts.\n" + matchHelp +
-			"\nIt is held when a service would have nobody left, unless --force is given.",
+			"\nIt is held when a service would have no IPv4 or no IPv6 address left. With --force they are marked all the same,\n" +
+			"and the last answer is kept until another endpoint serves, unless on_all_down is none.",
 	}
 	c.Flags().StringVar(&req.For, "for", "", "how long, such as 30m, 2h or 3d (default 24h)")
 	c.Flags().StringVar(&req.Reason, "reason", "", "why; required")
-	c.Flags().BoolVar(&req.Force, "force", false, "even if a service then has nobody left")
+	c.Flags().BoolVar(&req.Force, "force", false, "even if a service then has no address left; the last answer is kept")
 	c.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		f, err := parseFormat(output, formatTable, formatJSON, formatYAML)
@@ -111,17 +113,20 @@ func (a *app) act(cmd *cobra.Command, f format, method string, q url.Values, in 
 	}
 	var b strings.Builder
 	for _, o := range reply.Set {
-		fmt.Fprintf(&b, "%s is %s until %s\n", o.Endpoint, loud(string(o.Action)), o.Expires.UTC().Format("2006-01-02 15:04Z"))
+		fmt.Fprintf(&b, "%s is %s until %s\n", o.Endpoint, loud(string(o.Action)), ends(o))
 	}
 	for _, id := range reply.Lifted {
 		fmt.Fprintf(&b, "%s is ready: the checks decide\n", id)
 	}
 	for _, s := range reply.Answers {
-		answer := strings.Join(s.Answer, " ")
-		if answer == "" {
-			answer = "nothing"
+		fmt.Fprintf(&b, "%s answers %s\n", s.Service, cmp.Or(few(s.Answer, " "), "nothing"))
+	}
+	for i, rest := 0, reply.StillAnswered; i < len(rest); {
+		service, addrs := rest[i].Service, []string{}
+		for ; i < len(rest) && rest[i].Service == service; i++ {
+			addrs = append(addrs, rest[i].Address.String())
 		}
-		fmt.Fprintf(&b, "%s answers %s\n", s.Service, answer)
+		fmt.Fprintf(&b, "STILL ANSWERED: %s (nobody else can serve %s; on_all_down: none would empty the name)\n", few(addrs, " "), service.Short())
 	}
 	_, err = fmt.Fprint(a.out, printable(b.String()))
 	return err

@@ -184,7 +184,19 @@ func (c *client) request(ctx context.Context, method, path string, query url.Val
 	p := &apiProblem{Status: resp.StatusCode}
 	_ = json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(p)
 	p.Status = resp.StatusCode
+	if p.Status == http.StatusUnauthorized {
+		return nil, &coded{p.code(), c.explainToken(p)}
+	}
 	return nil, &coded{p.code(), p}
+}
+
+// explainToken says how a token is given.
+func (c *client) explainToken(p *apiProblem) error {
+	if c.token != "" {
+		return fmt.Errorf("%s: %w; the token comes from ROTA_TOKEN or the file that ROTA_TOKEN_FILE names", c.where, p)
+	}
+	return fmt.Errorf("%s: this needs a token (api.tokens in its configuration): put it into ROTA_TOKEN, or into a file and the file's path into"+
+		" ROTA_TOKEN_FILE; on the machine itself leave out --addr and the unix socket is used", c.where)
 }
 
 // explainDial says what to do when nobody answers.

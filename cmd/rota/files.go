@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -48,6 +49,9 @@ func (a *app) targets(arg string) ([]rota.Target, error) {
 	}
 	c, err := config.Load(a.configPath(), config.Options{NoSecrets: true})
 	if err != nil {
+		if bare(arg) {
+			return nil, usagef("%s is an address, which says nothing about what to ask; write a URL such as %s", arg, examples(arg))
+		}
 		return nil, err
 	}
 	state, err := new(rota.State).Apply(rota.Event{Index: 1, At: time.Now(), Kind: rota.EventSpec, Spec: &c.Spec})
@@ -56,6 +60,9 @@ func (a *app) targets(arg string) ([]rota.Target, error) {
 	}
 	ids, err := state.Match(arg)
 	if err != nil {
+		if bare(arg) {
+			return nil, usagef("no service of %s has the endpoint %s; to probe anything else write a URL such as %s", a.configPath(), arg, examples(arg))
+		}
 		return nil, err
 	}
 	var out []rota.Target
@@ -75,9 +82,38 @@ func (a *app) targets(arg string) ([]rota.Target, error) {
 	return out, nil
 }
 
+// bare reports whether an argument is an address, or one with a port, and no URL.
+func bare(arg string) bool {
+	_, err := netip.ParseAddr(strings.Trim(arg, "[]"))
+	_, err2 := netip.ParseAddrPort(arg)
+	return err == nil || err2 == nil
+}
+
+// examples are URLs that probe a bare address.
+func examples(arg string) string {
+	host, port := strings.Trim(arg, "[]"), "443"
+	if a, err := netip.ParseAddrPort(arg); err == nil {
+		host, port = a.Addr().String(), strconv.Itoa(int(a.Port()))
+	}
+	at := net.JoinHostPort(host, port)
+	return fmt.Sprintf("tcp://%s, https://%s/ or icmp://%s", at, at, strings.TrimSuffix(at, ":"+port))
+}
+
+// placeholder names the service of a check that belongs to none. Nobody may see it.
+const placeholder = "www.check.invalid"
+
 // urlTargets turns a URL into the check it stands for in a configuration, so that both mean the same. A host name is looked up
-// here; every address it has is probed, and the name is what the check asks for.
+// here; every address it has is probed, and the name is what the check asks for. Without a name the address is judged.
 func urlTargets(arg string) ([]rota.Target, error) {
+	scheme, rest, _ := strings.Cut(arg, "://")
+	scheme = strings.ToLower(scheme)
+	if !slices.Contains(rota.Kinds(), rota.Kind(scheme)) {
+		return nil, usagef("%q: rota checks http, https, tcp, tls and icmp, and knows no %s", arg, cmp.Or(scheme, "empty scheme"))
+	}
+	host, _, _ := strings.Cut(rest, "/")
+	if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
+		return nil, usagef("%q: write an IPv6 address in brackets: %s://[%s]%s", arg, scheme, host, strings.TrimPrefix(rest, host))
+	}
 	u, err := url.Parse(arg)
 	if err != nil || u.Hostname() == "" {
 		return nil, usagef("%q: want a URL such as https://192.0.2.10/health or tcp://192.0.2.10:443", arg)
@@ -99,22 +135,27 @@ func urlTargets(arg string) ([]rota.Target, error) {
 		quoted[i] = strconv.Quote(a.String())
 	}
 	text := fmt.Sprintf("dns: {zones: {check.invalid: {ns: [ns.check.invalid]}}}\nservices:\n  %s: {endpoints: [%s], check: %s}\n",
-		"www.check.invalid", strings.Join(quoted, ", "), strconv.Quote(pattern))
+		placeholder, strings.Join(quoted, ", "), strconv.Quote(pattern))
 	c, err := config.Parse("check", []byte(text), config.Options{NoSecrets: true})
 	if err != nil {
+		message := err.Error()
 		var all *config.Errors
 		if errors.As(err, &all) && len(all.Problems) > 0 {
-			return nil, usagef("%s", all.Problems[0].Message)
+			message = strings.TrimPrefix(all.Problems[0].Message, fmt.Sprintf("service %q: check: ", placeholder))
 		}
-		return nil, usagef("%w", err)
+		return nil, usagef("%q: %s", arg, strings.NewReplacer(placeholder, "the check", "{}", u.Hostname()).Replace(message))
 	}
 	var out []rota.Target
 	for _, s := range c.Spec.Services {
 		for _, e := range s.Endpoints {
 			for _, use := range e.Checks {
-				if name != "" || use.Check.Host == s.Name.Short() {
-					use.Check.Host = name
+				k := &use.Check
+				for _, field := range []*string{&k.Host, &k.ServerName} {
+					if *field == placeholder {
+						*field = name
+					}
 				}
+				k.Name = k.Describe()
 				out = append(out, e.Target(use))
 			}
 		}
@@ -129,7 +170,7 @@ func lookup(host string) (addrs []netip.Addr, name string, err error) {
 	}
 	ips, err := net.LookupHost(host)
 	if err != nil {
-		return nil, "", err
+		return nil, "", fmt.Errorf("%s: %s", host, plain(err))
 	}
 	for _, ip := range ips {
 		if a, err := netip.ParseAddr(ip); err == nil {

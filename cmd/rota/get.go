@@ -62,7 +62,7 @@ func resources() []resource {
 			[]string{"SERVICE", "STATUS", "UP", "ANSWER", "TTL", "CHANGED", "MODE A", "MODE AAAA", "PUBLISH", "ZONE", "LABELS"},
 			func(s api.ServiceView, now time.Time) []string {
 				return []string{
-					s.Service, loud(s.Status), fmt.Sprintf("%d/%d", s.Up, s.Endpoints), strings.Join(s.Answer, " "), fmt.Sprint(s.TTL), age(s.Changed, now),
+					s.Service, statusWords(s), fmt.Sprintf("%d/%d", s.Up, s.Endpoints), few(s.Answer, " "), fmt.Sprint(s.TTL), age(s.Changed, now),
 					s.ModeA.String(), s.ModeAAAA.String(), strings.Join(s.Publish, " "), s.Zone, labels(s.Labels),
 				}
 			}, func(s api.ServiceView) string { return s.Service }).matching(),
@@ -101,7 +101,7 @@ func resources() []resource {
 			[]string{"EVENT", "AGE", "WHAT", "NAME", "TYPE", "CHANGE", "WHY", "PUBLISHER", "ZONE", "MODE"},
 			func(c api.ChangeView, now time.Time) []string {
 				return []string{
-					fmt.Sprint(c.Event), age(c.At, now), c.What, c.Service, c.Type.String(), delta(c.Before, c.After), strings.Join(c.Why, "; "),
+					fmt.Sprint(c.Event), age(c.At, now), c.What, c.Service, c.Type.String(), moved(c), few(c.Why, "; "),
 					c.Publisher, c.Zone, c.Mode.String(),
 				}
 			}, func(c api.ChangeView) string { return fmt.Sprint(c.Event) }).limited(),
@@ -202,14 +202,23 @@ func labels(m map[string]string) string {
 // delta writes what a change took and gave.
 func delta(before, after []string) string {
 	c := rota.Change{Old: rota.RRset{Data: before}, New: rota.RRset{Data: after}}
-	var out []string
+	var gone, come []string
 	for _, d := range c.Removed() {
-		out = append(out, "-"+d)
+		gone = append(gone, "-"+d)
 	}
 	for _, d := range c.Added() {
-		out = append(out, "+"+d)
+		come = append(come, "+"+d)
 	}
-	return strings.Join(out, " ")
+	return strings.TrimSpace(few(gone, " ") + " " + few(come, " "))
+}
+
+// moved writes what a change did: to the answer, or else to how it is made.
+func moved(c api.ChangeView) string {
+	d := delta(c.Before, c.After)
+	if d == "" && c.Was != c.Mode {
+		return c.Was.String() + " → " + c.Mode.String()
+	}
+	return d
 }
 
 // summary says in one line what an event did.
@@ -219,12 +228,14 @@ func summary(r api.Record) string {
 	switch e.Kind {
 	case rota.EventSpec:
 		if e.Spec != nil {
-			out = append(out, fmt.Sprintf("configuration of %d services", len(e.Spec.Services)))
+			out = append(out, "configuration of "+count(len(e.Spec.Services), "service"))
 		}
 	case rota.EventVerdicts:
-		for _, v := range e.Verdicts {
-			out = append(out, string(v.Target)+" "+loud(v.Status.String()))
+		verdicts := make([]string, len(e.Verdicts))
+		for i, v := range e.Verdicts {
+			verdicts[i] = asked(v.Target) + " " + loud(v.Status.String())
 		}
+		out = append(out, few(verdicts, "; "))
 	case rota.EventOverride:
 		for _, o := range e.Overrides {
 			out = append(out, loud(string(o.Action))+" "+o.Endpoint.String())
@@ -249,7 +260,7 @@ func summary(r api.Record) string {
 			out = append(out, fmt.Sprintf("%s %s %s", t.Service.Short(), t.Type, d))
 		}
 		if t.Mode != t.Was && (t.Mode.Panic() || t.Was.Panic()) {
-			out = append(out, t.Service.Short()+" "+t.Type.String()+" "+t.Mode.String())
+			out = append(out, fmt.Sprintf("%s %s %s → %s", t.Service.Short(), t.Type, t.Was, t.Mode))
 		}
 	}
 	if r.Refused != "" {

@@ -129,13 +129,13 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 				fmt.Fprintf(&b, " (%s)", z.Error)
 			}
 			if n := len(z.Held); n > 0 {
-				fmt.Fprintf(&b, ", %d changes held: see `rota plan`", n)
+				fmt.Fprintf(&b, ", %s held: see `rota plan`", count(n, "change"))
 			}
 			b.WriteByte('\n')
 		}
 	}
 	if n := len(o.Overrides.Items); n > 0 {
-		fmt.Fprintf(&b, "%d endpoints under an override: see `rota get overrides`\n", n)
+		fmt.Fprintf(&b, "%s under an override: see `rota get overrides`\n", count(n, "endpoint"))
 	}
 	if _, err := io.WriteString(w, printable(b.String())+"\n"); err != nil {
 		return err
@@ -144,7 +144,10 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 	slices.SortStableFunc(items, func(x, y api.ServiceView) int { return cmp.Compare(severity(x.Status), severity(y.Status)) })
 	t := &table{head: []string{"SERVICE", "STATUS", "UP", "ANSWER", "CHANGED"}}
 	for _, s := range items {
-		t.add(s.Service, loud(s.Status), fmt.Sprintf("%d/%d", s.Up, s.Endpoints), strings.Join(s.Answer, " "), age(s.Changed, now))
+		t.add(s.Service, statusWords(s), fmt.Sprintf("%d/%d", s.Up, s.Endpoints), few(s.Answer, " "), age(s.Changed, now))
+		for _, u := range s.Unprobed {
+			t.note(u)
+		}
 	}
 	return t.write(w, true, true)
 }
@@ -231,14 +234,10 @@ func (a *app) explainCommand() *cobra.Command {
 func story(x api.Explained, only netip.Addr, now time.Time) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	answer := strings.Join(x.Answer, " ")
-	if answer == "" {
-		answer = "nothing"
-	}
-	line("%s %s answers %s (ttl %d)", x.Service.Short(), x.Type, answer, x.TTL)
+	line("%s %s answers %s (ttl %d)", x.Service.Short(), x.Type, cmp.Or(few(x.Answer, " "), "nothing"), x.TTL)
 	line("  because %s", x.Summary)
 	if x.Index > 0 {
-		line("  changed %s, event %d%s", ago(x.Changed, now), x.Index, lastWhy(x.Transition))
+		line("  changed %s, event %d%s", ago(x.Changed, now), x.Index, lastWhy(x.Transition, only))
 	}
 	for _, e := range x.Endpoints {
 		if only.IsValid() && e.Address != only {
@@ -256,7 +255,11 @@ func story(x api.Explained, only netip.Addr, now time.Time) string {
 			if k.Observe {
 				role = " (observed, decides nothing)"
 			}
-			line("  check     %s%s: %s", cmp.Or(k.Check, string(k.Target)), role, k.Asks)
+			title := k.Check + role + ": " + k.Asks
+			if strings.Contains(k.Check, "{}") { // it has no name but its question
+				title = k.Asks + role
+			}
+			line("  check     %s", title)
 			for _, n := range x.Now {
 				if n.Target == k.Target {
 					votes(line, n, now)
@@ -268,7 +271,7 @@ func story(x api.Explained, only netip.Addr, now time.Time) string {
 			line("  verdict   up: it has no check")
 		}
 		if o := e.Override; o != nil {
-			line("  override  %s by %s until %s: %s", loud(string(o.Action)), o.Author, o.Expires.UTC().Format("2006-01-02 15:04Z"), o.Reason)
+			line("  override  %s by %s until %s: %s", loud(string(o.Action)), o.Author, ends(*o), o.Reason)
 		}
 		if e.Step == rota.StepKept {
 			line("  selected  kept to the end")
@@ -283,23 +286,20 @@ func story(x api.Explained, only netip.Addr, now time.Time) string {
 			for i, k := range s.Kept {
 				kept[i] = k.String()
 			}
-			text := strings.Join(kept, " ")
-			if text == "" {
-				text = "nobody"
+			text := cmp.Or(few(kept, " "), "nobody")
+			dropped := make([]string, len(s.Dropped))
+			for i, d := range s.Dropped {
+				dropped[i] = "without " + d.Address.String()
 			}
-			for _, d := range s.Dropped {
-				text += ", without " + d.Address.String()
+			if len(dropped) > 0 {
+				text += ", " + few(dropped, ", ")
 			}
 			line("step %-9s %s", s.Step, text)
 		}
 	}
 	line("")
 	for _, p := range x.Published {
-		said := strings.Join(p.Records, " ")
-		if said == "" {
-			said = "nothing"
-		}
-		text := fmt.Sprintf("%s says %s: %s", p.Publisher, said, loud(p.State))
+		text := fmt.Sprintf("%s says %s: %s", p.Publisher, cmp.Or(few(p.Records, " "), "nothing"), loud(p.State))
 		if p.Publisher != rota.Embedded && !p.Read.IsZero() {
 			text += ", read " + ago(p.Read, now)
 		}
@@ -328,7 +328,12 @@ func votes(line func(string, ...any), c api.CheckView, now time.Time) {
 		if o.Reason != "" {
 			text += ", " + o.Reason
 		}
-		line("  probe     %s %s, took %s; %d failures counted, %d successes in a row", ago(o.At, now), text, cmp.Or(took(o.Took), "0ms"), p.Streak.Failures, p.Streak.Successes)
+		successes := count(p.Streak.Successes, "success")
+		if p.Streak.Successes != 1 {
+			successes = fmt.Sprintf("%d successes", p.Streak.Successes)
+		}
+		line("  probe     %s %s, took %s; %s counted, %s in a row", ago(o.At, now), text, cmp.Or(took(o.Took), "0ms"),
+			count(p.Streak.Failures, "failure"), successes)
 	}
 }
 
@@ -346,11 +351,19 @@ func since(t, now time.Time) string {
 	return " for " + age(t, now)
 }
 
-func lastWhy(c *api.ChangeView) string {
-	if c == nil || len(c.Why) == 0 {
+// lastWhy says why the answer changed last; with an address, as far as it is about that.
+func lastWhy(c *api.ChangeView, only netip.Addr) string {
+	if c == nil {
 		return ""
 	}
-	return ": " + strings.Join(c.Why, "; ")
+	why := slices.Clone(c.Why)
+	if only.IsValid() {
+		why = slices.DeleteFunc(why, func(w string) bool { return !strings.HasPrefix(w, only.String()+" ") })
+	}
+	if len(why) == 0 {
+		return ""
+	}
+	return ": " + few(why, "; ")
 }
 
 func (a *app) planCommand() *cobra.Command {
@@ -414,7 +427,11 @@ func planCode(plans []api.Plan, detailed bool) error {
 func writePlan(w io.Writer, plans []api.Plan) error {
 	t := &table{head: []string{"PUBLISHER", "ZONE", "NAME", "TYPE", "", "DATA", "WHY"}}
 	add, remove, same := 0, 0, 0
+	var unread []string
 	for _, p := range plans {
+		if p.Error != "" {
+			unread = append(unread, strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " "))
+		}
 		zone := p.Zone.Short()
 		row := func(k rota.Key, sign, data, why string) {
 			t.add(p.Publisher, zone, relative(k.Name, p.Zone), k.Type.String(), sign, data, why)
@@ -450,6 +467,12 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 		}
 	}
 	text := fmt.Sprintf("%d to remove, %d to add, %d unchanged.", remove, add, same)
+	switch {
+	case len(unread) == len(plans) && len(plans) > 0 && len(t.rows) == 0:
+		text = "Nothing could be read, so that nobody knows what there is to write."
+	case len(unread) > 0:
+		text += " Not counted, as it could not be read: " + strings.Join(unread, ", ") + "."
+	}
 	for _, p := range plans {
 		if p.Limits != "" {
 			text += " " + p.Publisher + " " + p.Zone.Short() + ": " + p.Limits + "."

@@ -117,7 +117,8 @@ func (a *app) root() *cobra.Command {
 	})
 	f := root.PersistentFlags()
 	f.StringVarP(&a.config, "config", "c", "", "configuration file (default /etc/rota/rota.yaml, else rota.yaml)")
-	f.StringVar(&a.addr, "addr", "", "API of a running rota: unix:///PATH, http://HOST:PORT or https://HOST:PORT (env ROTA_ADDR)")
+	f.StringVar(&a.addr, "addr", "", "API of a running rota: unix:///PATH, http://HOST:PORT or https://HOST:PORT (env ROTA_ADDR);\n"+
+		"its token is in the environment, as ROTA_TOKEN, or in the file that ROTA_TOKEN_FILE names")
 	f.StringVar(&a.dataDir, "data-dir", "", "data directory of the rota to ask (default as configured)")
 	for _, c := range a.commands() {
 		root.AddCommand(c)

@@ -4,12 +4,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/rota"
 )
 
 // format is how an answer is written.
@@ -43,6 +48,9 @@ type table struct {
 
 func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
 
+// note adds a line of text below the last row.
+func (t *table) note(text string) { t.rows = append(t.rows, []string{text}) }
+
 // write writes the table aligned, without trailing blanks. An empty table says so.
 func (t *table) write(w io.Writer, wide, headers bool) error {
 	n := len(t.head)
@@ -54,6 +62,10 @@ func (t *table) write(w io.Writer, wide, headers bool) error {
 		rows = append(rows, t.head[:n])
 	}
 	for _, r := range t.rows {
+		if len(r) == 1 && n > 1 {
+			rows = append(rows, []string{"  " + printable(r[0])})
+			continue
+		}
 		cells := make([]string, n)
 		for i := range cells {
 			if cells[i] = printable(r[i]); cells[i] == "" {
@@ -65,6 +77,9 @@ func (t *table) write(w io.Writer, wide, headers bool) error {
 	width := make([]int, n)
 	for _, r := range rows {
 		for i, c := range r {
+			if len(r) == 1 && n > 1 {
+				break // a note
+			}
 			width[i] = max(width[i], utf8.RuneCountInString(c))
 		}
 	}
@@ -73,7 +88,7 @@ func (t *table) write(w io.Writer, wide, headers bool) error {
 		var line strings.Builder
 		for i, c := range r {
 			line.WriteString(c)
-			line.WriteString(strings.Repeat(" ", width[i]-utf8.RuneCountInString(c)+2))
+			line.WriteString(strings.Repeat(" ", max(0, width[i]-utf8.RuneCountInString(c))+2))
 		}
 		b.WriteString(strings.TrimRight(line.String(), " "))
 		b.WriteByte('\n')
@@ -175,6 +190,67 @@ func nonzero(n int, unit string) string {
 		return ""
 	}
 	return fmt.Sprintf("%d%s", n, unit)
+}
+
+// ends writes when an override ends, to the second when it is short.
+func ends(o rota.Override) string {
+	layout := "2006-01-02 15:04Z"
+	if o.Expires.Sub(o.Set) < time.Hour {
+		layout = "2006-01-02 15:04:05Z"
+	}
+	return o.Expires.UTC().Format(layout)
+}
+
+// few joins the first of a list that is too long for a line, and says how many there are.
+func few(list []string, sep string) string {
+	const most, shown = 4, 2
+	if len(list) <= most {
+		return strings.Join(list, sep)
+	}
+	return strings.Join(list[:shown], sep) + sep + fmt.Sprintf("… (%d)", len(list))
+}
+
+// asked writes what a target's check asks, for people: its id without the timing and the conditions.
+func asked(id rota.TargetID) string {
+	question, rest, _ := strings.Cut(string(id), "#")
+	for part := range strings.SplitSeq(rest, "&") {
+		if host, ok := strings.CutPrefix(part, "host="); ok {
+			if name, err := strconv.Unquote(host); err == nil {
+				question += " host " + name
+			}
+		}
+	}
+	return question
+}
+
+// titled writes an address with the name of a check; the name of a check that has none is its question.
+func titled(address netip.Addr, check string) string {
+	a := address.String()
+	if !strings.Contains(check, "{}") {
+		return a + " " + check
+	}
+	if address.Is6() {
+		a = "[" + a + "]"
+	}
+	return strings.Replace(check, "{}", a, 1)
+}
+
+// statusWords writes the status of a service, and how it is answered when health is not believed.
+func statusWords(s api.ServiceView) string {
+	text := loud(s.Status)
+	var modes []string
+	for _, m := range []rota.Mode{s.ModeA, s.ModeAAAA} {
+		if word := strings.TrimPrefix(m.String(), "panic-"); m.Panic() && !slices.Contains(modes, word) {
+			modes = append(modes, word)
+		}
+	}
+	if len(modes) == 0 {
+		return text
+	}
+	if s.Status != "panic" {
+		text += ", PANIC"
+	}
+	return text + " (" + strings.Join(modes, ", ") + ")"
 }
 
 // took writes a duration of a probe as people read it.

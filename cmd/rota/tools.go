@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"net/url"
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
@@ -181,7 +183,7 @@ func (a *app) dig(ctx context.Context, q *dns.Msg, server string, tcp bool) erro
 		r, took, err = c.ExchangeContext(ctx, q, server)
 	}
 	if err != nil {
-		return fmt.Errorf("%s does not answer: %w", server, err)
+		return fmt.Errorf("%s does not answer: %s", server, plain(err))
 	}
 	if len(r.Question) != 1 || !strings.EqualFold(r.Question[0].Name, q.Question[0].Name) || r.Question[0].Qtype != q.Question[0].Qtype {
 		return fmt.Errorf("%s answers another question than was asked", server)
@@ -198,14 +200,38 @@ func (a *app) dig(ctx context.Context, q *dns.Msg, server string, tcp bool) erro
 	return nil
 }
 
+// plain says what went wrong on the network, for people.
+func plain(err error) string {
+	var unknown *net.DNSError
+	var timeout net.Error
+	var errno syscall.Errno
+	switch {
+	case errors.As(err, &unknown) && unknown.IsNotFound:
+		return "no address is known of " + unknown.Name
+	case errors.As(err, &unknown):
+		return "its name cannot be looked up now: " + unknown.Err
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "nothing listens there"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "no reply came in time"
+	case errors.Is(err, syscall.ENETUNREACH):
+		return "there is no route from here"
+	case errors.Is(err, io.EOF):
+		return "it closed the connection"
+	case errors.As(err, &errno):
+		return errno.Error()
+	}
+	return err.Error()
+}
+
 func (a *app) checkCommand() *cobra.Command {
 	var last bool
 	c := &cobra.Command{
 		Use: "check URL|SERVICE[/ADDRESS]", Short: "Probe once and show the whole log", Args: cobra.ExactArgs(1),
-		Long: "Probe once, from here, and show the whole log. A URL is http, https, tcp, tls or icmp; a SERVICE is probed as the\n" +
-			"configuration says. With --last it shows what the running rota remembers of its own probes of a SERVICE instead.\n" +
+		Long: "Probe once, from here, and show the whole log. A URL is http, https, tcp, tls or icmp, an IPv6 address in it stands in\n" +
+			"brackets, and a certificate has to be for the name or address in it; a SERVICE is probed as the configuration says. With --last it shows what the running rota remembers of its own probes of a SERVICE instead.\n" +
 			"It ends with 1 when the outcome is not up.",
-		Example: "  rota check https://192.0.2.10/health\n  rota check tcp://192.0.2.10:443\n  rota check www.example.org/192.0.2.10 --last",
+		Example: "  rota check https://192.0.2.10/health\n  rota check tcp://192.0.2.10:443\n  rota check icmp://[2001:db8::10]\n  rota check www.example.org/192.0.2.10 --last",
 	}
 	c.Flags().BoolVar(&last, "last", false, "show the running rota's last probes instead")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
@@ -221,7 +247,7 @@ func (a *app) checkCommand() *cobra.Command {
 		}
 		up := true
 		for _, t := range targets {
-			if _, err := fmt.Fprintln(a.out, printable(string(t.ID))); err != nil {
+			if _, err := fmt.Fprintln(a.out, printable(titled(t.Address, t.Check.Name))); err != nil {
 				return err
 			}
 			log, o := a.once(cmd.Context(), t)
@@ -259,7 +285,7 @@ func (a *app) lastProbes(ctx context.Context, match string) error {
 	}
 	var out strings.Builder
 	for _, c := range l.Items {
-		fmt.Fprintf(&out, "%s\n", c.Target)
+		fmt.Fprintf(&out, "%s\n", titled(c.Address, c.Check))
 		if c.Probes == nil {
 			out.WriteString("  this node does not probe it\n")
 			continue

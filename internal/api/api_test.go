@@ -332,8 +332,11 @@ func TestOverride(t *testing.T) {
 		want string
 	}{
 		{`{"match":"www.example.org/192.0.2.10","action":"drain","for":"2h","reason":"disk","author":"alice"}`, 200, `"author":"alice"`},
-		{`{"match":"one.example.org","action":"drain","reason":"x"}`, 409, "nobody would be left to serve one.example.org"},
-		{`{"match":"one.example.org","action":"drain","reason":"x","force":true}`, 200, `"action":"drain"`},
+		{`{"match":"one.example.org","action":"drain","reason":"x"}`, 409, "no IPv4 address of one.example.org would be left; with --force it is marked"},
+		{
+			`{"match":"one.example.org","action":"drain","reason":"x","force":true}`, 200,
+			`"still_answered":[{"service":"one.example.org.","address":"198.51.100.1"}]`,
+		},
 		{`{"match":"one.example.org","action":"force-up","reason":"x","for":"3d"}`, 200, `"action":"force-up"`},
 		{`{"match":"ww.example.org","action":"drain","reason":"x"}`, 404, "did you mean www.example.org"},
 		{`{"match":"www.example.org","action":"kill","reason":"x"}`, 422, "expected value to be one of"},
@@ -345,6 +348,10 @@ func TestOverride(t *testing.T) {
 		if w := post(s, "/api/v1/overrides", c.body); w.Code != c.code || !strings.Contains(w.Body.String(), c.want) {
 			t.Errorf("%s: %d %s, want %d %q", c.body, w.Code, w.Body, c.code, c.want)
 		}
+	}
+	if w := post(s, "/api/v1/overrides", `{"match":"www.example.org/2001:db8::10","action":"maintenance","reason":"x"}`); w.Code != 409 ||
+		!strings.Contains(w.Body.String(), "held: no IPv6 address of www.example.org would be left; with --force it is marked, and the last answer is kept") {
+		t.Errorf("the last IPv6 address: %d %s", w.Code, w.Body)
 	}
 	if e := f.records[3].Event; e.Actor != "unix:1000" || !e.At.Equal(t0.Add(time.Minute)) || e.Overrides[0].Expires.Sub(e.At) != 2*time.Hour {
 		t.Errorf("event %+v", e)
@@ -365,6 +372,85 @@ func TestOverride(t *testing.T) {
 }
 
 // TestAccess tries every route with every role: the whole table, so that a new route is decided on or refused.
+// Who empties a name by hand is told what that does: the last answer stays, or, where the operator chose none, nothing does.
+func TestOverrideOfTheLast(t *testing.T) {
+	f := newFold()
+	none := service("none.example.org", "198.51.100.2")
+	none.Safety.OnAllDown = rota.OnAllDownNone
+	f.must(t, rota.Event{At: t0, Kind: rota.EventSpec, Spec: &rota.Spec{
+		Vantages: vantages, Services: []rota.Service{none, service("one.example.org", "198.51.100.1", "2001:db8::1")},
+	}})
+	f.must(t, rota.Event{At: t0.Add(time.Second), Kind: rota.EventVerdicts, Verdicts: []rota.Verdict{
+		verdict("198.51.100.1", rota.Up, ""), verdict("198.51.100.2", rota.Up, ""), verdict("2001:db8::1", rota.Up, ""),
+	}})
+	s := server(t, options(t, f))
+	for match, want := range map[string]string{
+		"none.example.org": "held: no IPv4 address of none.example.org would be left; with --force the answer is emptied, since on_all_down is none",
+		"one.example.org": "held: no IPv4 address of one.example.org would be left; no IPv6 address of one.example.org would be left; " +
+			"with --force they are marked, and the last answer is kept until another endpoint serves",
+		"*.example.org": "they are marked, and the last answer is kept until another endpoint serves, or emptied where on_all_down is none",
+	} {
+		if w := post(s, "/api/v1/overrides", `{"match":"`+match+`","action":"drain","reason":"x"}`); w.Code != 409 || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: %d %s, want %q", match, w.Code, w.Body, want)
+		}
+	}
+	r := decode[OverrideReply](t, post(s, "/api/v1/overrides", `{"match":"*.example.org","action":"drain","reason":"x","force":true}`))
+	if got := fmt.Sprint(r.StillAnswered); got != "[one.example.org/198.51.100.1 one.example.org/2001:db8::1]" {
+		t.Errorf("still answered: %s", got)
+	}
+}
+
+// A vantage that cannot probe says so, wherever the endpoint is shown.
+func TestOwnFailureIsShown(t *testing.T) {
+	f := newFold()
+	f.must(t, rota.Event{At: t0, Kind: rota.EventSpec, Spec: &rota.Spec{
+		Vantages: vantages[:1], Services: []rota.Service{service("www.example.org", "192.0.2.10", "192.0.2.11")},
+	}})
+	o := options(t, f)
+	report := &rota.Report{Vantage: "ams", Seq: 1, At: t0.Add(time.Minute)}
+	for _, a := range []string{"192.0.2.10", "192.0.2.11"} {
+		report.Opinions = append(report.Opinions, &rota.Opinion{
+			Target: rota.NewTarget(netip.MustParseAddr(a), check()).ID, Class: rota.ClassPermission, Reason: "no permission for ICMP",
+		})
+	}
+	o.Reports = func() []*rota.Report { return []*rota.Report{report} }
+	o.Probes = nil
+	s := server(t, o)
+	for path, want := range map[string]string{
+		"services":                     `"unprobed":["192.0.2.10 and 1 more: ams cannot probe it: no permission for ICMP"]`,
+		"endpoints":                    `"why":"kept without a verdict: nothing is known against it (web); ams cannot probe it: no permission for ICMP"`,
+		"explain?name=www.example.org": `"why":"kept without a verdict: nothing is known against it (web); ams cannot probe it: no permission for ICMP"`,
+	} {
+		if w := get(s, "/api/v1/"+path); !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: %s, want %s", path, w.Body, want)
+		}
+	}
+	o.Probes = func(rota.TargetID) (TargetProbes, bool) {
+		last := rota.Observation{Class: rota.ClassResource, Reason: "no descriptor left here"}
+		return TargetProbes{Streak: rota.Streak{Last: last}}, true
+	}
+	if w := get(server(t, o), "/api/v1/endpoints"); !strings.Contains(w.Body.String(), "this node cannot probe it: no descriptor left here") {
+		t.Errorf("this node: %s", w.Body)
+	}
+}
+
+// The fallback is an answer.
+func TestExplainFallback(t *testing.T) {
+	f := newFold()
+	v := service("www.example.org", "192.0.2.10")
+	v.Safety.OnAllDown, v.Safety.Fallback = rota.OnAllDownFallback, "sorry.example.net."
+	f.must(t, rota.Event{At: t0, Kind: rota.EventSpec, Spec: &rota.Spec{Vantages: vantages, Services: []rota.Service{v}}})
+	f.must(t, rota.Event{At: t0.Add(time.Second), Kind: rota.EventVerdicts, Verdicts: []rota.Verdict{verdict("192.0.2.10", rota.Up, "")}})
+	f.must(t, rota.Event{At: t0.Add(time.Minute), Kind: rota.EventVerdicts, Verdicts: []rota.Verdict{verdict("192.0.2.10", rota.Down, "x")}})
+	x := decode[Explained](t, get(server(t, options(t, f)), "/api/v1/explain?name=www.example.org"))
+	if x.Mode != rota.ModeFallback || !slices.Equal(x.Answer, []string{"CNAME sorry.example.net"}) {
+		t.Errorf("mode %v answers %q", x.Mode, x.Answer)
+	}
+	if c := x.Transition; c == nil || c.Was != rota.ModeNormal || c.Mode != rota.ModeFallback {
+		t.Errorf("last change %+v", c)
+	}
+}
+
 func TestAccess(t *testing.T) {
 	o := options(t, night(t))
 	want := map[string]Access{

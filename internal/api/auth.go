@@ -260,7 +260,7 @@ func (g guard) admit(r *http.Request, a Access) (caller, *refusal) {
 	case a.Allows(c.role):
 		return c, nil
 	case c.role <= RoleAnonymous:
-		return caller{}, &refusal{http.StatusUnauthorized, "this needs a token: Authorization: Bearer TOKEN (see api.tokens), or the unix socket"}
+		return caller{}, &refusal{http.StatusUnauthorized, "this needs a token of api.tokens, sent as Authorization: Bearer TOKEN (the rota command takes it from ROTA_TOKEN or ROTA_TOKEN_FILE), or the unix socket"}
 	}
 	return caller{}, &refusal{http.StatusForbidden, fmt.Sprintf("%s has the role %s, which may not do this", c.actor, c.role)}
 }

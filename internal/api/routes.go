@@ -523,12 +523,10 @@ func (s *Server) setOverride(ctx context.Context, in *struct{ Body OverrideReque
 			Endpoint: id, Action: action, Author: c.author(req.Author), Reason: reason, Set: now, Expires: now.Add(life),
 		}
 	}
-	if emptied := v.Emptied(overrides, now); len(emptied) > 0 && action != rota.ActionForceUp && !req.Force {
-		names := make([]string, len(emptied))
-		for i, n := range emptied {
-			names[i] = n.Short()
+	if action != rota.ActionForceUp && !req.Force {
+		if held := v.emptied(overrides, now); held != "" {
+			return nil, huma.NewError(http.StatusConflict, "held: "+held) // whole, however many services it names
 		}
-		return nil, problem(http.StatusConflict, "held: nobody would be left to serve %s; --force does it anyway", strings.Join(names, ", "))
 	}
 	e, err := s.o.Append(ctx, rota.Event{
 		At: now, Kind: rota.EventOverride, Actor: c.actor, Reason: reason, Overrides: overrides,
@@ -536,7 +534,53 @@ func (s *Server) setOverride(ctx context.Context, in *struct{ Body OverrideReque
 	if err != nil {
 		return nil, s.appendProblem(err)
 	}
-	return &OverrideReply{Event: e.Index, Set: overrides, Answers: s.touched(ids)}, nil
+	out := &OverrideReply{Event: e.Index, Set: overrides, Answers: s.touched(ids)}
+	if action != rota.ActionForceUp {
+		out.StillAnswered = s.view().serving(ids)
+	}
+	return out, nil
+}
+
+// emptied says of which services an address family would have nobody left, and what doing it anyway would do; empty: of none.
+func (v *view) emptied(overrides []rota.Override, now time.Time) string {
+	var what []string
+	kept, none := false, false
+	for _, family := range []string{"IPv4", "IPv6"} {
+		of := slices.DeleteFunc(slices.Clone(overrides), func(o rota.Override) bool { return o.Endpoint.Address.Is4() != (family == "IPv4") })
+		for _, n := range v.Emptied(of, now) {
+			what = append(what, fmt.Sprintf("no %s address of %s would be left", family, n.Short()))
+			if v.Service(n).Safety.OnAllDown == rota.OnAllDownNone {
+				none = true
+			} else {
+				kept = true
+			}
+		}
+	}
+	const most = 4
+	if n := len(what) - most; n > 0 {
+		what = append(what[:most], fmt.Sprintf("and so on, %d more", n))
+	}
+	switch {
+	case len(what) == 0:
+		return ""
+	case kept && none:
+		what = append(what, "with --force they are marked, and the last answer is kept until another endpoint serves, or emptied where on_all_down is none")
+	case none:
+		what = append(what, "with --force the answer is emptied, since on_all_down is none")
+	case len(overrides) == 1:
+		what = append(what, "with --force it is marked, and the last answer is kept until another endpoint serves")
+	default:
+		what = append(what, "with --force they are marked, and the last answer is kept until another endpoint serves")
+	}
+	return strings.Join(what, "; ")
+}
+
+// serving lists those of some endpoints that are answered, override or not.
+func (v *view) serving(ids []rota.EndpointID) []rota.EndpointID {
+	return slices.DeleteFunc(slices.Clone(ids), func(id rota.EndpointID) bool {
+		sel := v.Selection(id.Service)
+		return sel == nil || !slices.ContainsFunc(members(sel), func(m rota.Member) bool { return m.Address == id.Address && m.Serves() })
+	})
 }
 
 func (s *Server) liftOverride(ctx context.Context, in *liftInput) (*OverrideReply, error) {

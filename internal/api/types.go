@@ -25,7 +25,7 @@ type List[T any] struct {
 // ServiceView is a service as it stands.
 type ServiceView struct {
 	Service   string            `json:"service" doc:"Domain name, without the trailing dot."`
-	Status    string            `json:"status" enum:"up,degraded,down,panic,warmup,empty" doc:"up: all of it; degraded: some of it; panic: health is not believed."`
+	Status    string            `json:"status" enum:"up,degraded,down,panic,warmup,empty" doc:"up: all of it; degraded: some of it; panic: too few are up, and health is not believed; down: nobody is up. What is answered in panic, also of a service that is down, say mode_a and mode_aaaa: rota status writes it as PANIC (keep) and DOWN, PANIC (keep)."`
 	Endpoints int               `json:"endpoints"`
 	Up        int               `json:"up"`
 	Down      int               `json:"down"`
@@ -39,6 +39,7 @@ type ServiceView struct {
 	Zone      string            `json:"zone,omitempty"`
 	Publish   []string          `json:"publish" nullable:"false" doc:"Publishers by name; dns is rota's own name server."`
 	Labels    map[string]string `json:"labels,omitempty"`
+	Unprobed  []string          `json:"unprobed,omitempty" doc:"Endpoints that a vantage cannot probe, and why: it is the vantage that fails, not they."`
 	Changed   time.Time         `json:"changed,omitzero" doc:"When the answer last changed."`
 	Event     uint64            `json:"event,omitempty" doc:"Index of the event that last changed the answer."`
 }
@@ -77,6 +78,7 @@ type EndpointView struct {
 	Step      rota.Step         `json:"step" doc:"Step of the selection that dropped it, or kept."`
 	Cause     rota.Cause        `json:"cause,omitempty"`
 	Why       string            `json:"why"`
+	Unprobed  string            `json:"unprobed,omitempty" doc:"Why a vantage cannot probe it: it is the vantage that fails, not the endpoint."`
 	Override  *rota.Override    `json:"override,omitempty"`
 	Weight    uint32            `json:"weight"`
 	Priority  uint16            `json:"priority"`
@@ -213,6 +215,7 @@ type ChangeView struct {
 	Before    []string  `json:"before" nullable:"false"`
 	After     []string  `json:"after" nullable:"false"`
 	Mode      rota.Mode `json:"mode,omitempty" doc:"How the family came to its answer."`
+	Was       rota.Mode `json:"was,omitempty" doc:"The mode before."`
 	Why       []string  `json:"why" nullable:"false"`
 }
 
@@ -266,7 +269,7 @@ type OverrideRequest struct {
 	For    string `json:"for,omitempty" maxLength:"20" doc:"How long, such as 90s, 2h or 3d; default 24h, at most 366d."`
 	Reason string `json:"reason" minLength:"1" maxLength:"200"`
 	Author string `json:"author,omitempty" maxLength:"64" doc:"Who says so; believed on the unix socket only."`
-	Force  bool   `json:"force,omitempty" doc:"Even if a service then has nobody left."`
+	Force  bool   `json:"force,omitempty" doc:"Even if a service then has no address of a family left. The last answer is kept until another endpoint serves, unless on_all_down is none."`
 }
 
 // OverrideReply is what became of it.
@@ -275,6 +278,8 @@ type OverrideReply struct {
 	Set     []rota.Override   `json:"set,omitempty"`
 	Lifted  []rota.EndpointID `json:"lifted,omitempty"`
 	Answers []ServiceView     `json:"services" nullable:"false" doc:"The services it touches, afterwards."`
+
+	StillAnswered []rota.EndpointID `json:"still_answered,omitempty" doc:"Endpoints that were taken out and are answered all the same, as nobody else can serve and on_all_down is not none."`
 }
 
 func typeOf[T any]() reflect.Type { return reflect.TypeFor[T]() }

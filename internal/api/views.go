@@ -81,6 +81,7 @@ func (v *view) service(svc *rota.Service) ServiceView {
 		out.Answer = []string{svc.Safety.Fallback.Short()}
 	}
 	out.Status = status(out, sel)
+	out.Unprobed = v.unprobedIn(svc)
 	return out
 }
 
@@ -124,6 +125,7 @@ func (v *view) endpoint(svc *rota.Service, e *rota.Endpoint) EndpointView {
 		out.Override, out.State = o, string(o.Action)
 	}
 	v.health(e, &out)
+	out.Unprobed = v.unprobed(e)
 	sel := v.Selection(svc.Name)
 	if sel == nil {
 		return out
@@ -175,6 +177,68 @@ func (v *view) health(e *rota.Endpoint, out *EndpointView) {
 		out.Failures, out.Successes = p.Streak.Failures, p.Streak.Successes
 		out.Last, out.Class, out.Took = p.Streak.Last.Status, p.Streak.Last.Class, p.Streak.Last.Took
 	}
+}
+
+// unprobed says why this node, or else another vantage, cannot probe an endpoint; empty when each can, or none has tried.
+func (v *view) unprobed(e *rota.Endpoint) string {
+	for _, u := range e.Checks {
+		if u.Observe {
+			continue
+		}
+		id := e.Target(u).ID
+		if p, ok := v.probes(id); ok {
+			if o := p.Streak.Last; o.Status == rota.Unknown && ownFailure(o.Class) {
+				return rota.CleanReason("this node cannot probe it: %s", o.Reason)
+			}
+		}
+		for _, vote := range v.Votes(id, v.reports, v.now) {
+			if vote.Status == rota.Unknown && ownFailure(vote.Class) {
+				return rota.CleanReason("%s cannot probe it: %s", vote.Vantage, vote.Reason)
+			}
+		}
+	}
+	return ""
+}
+
+// ownFailure reports whether a class says that the prober failed, and nothing of the target.
+func ownFailure(c rota.Class) bool {
+	switch c {
+	case rota.ClassPermission, rota.ClassResource, rota.ClassUnroutable, rota.ClassCancelled:
+		return true
+	}
+	return false
+}
+
+// withCause adds to the reason of an endpoint's place why it cannot be probed.
+func withCause(why, unprobed string) string {
+	why = rota.CleanReason("%s", why)
+	if unprobed != "" {
+		why += "; " + unprobed
+	}
+	return why
+}
+
+// unprobedIn lists the endpoints of a service that cannot be probed, those with the same reason together.
+func (v *view) unprobedIn(svc *rota.Service) []string {
+	var reasons, out []string
+	of := map[string][]string{}
+	for i := range svc.Endpoints {
+		e := &svc.Endpoints[i]
+		if r := v.unprobed(e); r != "" {
+			if of[r] == nil {
+				reasons = append(reasons, r)
+			}
+			of[r] = append(of[r], e.Address.String())
+		}
+	}
+	for _, r := range reasons {
+		who := of[r][0]
+		if n := len(of[r]); n > 1 {
+			who += fmt.Sprintf(" and %d more", n-1)
+		}
+		out = append(out, who+": "+r)
+	}
+	return out
 }
 
 func badness(s rota.Status) int {
@@ -252,7 +316,7 @@ func (v *view) why(svc *rota.Service, es []EndpointView) {
 		for _, e := range x.Endpoints {
 			for i := range es {
 				if es[i].Endpoint == e.Address {
-					es[i].Why = rota.CleanReason("%s", e.Why)
+					es[i].Why = withCause(e.Why, es[i].Unprobed)
 				}
 			}
 		}
@@ -401,7 +465,7 @@ func changes(records []Record) []ChangeView {
 		for _, t := range r.Transitions {
 			out = append(out, ChangeView{
 				Event: r.Event.Index, At: r.Event.At, What: "answer", Service: t.Service.Short(), Type: t.Type,
-				Before: orEmpty(t.Before), After: orEmpty(t.After), Mode: t.Mode, Why: orEmpty(t.Why),
+				Before: orEmpty(t.Before), After: orEmpty(t.After), Mode: t.Mode, Was: t.Was, Why: orEmpty(t.Why),
 			})
 		}
 		if p := r.Event.Published; p != nil {
@@ -436,10 +500,17 @@ func (v *view) explained(svc *rota.Service, x rota.Explanation, records []Record
 		x.Endpoints = []rota.EndpointExplanation{}
 	}
 	for i := range x.Endpoints {
-		x.Endpoints[i].Why = rota.CleanReason("%s", x.Endpoints[i].Why)
+		cause := ""
+		if j := slices.IndexFunc(svc.Endpoints, func(e rota.Endpoint) bool { return e.Address == x.Endpoints[i].Address }); j >= 0 {
+			cause = v.unprobed(&svc.Endpoints[j])
+		}
+		x.Endpoints[i].Why = withCause(x.Endpoints[i].Why, cause)
 		if x.Endpoints[i].Checks == nil {
 			x.Endpoints[i].Checks = []rota.CheckExplanation{}
 		}
+	}
+	if v.Selection(svc.Name).Fallback() {
+		x.Answer = []string{"CNAME " + svc.Safety.Fallback.Short()}
 	}
 	out := Explained{Explanation: x, State: v.Index(), At: v.At(), Now: []CheckView{}, Published: []PublisherAnswer{}}
 	spec := v.Spec()

@@ -57,7 +57,7 @@ func (r *run) fault(ctx context.Context, during string, err error) finding {
 			if local := localRoute(r.addr); local != nil {
 				return unroutable(during, r.addr, local)
 			}
-			return down(rota.ClassUnreachable, "%s: %s", during, errno.Error())
+			return down(rota.ClassUnreachable, "%s: %s", during, unreachable(errno))
 		case syscall.EACCES, syscall.EPERM:
 			return unknown(rota.ClassPermission, "%s: not permitted here; a local firewall rule or route forbids it", during)
 		case syscall.EMFILE, syscall.ENFILE:
@@ -91,7 +91,25 @@ func unroutable(during string, addr netip.Addr, err error) finding {
 			return unknown(rota.ClassUnroutable, "%s: this machine has no interface %s", during, addr.Zone())
 		}
 	}
-	return unknown(rota.ClassUnroutable, "%s: no route from here (%v)", during, err)
+	var errno syscall.Errno
+	switch {
+	case errors.Is(err, syscall.EAFNOSUPPORT) && addr.Is6():
+		return unknown(rota.ClassUnroutable, "%s: no route from here (this machine has no IPv6)", during)
+	case errors.As(err, &errno) && errno != syscall.ENETUNREACH && errno != syscall.EHOSTUNREACH:
+		return unknown(rota.ClassUnroutable, "%s: no route from here (%s)", during, errno.Error())
+	}
+	return unknown(rota.ClassUnroutable, "%s: no route from here", during)
+}
+
+// unreachable says who found that there is no way to a target although this machine has a route to it.
+func unreachable(errno syscall.Errno) string {
+	switch errno {
+	case syscall.EHOSTUNREACH, syscall.EHOSTDOWN:
+		return "host unreachable (a router said so, or the neighbour is silent)"
+	case syscall.ENETUNREACH, syscall.ENETDOWN:
+		return "network unreachable (a router said so)"
+	}
+	return errno.Error()
 }
 
 // localRoute says why this machine has no way to addr, or nil when it has one. Connecting a datagram socket looks up the route and

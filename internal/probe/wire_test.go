@@ -408,6 +408,16 @@ func TestFaultsOfOurOwn(t *testing.T) {
 			t.Errorf("%v: %+v", errno, f)
 		}
 	}
+	if f := r.fault(t.Context(), "connect", syscall.EHOSTUNREACH); !strings.Contains(f.reason, "host unreachable (a router said so") {
+		t.Errorf("a host that is unreachable from afar: %q", f.reason)
+	}
+	// Ours, and in our words.
+	_, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.IPv4bcast, Port: 9})
+	for _, err := range []error{err, &net.OpError{Op: "dial", Net: "udp", Err: syscall.ENETUNREACH}} {
+		if f := unroutable("connect", r.addr, err); strings.Contains(f.reason, "dial udp") || !strings.HasPrefix(f.reason, "connect: no route from here") {
+			t.Errorf("no route of our own: %q", f.reason)
+		}
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if tr := New(Options{}).Once(ctx, rota.NewTarget(netip.MustParseAddr("127.0.0.1"), rota.Check{Kind: rota.KindTCP, Port: 1})); verdict(tr) != "unknown cancelled: cancelled" {

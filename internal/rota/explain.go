@@ -41,7 +41,7 @@ type EndpointExplanation struct {
 type CheckExplanation struct {
 	Check   string   `json:"check"`
 	Target  TargetID `json:"target"`
-	Asks    string   `json:"asks"`
+	Asks    string   `json:"asks"` // of which address, for people
 	Observe bool     `json:"observe,omitempty"`
 	Verdict Verdict  `json:"verdict"`
 }
@@ -91,11 +91,20 @@ func (s *State) explainMember(v *Service, m Member) EndpointExplanation {
 		for _, u := range e.Checks {
 			t := e.Target(u)
 			x.Checks = append(x.Checks, CheckExplanation{
-				Check: u.Check.Name, Target: t.ID, Asks: string(t.ID), Observe: u.Observe, Verdict: s.Verdict(t.ID),
+				Check: u.Check.Name, Target: t.ID, Asks: asks(t), Observe: u.Observe, Verdict: s.Verdict(t.ID),
 			})
 		}
 	}
 	return x
+}
+
+// asks says what a target is asked, for people.
+func asks(t Target) string {
+	a := t.Address.String()
+	if t.Address.Is6() {
+		a = "[" + a + "]"
+	}
+	return strings.Replace(t.Check.Describe(), "{}", a, 1)
 }
 
 func (v *Service) endpoint(a netip.Addr) *Endpoint {

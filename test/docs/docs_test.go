@@ -327,6 +327,32 @@ func TestSessions(t *testing.T) {
 	}
 }
 
+// The explanation in the README is one that the quickstart, which is run, could show.
+func TestReadmeExplains(t *testing.T) {
+	const command = "rota explain www.example.org"
+	var real *regexp.Regexp
+	for _, b := range blocks(t, "docs/quickstart.md") {
+		if b.lang == "console" {
+			for _, st := range steps(b) {
+				if st.command == command {
+					real = st.pattern()
+				}
+			}
+		}
+	}
+	if real == nil {
+		t.Fatalf("the quickstart never runs %q", command)
+	}
+	all := blocks(t, "README.md")
+	i := slices.IndexFunc(all, func(b block) bool { return b.lang == "sh" && strings.Contains(b.text, command) })
+	if i < 0 || i+1 == len(all) || all[i+1].lang != "text" {
+		t.Fatalf("the README does not show what %q says", command)
+	}
+	if !real.MatchString(all[i+1].text) {
+		t.Errorf("%s: the README shows\n%s\nwhich is not what the quickstart shows", all[i+1].at(), all[i+1].text)
+	}
+}
+
 // step is a command of a session and the output it has to have.
 type step struct {
 	at      string
