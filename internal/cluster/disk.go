@@ -94,6 +94,8 @@ func (d *disk) patiently(f func() error) error {
 const (
 	troubleLog      = "the event log cannot be written, so nothing new can be decided"
 	troubleState    = "the state file cannot be written, so a restart takes longer"
+	troubleTwin     = "two nodes bear one id, so only one of them is heard"
+	troubleMember   = "the cluster does not know this node as it is"
 	troubleSnapshot = "no snapshot can be taken, so the event log grows"
 )
 
