@@ -35,7 +35,7 @@ type disk struct {
 
 // openDisk opens the log file.
 func (n *Node) openDisk(through func(store) store) (d *disk, err error) {
-	err = n.guard(nil, func() error {
+	err = n.guard(n.known, func() error {
 		b, err := raftboltdb.New(raftboltdb.Options{
 			Path: filepath.Join(n.dir, logFile),
 			// The map type keeps a freelist of any length cheap; the timeout is for a foreign process that holds the file. The freelist

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -179,12 +180,32 @@ func (n *Node) handOver(ctx context.Context, r *round) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*n.timing.Election+time.Second)
 	defer cancel()
-	err := n.Transfer(ctx, "")
+	err := n.Transfer(ctx, n.successor())
 	if err != nil {
 		n.log.Warn("another node should lead, but none could be asked", "term", r.term, "err", err)
 		return
 	}
 	n.log.Warn("another node is asked to lead, because this one is not fit to", "term", r.term)
+}
+
+// successor returns who should lead instead of this node: not the one that led before it, if there is another, for that one may have
+// been unfit as well.
+func (n *Node) successor() string {
+	n.unfit.mu.Lock()
+	defer n.unfit.mu.Unlock()
+	var able []string
+	for _, m := range n.Members() {
+		if m.Voter && !m.Self && n.alive(raft.ServerID(m.ID)) {
+			able = append(able, m.ID)
+		}
+	}
+	if i := slices.Index(able, n.unfit.from); i >= 0 && len(able) > 1 {
+		able = slices.Delete(able, i, i+1)
+	}
+	if len(able) == 0 {
+		return ""
+	}
+	return able[rand.N(len(able))]
 }
 
 // followLeader shows who leads to whoever waits for another one.
@@ -196,6 +217,11 @@ func (n *Node) followLeader(ctx context.Context, seen <-chan raft.Observation) {
 		// Looked at also without a word: raft drops observations that nobody takes in time.
 		now, _ := n.Leader()
 		if now.ID != was.ID || now.Address != was.Address {
+			if !now.Self && now.ID != "" {
+				n.unfit.mu.Lock()
+				n.unfit.from = now.ID
+				n.unfit.mu.Unlock()
+			}
 			was = now
 			n.leader.store(now.ID)
 		}

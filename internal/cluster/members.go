@@ -232,7 +232,7 @@ func (n *Node) AddVoter(ctx context.Context, m Member) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := n.Promote(ctx, m.ID)
+		err := n.Promote(context.WithoutCancel(ctx), m.ID)
 		if err == nil || !errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrBehind) {
 			return err
 		}
@@ -310,7 +310,16 @@ func (n *Node) Remove(ctx context.Context, id string) error {
 		}
 		return r.RemoveServer(s.ID, 0, enqueue), nil
 	})
-	n.tendNow()
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", id, err)
+	}
+	if id != n.id.Node {
+		// The name is free at once. Who leads next does it when this node cannot.
+		_, err = n.AppendHere(ctx, rota.Event{Kind: rota.EventNodes, Nodes: []rota.Node{{ID: id, Gone: true}}})
+		if errors.Is(err, ErrNotLeader) {
+			err = nil
+		}
+	}
 	return err
 }
 
@@ -367,15 +376,10 @@ func (n *Node) transfer(ctx context.Context, id string) error {
 	}
 }
 
+var errNotIn = errors.New("not yet, or no longer, one of the cluster")
+
 // tendEvery is how often a node looks whether the cluster knows it as it is.
 const tendEvery = 10 * time.Second
-
-func (n *Node) tendNow() {
-	select {
-	case n.tending <- struct{}{}:
-	default:
-	}
-}
 
 // tend keeps true what the cluster knows of this node, and as leader takes out of the state who left.
 func (n *Node) tend(ctx context.Context) {
@@ -387,7 +391,7 @@ func (n *Node) tend(ctx context.Context) {
 		switch {
 		case err == nil:
 			n.trouble.over(n.log, troubleMember)
-		case errors.Is(err, ErrNoLeader), errors.Is(err, ErrNotLeader), errors.Is(err, ErrUnanswered), errors.Is(err, ErrClosed), ctx.Err() != nil:
+		case errors.Is(err, errNotIn), errors.Is(err, ErrNoLeader), errors.Is(err, ErrNotLeader), errors.Is(err, ErrUnanswered), errors.Is(err, ErrClosed), ctx.Err() != nil:
 			wait = time.Second
 		default:
 			n.trouble.say(n.log, troubleMember, err)
@@ -399,7 +403,6 @@ func (n *Node) tend(ctx context.Context) {
 		_, changed := n.round.load()
 		select {
 		case <-changed:
-		case <-n.tending:
 		case <-pause.until(wait):
 		case <-ctx.Done():
 			return
@@ -412,7 +415,7 @@ func (n *Node) tendOnce(ctx context.Context) error {
 	servers := n.raft.Load().GetConfiguration().Configuration().Servers
 	me, err := find(servers, n.id.Node)
 	if err != nil {
-		return nil // not yet, or no longer, one of them
+		return errNotIn
 	}
 	round, _ := n.round.load()
 	if me.Address != n.address() {

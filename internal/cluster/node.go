@@ -106,12 +106,12 @@ type Node struct {
 	// What Lead remembers of being unfit.
 	unfit struct {
 		mu   sync.Mutex // guards what follows
+		from string     // who led before this node
 		last time.Time
 		stay time.Duration
 	}
 
 	changing chan struct{} // held by who changes the members
-	tending  chan struct{} // asks tend to look at once
 	twin     atomic.Int64  // when another with an id that was taken was last seen, in Unix nanoseconds; 0: not lately
 	trouble  trouble
 }
@@ -152,6 +152,7 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	n.known = base.saved
 	if err := n.identify(base); err != nil {
 		return nil, err
 	}
@@ -174,6 +175,7 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 	if err := n.replay(snaps, base.saved); err != nil {
 		return nil, err
 	}
+	n.known = nil
 	if err := n.start(snaps); err != nil {
 		return nil, err
 	}
@@ -184,7 +186,7 @@ func newNode(o Options) *Node {
 	n := &Node{
 		dir: o.Dir, name: o.Node, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 		history: &history{limit: cmp.Or(max(o.History, 0), DefaultHistory)},
-		closing: make(chan struct{}), tending: make(chan struct{}, 1), changing: make(chan struct{}, 1), begun: time.Now(),
+		closing: make(chan struct{}), changing: make(chan struct{}, 1), begun: time.Now(),
 		alone: o.Network == nil, net: cmp.Or(o.Network, &Network{}),
 	}
 	n.life, n.end = context.WithCancel(context.Background())
@@ -544,7 +546,7 @@ func (n *Node) save() error {
 
 func (n *Node) saved(v view) *saved {
 	return &saved{
-		header: header{Cluster: n.id.Cluster, Node: n.id.Node, Term: v.term},
+		header: header{Cluster: n.id.Cluster, Node: n.id.Node, Index: v.state.Index(), Term: v.term},
 		state:  v.state, notes: n.history.notes(v.state.Index()),
 	}
 }
