@@ -76,6 +76,7 @@ type Node struct {
 	rounds   gate               // who runs inside Lead
 	appends  gate               // who waits for raft
 	closing  chan struct{}      // closed when Close begins
+	known    *saved             // what the state files hold; nil after Open
 	sole     bool               // the log says that no other node votes
 	life     context.Context    // ends when Close begins
 	end      context.CancelFunc // ends life
