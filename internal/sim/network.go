@@ -54,6 +54,17 @@ func (n *Network) Split(a, b []string) {
 	}
 }
 
+// Reach ends the cuts from and to an address.
+func (n *Network) Reach(addr string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for k := range n.cut {
+		if k[0] == addr || k[1] == addr {
+			delete(n.cut, k)
+		}
+	}
+}
+
 // Weather sets the longest delay of a message and the share of messages that are lost.
 func (n *Network) Weather(delay time.Duration, loss float64) {
 	n.mu.Lock()
