@@ -26,7 +26,7 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 150, "how many nights to simulate")
+	seeds = flag.Int("seeds", 120, "how many nights to simulate")
 	first = flag.Uint64("seed", 1, "the first of them")
 )
 
@@ -166,6 +166,7 @@ type world struct {
 	truth map[rota.TargetID]rota.Status
 	acked map[string]uint64 // by the id of the event
 	words int
+	mute  int // of the next forwarded events, answers that are lost
 }
 
 func (w *world) violated(format string, args ...any) {
@@ -392,6 +393,12 @@ func (m *member) open(bootstrap bool) {
 				return nil
 			}); err != nil {
 				return e, fmt.Errorf("%w: %w", cluster.ErrUnanswered, err)
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.mute > 0 {
+				w.mute--
+				return e, cluster.ErrUnanswered
 			}
 			return out, last
 		},

@@ -270,6 +270,9 @@ func (w *world) say(m *member, x step) {
 	}
 	w.mu.Lock()
 	w.words++
+	if x.x < 0.5 {
+		w.mute = 1 + x.n%2
+	}
 	reason := "word " + string(rune('A'+w.words/26)) + string(rune('a'+w.words%26))
 	w.mu.Unlock()
 	v := spec(1, sound).Services[x.n%services]
@@ -299,6 +302,9 @@ func (w *world) settle() {
 		}
 		m.eyes.tell(w.flaw == oneDecides && m.i == 1)
 	}
+	w.mu.Lock()
+	w.mute = 0
+	w.mu.Unlock()
 	w.dns.set(func(d *server) { d.dark, d.holds, d.loses = time.Time{}, 0, 0 })
 	w.look()
 	time.Sleep(calm)
