@@ -75,9 +75,45 @@ var ErrRunning = errors.New("rota is already running")
 type identity struct {
 	Format  int    `json:"format"`
 	Cluster string `json:"cluster"`
-	Node    string `json:"node"`  // raft's id of this node
-	Name    string `json:"name"`  // as configured
-	Begun   bool   `json:"begun"` // the raft log has been begun: one without entries is a lost one
+	Node    string `json:"node"`              // raft's id of this node
+	Name    string `json:"name"`              // as configured
+	Begun   bool   `json:"begun"`             // the raft log has been begun: one without entries is a lost one
+	Waiting bool   `json:"waiting,omitempty"` // begun and still empty: the node waits to be taken in by a leader
+}
+
+// Identity says whose data directory it is: ids are made once and stay, the name may change.
+type Identity struct {
+	Cluster string // id of the cluster
+	Node    string // id of the node
+	Name    string
+}
+
+// NewID returns a new id for a node or a cluster.
+func NewID() string { return newID() }
+
+// ReadIdentity returns whose data directory it is; an error for which errors.Is(err, fs.ErrNotExist) holds when it is nobody's yet.
+func ReadIdentity(dir string) (Identity, error) {
+	id, err := readIdentity(dir)
+	return Identity{id.Cluster, id.Node, id.Name}, err
+}
+
+// Join makes an empty data directory that of a node which waits to be taken in by the leader of a cluster. It refuses one with
+// anything in it.
+func Join(dir string, id Identity) error {
+	if id.Cluster == "" || id.Node == "" || id.Name == "" {
+		return errors.New("join: the id of the cluster, the id of the node or its name is missing")
+	}
+	unlock, err := openDir(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, f := range []string{identityFile, stateFile, previousFile, raftDir} {
+		if has, err := exists(filepath.Join(dir, f)); err != nil || has {
+			return errors.Join(err, fmt.Errorf("join: %s belongs to a node already: give the new node an empty data directory", dir))
+		}
+	}
+	return writeIdentity(dir, identity{Format: identityFormat, Cluster: id.Cluster, Node: id.Node, Name: id.Name, Begun: true, Waiting: true})
 }
 
 const identityFormat = 1

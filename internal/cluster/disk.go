@@ -35,7 +35,7 @@ type disk struct {
 
 // openDisk opens the log file.
 func (n *Node) openDisk(through func(store) store) (d *disk, err error) {
-	err = n.guard(nil, func() error {
+	err = n.guard(n.known, func() error {
 		b, err := raftboltdb.New(raftboltdb.Options{
 			Path: filepath.Join(n.dir, logFile),
 			// The map type keeps a freelist of any length cheap; the timeout is for a foreign process that holds the file. The freelist
@@ -94,6 +94,8 @@ func (d *disk) patiently(f func() error) error {
 const (
 	troubleLog      = "the event log cannot be written, so nothing new can be decided"
 	troubleState    = "the state file cannot be written, so a restart takes longer"
+	troubleTwin     = "two nodes bear one id, so only one of them is heard"
+	troubleMember   = "the cluster does not know this node as it is"
 	troubleSnapshot = "no snapshot can be taken, so the event log grows"
 )
 

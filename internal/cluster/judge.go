@@ -10,46 +10,6 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// maxVantages bounds how many vantages are heard at once.
-const maxVantages = 1024
-
-// Report takes in the report of a vantage: the newest replaces the one before, and its time is that of its arrival here. A report
-// that was overtaken (its Seq is lower, and not 1, with which a vantage begins anew) is dropped. r must not be changed afterwards.
-func (n *Node) Report(r *rota.Report) {
-	if r == nil {
-		return
-	}
-	c := *r
-	c.At = time.Now()
-	n.reportsMu.Lock()
-	defer n.reportsMu.Unlock()
-	old, _ := n.reports.load()
-	i, held := findReport(old, c.Vantage)
-	switch {
-	case held && c.Seq > 1 && c.Seq < old[i].Seq:
-		return
-	case held:
-		next := slices.Clone(old)
-		next[i] = &c
-		n.reports.store(next)
-	case len(old) >= maxVantages:
-		n.log.Warn("too many vantages report; this one is not heard", "vantage", c.Vantage, "limit", maxVantages)
-	default:
-		n.reports.store(slices.Insert(slices.Clone(old), i, &c))
-	}
-}
-
-// Reports returns the newest report of each vantage that was heard since this node started, sorted by vantage. Nothing in it may be
-// changed.
-func (n *Node) Reports() []*rota.Report {
-	rs, _ := n.reports.load()
-	return slices.Clone(rs)
-}
-
-func findReport(rs []*rota.Report, vantage string) (int, bool) {
-	return slices.BinarySearchFunc(rs, vantage, func(r *rota.Report, v string) int { return cmp.Compare(r.Vantage, v) })
-}
-
 const (
 	coalesce = 5 * time.Millisecond // reports that arrive within this time are judged together
 	maxSleep = 30 * time.Second     // the wall clock may have been set: deadlines are looked at again after this
@@ -131,7 +91,7 @@ func (j *judge) step(ctx context.Context, s *rota.State, reports []*rota.Report,
 			return earlier(wake, next), nil
 		}
 		j.ticked = now
-		_, err := j.node.Append(ctx, rota.Event{Kind: rota.EventTick, At: now})
+		_, err := j.node.AppendHere(ctx, rota.Event{Kind: rota.EventTick, At: now})
 		return wake, err
 	}
 	return earlier(wake, j.due), nil
@@ -192,7 +152,7 @@ func (j *judge) sameSpec(s *rota.State) bool {
 // appendVerdicts appends the verdicts as one event, so that what fell together is decided together; as more only when one event
 // cannot hold them.
 func (n *Node) appendVerdicts(ctx context.Context, vs []rota.Verdict, now time.Time) error {
-	_, err := n.Append(ctx, rota.Event{Kind: rota.EventVerdicts, At: now, Verdicts: vs})
+	_, err := n.AppendHere(ctx, rota.Event{Kind: rota.EventVerdicts, At: now, Verdicts: vs})
 	if errors.Is(err, ErrTooLarge) && len(vs) > 1 {
 		if err := n.appendVerdicts(ctx, vs[:len(vs)/2], now); err != nil {
 			return err

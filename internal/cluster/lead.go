@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -36,17 +37,18 @@ func (n *Node) watch(ctx context.Context) {
 	defer again.stop()
 	var retry <-chan time.Time
 	pause := shortestPause
+	r := n.raft.Load()
 	for {
 		var leading bool
 		select {
-		case leading = <-n.raft.LeaderCh():
+		case leading = <-r.LeaderCh():
 			// Also when it says true: leadership may have been lost and won since the last word.
 			end()
 			end = func() {}
 			n.round.store(nil)
 			pause = shortestPause
 		case <-retry:
-			leading = n.raft.State() == raft.Leader
+			leading = r.State() == raft.Leader
 		case <-ctx.Done():
 			return
 		}
@@ -54,7 +56,7 @@ func (n *Node) watch(ctx context.Context) {
 		if !leading {
 			continue
 		}
-		r, cancel, err := n.lead(ctx)
+		begun, cancel, err := n.lead(ctx)
 		if err != nil {
 			if ctx.Err() == nil {
 				n.log.Warn("cannot begin to lead", "err", err)
@@ -64,17 +66,17 @@ func (n *Node) watch(ctx context.Context) {
 			continue
 		}
 		end = cancel
-		n.round.store(r)
+		n.round.store(begun)
 	}
 }
 
 // lead makes a round: the state holds all that was ordered before it, and says who leads now.
 func (n *Node) lead(ctx context.Context) (*round, context.CancelFunc, error) {
-	term := n.raft.CurrentTerm()
-	if err := n.raft.Barrier(enqueue).Error(); err != nil {
+	term := n.raft.Load().CurrentTerm()
+	if err := n.raft.Load().Barrier(enqueue).Error(); err != nil {
 		return nil, nil, raftError(err)
 	}
-	e, err := n.Append(ctx, rota.Event{Kind: rota.EventLead, Lead: &rota.Lead{Node: n.name, Term: term}})
+	e, err := n.AppendHere(ctx, rota.Event{Kind: rota.EventLead, Lead: &rota.Lead{Node: n.name, Term: term}})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -85,7 +87,7 @@ func (n *Node) lead(ctx context.Context) (*round, context.CancelFunc, error) {
 
 // Lead runs f while this node leads, again in each term; f's context ends when the leadership does, and Lead waits for f. The state
 // knows of the term before f runs. When f returns nil it is not run again in this term; when it returns an error, that is logged and
-// f runs again after a pause. Lead returns nil when ctx ends and ErrClosed when the node closes. Any number of Leads may run.
+// f runs again after a pause. With ErrUnfit another node is asked to lead, if there is one and that was not tried lately. Lead returns nil when ctx ends and ErrClosed when the node closes. Any number of Leads may run.
 func (n *Node) Lead(ctx context.Context, f func(ctx context.Context, term uint64) error) error {
 	var again waiting
 	defer again.stop()
@@ -124,6 +126,9 @@ func (n *Node) Lead(ctx context.Context, f func(ctx context.Context, term uint64
 			pause = min(2*pause, longestPause)
 			n.log.Error("what this node does as leader failed and will be tried again", "term", r.term, "err", err, "in", d)
 			wait = again.until(d)
+			if errors.Is(err, ErrUnfit) {
+				n.handOver(ctx, r)
+			}
 		}
 		select {
 		case <-wait:
@@ -146,4 +151,85 @@ func (n *Node) runRound(ctx context.Context, r *round, f func(ctx context.Contex
 	defer cancel()
 	defer context.AfterFunc(r.ctx, cancel)()
 	return f(ctx, r.term)
+}
+
+// ErrUnfit says that a node cannot do as leader what another might, for instance reach the DNS. Lead's f returns it, wrapped or not.
+var ErrUnfit = errors.New("this node is not fit to lead")
+
+// How soon a node that was unfit hands leadership over again: doubled each time, so that leadership does not go round and round when
+// no node is fit, and forgotten after a while of being fit.
+const (
+	shortestStay = time.Minute
+	longestStay  = time.Hour
+)
+
+// handOver hands leadership to another node. Every node bounds for itself how often it does.
+func (n *Node) handOver(ctx context.Context, r *round) {
+	n.unfit.mu.Lock()
+	now := time.Now()
+	if now.Sub(n.unfit.last) > 2*n.unfit.stay {
+		n.unfit.stay = 0
+	}
+	due := n.unfit.stay == 0 || now.Sub(n.unfit.last) >= n.unfit.stay
+	if due {
+		n.unfit.last, n.unfit.stay = now, min(max(2*n.unfit.stay, shortestStay), longestStay)
+	}
+	n.unfit.mu.Unlock()
+	if !due || n.alone || r.ctx.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*n.timing.Election+time.Second)
+	defer cancel()
+	err := n.Transfer(ctx, n.successor())
+	if err != nil {
+		n.log.Warn("another node should lead, but none could be asked", "term", r.term, "err", err)
+		return
+	}
+	n.log.Warn("another node is asked to lead, because this one is not fit to", "term", r.term)
+}
+
+// successor returns who should lead instead of this node: not the one that led before it, if there is another, for that one may have
+// been unfit as well.
+func (n *Node) successor() string {
+	n.unfit.mu.Lock()
+	defer n.unfit.mu.Unlock()
+	var able []string
+	for _, m := range n.Members() {
+		if m.Voter && !m.Self && n.alive(raft.ServerID(m.ID)) {
+			able = append(able, m.ID)
+		}
+	}
+	if i := slices.Index(able, n.unfit.from); i >= 0 && len(able) > 1 {
+		able = slices.Delete(able, i, i+1)
+	}
+	if len(able) == 0 {
+		return ""
+	}
+	return able[rand.N(len(able))]
+}
+
+// followLeader shows who leads to whoever waits for another one.
+func (n *Node) followLeader(ctx context.Context, seen <-chan raft.Observation) {
+	was := Member{}
+	var pause waiting
+	defer pause.stop()
+	for {
+		// Looked at also without a word: raft drops observations that nobody takes in time.
+		now, _ := n.Leader()
+		if now.ID != was.ID || now.Address != was.Address {
+			if !now.Self && now.ID != "" {
+				n.unfit.mu.Lock()
+				n.unfit.from = now.ID
+				n.unfit.mu.Unlock()
+			}
+			was = now
+			n.leader.store(now.ID)
+		}
+		select {
+		case <-seen:
+		case <-pause.until(time.Second):
+		case <-ctx.Done():
+			return
+		}
+	}
 }

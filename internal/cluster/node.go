@@ -25,6 +25,9 @@ type Options struct {
 	Node    string       // the node's name, as people and events know it; it may change
 	Log     *slog.Logger // nil: silent
 	History int          // events kept for Records at most; 0: DefaultHistory
+
+	// Network makes the node one of many. Nil: it is alone, with no port open.
+	Network *Network
 }
 
 // DefaultHistory is how many events Records can look back at when Options do not say.
@@ -34,6 +37,15 @@ const DefaultHistory = 1000
 var (
 	ErrNotLeader = errors.New("this node does not lead")
 	ErrClosed    = errors.New("this node is closed")
+
+	// ErrNoLeader says that no node leads as far as this one knows: nothing new can be decided, and everything decided goes on.
+	ErrNoLeader = errors.New("no node leads: fewer than a majority of the voters reach each other, or an election is under way")
+	// ErrUnanswered says that the leader was asked and did not answer: it may have done what it was asked or not.
+	ErrUnanswered = errors.New("the leader did not answer")
+	// ErrForeign says that something belongs to another cluster.
+	ErrForeign = errors.New("of another cluster")
+	// ErrTwins says that two nodes bear one id.
+	ErrTwins = errors.New("two nodes bear one id")
 )
 
 // view is the state and the place in raft's log that it comes from.
@@ -45,21 +57,31 @@ type view struct {
 // Node is one node of the cluster. All methods may be called at any time from any goroutine, also after Close.
 type Node struct {
 	// Immutable after Open.
-	dir     string
-	name    string
-	log     *slog.Logger
-	id      identity
-	raft    *raft.Raft
-	disk    *disk
-	history *history
-	unlock  func() error
-	stop    context.CancelFunc // ends the node's own goroutines
-	own     sync.WaitGroup     // those goroutines
-	rounds  gate               // who runs inside Lead
-	appends gate               // who waits for raft
-	closing chan struct{}      // closed when Close begins
-	once    sync.Once          // guards Close
-	err     error              // what Close returned
+	dir      string
+	name     string
+	log      *slog.Logger
+	id       identity
+	alone    bool     // without a network
+	net      *Network // empty when alone
+	timing   Timing
+	begun    time.Time
+	wire     *guarded
+	raft     atomic.Pointer[raft.Raft]
+	disk     *disk
+	history  *history
+	unlock   func() error
+	stop     context.CancelFunc // ends the node's own goroutines
+	own      sync.WaitGroup     // those goroutines
+	carrying sync.WaitGroup     // the one that hands messages to raft
+	rounds   gate               // who runs inside Lead
+	appends  gate               // who waits for raft
+	closing  chan struct{}      // closed when Close begins
+	known    *saved             // what the state files hold; nil after Open
+	sole     bool               // the log says that no other node votes
+	life     context.Context    // ends when Close begins
+	end      context.CancelFunc // ends life
+	once     sync.Once          // guards Close
+	err      error              // what Close returned
 
 	// Owned by the apply goroutine (before raft runs: by Open), shown to all.
 	view latest[view]
@@ -69,15 +91,30 @@ type Node struct {
 	// Owned by watch, shown to all.
 	round latest[*round]
 
+	// Owned by followLeader, shown to all: the id of who leads, or empty.
+	leader latest[string]
+
 	// Guarded by reportsMu for writing, shown to all.
 	reportsMu sync.Mutex
 	reports   latest[[]*rota.Report]
+	counts    ReportCounts // guarded by reportsMu
 
 	// Owned by keep (after it ended: by Close).
 	savedIndex uint64 // of the state in the state file
 	keepOld    bool   // the state file is good and becomes the previous one
+	waiting    bool   // the identity says that the node waits to be taken in
 
-	trouble trouble
+	// What Lead remembers of being unfit.
+	unfit struct {
+		mu   sync.Mutex // guards what follows
+		from string     // who led before this node
+		last time.Time
+		stay time.Duration
+	}
+
+	changing chan struct{} // held by who changes the members
+	twin     atomic.Int64  // when another with an id that was taken was last seen, in Unix nanoseconds; 0: not lately
+	trouble  trouble
 }
 
 // Open makes or opens a data directory and starts the node. When it returns, State is the whole last state: nothing was asked of any
@@ -89,10 +126,14 @@ func Open(o Options) (*Node, error) {
 
 // open is Open with a hand on the store below raft, where tests let the disk fail.
 func open(o Options, through func(store) store) (_ *Node, err error) {
-	n := &Node{
-		dir: o.Dir, name: o.Node, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
-		history: &history{limit: cmp.Or(max(o.History, 0), DefaultHistory)},
-		closing: make(chan struct{}),
+	n := newNode(o)
+	defer func() {
+		if err != nil {
+			n.end()
+		}
+	}()
+	if !n.alone && (n.net.Address == "" || n.net.Transport == nil) {
+		return nil, errors.New("the node is one of many, but has no address: set cluster.listen and cluster.advertise in the configuration")
 	}
 	if o.Node == "" {
 		return nil, errors.New("the node has no name: set node.name in the configuration")
@@ -112,6 +153,7 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	n.known = base.saved
 	if err := n.identify(base); err != nil {
 		return nil, err
 	}
@@ -134,10 +176,26 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 	if err := n.replay(snaps, base.saved); err != nil {
 		return nil, err
 	}
+	n.known = nil
 	if err := n.start(snaps); err != nil {
 		return nil, err
 	}
 	return n, nil
+}
+
+func newNode(o Options) *Node {
+	n := &Node{
+		dir: o.Dir, name: o.Node, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
+		history: &history{limit: cmp.Or(max(o.History, 0), DefaultHistory)},
+		closing: make(chan struct{}), changing: make(chan struct{}, 1), begun: time.Now(),
+		alone: o.Network == nil, net: cmp.Or(o.Network, &Network{}),
+	}
+	n.life, n.end = context.WithCancel(context.Background())
+	n.timing = n.net.Timing.orDefault()
+	if n.alone {
+		n.timing = Timing{Heartbeat: heartbeat, Election: heartbeat, Lease: lease}.orDefault()
+	}
+	return n
 }
 
 // Timing of a raft of one. Nobody else's heartbeat is waited for, so the first election takes place at once (see start); these
@@ -151,7 +209,12 @@ const (
 func (n *Node) raftConfig() *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(n.id.Node)
-	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = 2*heartbeat, 2*heartbeat, lease
+	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = n.timing.Heartbeat, n.timing.Election, n.timing.Lease
+	if n.sole {
+		c.HeartbeatTimeout, c.ElectionTimeout = 2*n.timing.Heartbeat, 2*n.timing.Election // see start
+	}
+	c.CommitTimeout = n.timing.Commit
+	c.ShutdownOnRemove = false // a node that was removed still answers
 	c.MaxAppendEntries = 256
 	c.SnapshotThreshold, c.SnapshotInterval = math.MaxUint64, 24*time.Hour // keep asks for them, by count and by bytes
 	c.TrailingLogs = uint64(n.history.limit)
@@ -161,28 +224,53 @@ func (n *Node) raftConfig() *raft.Config {
 	return c
 }
 
-func (n *Node) address() raft.ServerAddress { return raft.ServerAddress(n.id.Node) }
+func (n *Node) address() raft.ServerAddress {
+	return raft.ServerAddress(cmp.Or(n.net.Address, n.id.Node))
+}
 
 func (n *Node) start(snaps raft.SnapshotStore) error {
-	_, transport := raft.NewInmemTransport(n.address())
-	c := n.raftConfig()
-	r, err := raft.NewRaft(c, (*machine)(n), n.disk, n.disk, snaps, transport)
-	if err != nil {
-		return fmt.Errorf("raft: %w", err)
+	var transport raft.Transport
+	if n.alone {
+		_, transport = raft.NewInmemTransport(n.address())
+	} else {
+		var err error
+		if transport, err = n.net.Transport(n.identity()); err != nil {
+			return fmt.Errorf("cluster transport: %w", err)
+		}
 	}
-	n.raft = r
+	n.wire = n.guardTransport(transport)
 	n.round.store(nil)
+	n.leader.store("")
 	n.reports.store(nil)
-	// A shorter heartbeat makes a follower look at once whether it hears a leader; a node alone never does, and stands for election.
-	reload := r.ReloadableConfig()
-	reload.HeartbeatTimeout, reload.ElectionTimeout = heartbeat, heartbeat
-	if err := r.ReloadConfig(reload); err != nil {
-		return errors.Join(err, r.Shutdown().Error())
+	c := n.raftConfig()
+	r, err := raft.NewRaft(c, (*machine)(n), n.disk, n.disk, snaps, n.wire)
+	if err != nil {
+		return errors.Join(fmt.Errorf("raft: %w", err), n.wire.Close())
+	}
+	n.raft.Store(r)
+	if n.sole {
+		// A shorter heartbeat makes a follower look at once whether it hears a leader; who votes alone never does, and stands for election.
+		reload := r.ReloadableConfig()
+		reload.HeartbeatTimeout, reload.ElectionTimeout = n.timing.Heartbeat, n.timing.Election
+		if err := r.ReloadConfig(reload); err != nil {
+			return errors.Join(err, r.Shutdown().Error())
+		}
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop = stop
 	n.own.Go(func() { n.watch(ctx) })
 	n.own.Go(func() { n.keep(ctx) })
+	if n.alone {
+		return nil
+	}
+	seen := make(chan raft.Observation, 1)
+	r.RegisterObserver(raft.NewObserver(seen, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	}))
+	n.own.Go(func() { n.followLeader(ctx, seen) })
+	n.own.Go(func() { n.tend(ctx) })
+	n.carrying.Go(n.wire.run)
 	return nil
 }
 
@@ -203,17 +291,88 @@ func (n *Node) Changed() <-chan struct{} {
 // the newest. How far it looks back is bounded by Options.History and by bytes, and survives a restart. Nothing in it may be changed.
 func (n *Node) Records(after uint64, limit int) []Record { return n.history.after(after, limit) }
 
-// Append orders an event and returns it with its index once it is durable and applied. A zero At becomes now, an empty Actor this
-// node's name. The error is what State.Apply said when it did not take the event; ErrTooLarge for an event above MaxEvent;
-// ErrNotLeader when this node does not lead; ErrClosed; or the disk's. After any of the last two, after an error of ctx, and after
-// leadership was lost meanwhile, the event may have been ordered or not: look at the state before trying again.
+// Append orders an event, wherever the leader is, and returns it with its index once it is durable on a majority and applied by the
+// leader; this node's own state may not hold it yet. A zero At becomes now, an empty Actor this node's name. The error is what
+// State.Apply said when it did not take the event; ErrTooLarge for an event above MaxEvent; ErrNoLeader when no leader was found within
+// the time an election takes; ErrClosed; or the leader's disk's. What was asked of a leader that did not answer, or that ceased to
+// lead meanwhile, is asked again under the same event id, which counts once. When that was in vain (ErrUnanswered, ErrNotLeader), after
+// an error of a disk, and after an error of ctx, the event may have been ordered or not: look at the state before trying again.
 func (n *Node) Append(ctx context.Context, e rota.Event) (rota.Event, error) {
+	if n.net.Forward == nil {
+		return n.AppendHere(ctx, e)
+	}
+	if e.ID == "" {
+		e.ID = newID()
+	}
+	e = n.complete(e)
+	patience := 2 * (n.timing.Heartbeat + n.timing.Election)
+	begun := time.Now()
+	var again waiting
+	defer again.stop()
+	pause := shortestPause
+	for {
+		out, err := n.appendOnce(ctx, e)
+		switch {
+		case err == nil, ctx.Err() != nil, time.Since(begun) >= patience:
+			return out, err
+		case errors.Is(err, ErrNotLeader), errors.Is(err, ErrNoLeader), errors.Is(err, ErrUnanswered):
+		default:
+			return out, err
+		}
+		_, elected := n.leader.load()
+		select {
+		case <-again.until(jitter(pause)):
+			pause = min(2*pause, time.Second)
+		case <-elected:
+		case <-n.closing:
+			return e, errors.Join(ErrClosed, err)
+		case <-ctx.Done():
+			return e, errors.Join(ctx.Err(), err)
+		}
+	}
+}
+
+func (n *Node) appendOnce(ctx context.Context, e rota.Event) (rota.Event, error) {
+	if n.raft.Load().State() == raft.Leader {
+		return n.AppendHere(ctx, e)
+	}
+	leader, ok := n.Leader()
+	if !ok || leader.Self {
+		return e, fmt.Errorf("append %s: %w", e.Kind, ErrNoLeader)
+	}
+	if !n.appends.enter() {
+		return e, ErrClosed
+	}
+	defer n.appends.leave()
+	ctx, cancel := context.WithTimeout(ctx, enqueue)
+	defer cancel()
+	defer context.AfterFunc(n.life, cancel)()
+	return n.net.Forward(ctx, leader, e)
+}
+
+// complete fills in what whoever made the event left to the node.
+func (n *Node) complete(e rota.Event) rota.Event {
 	if e.At.IsZero() {
 		e.At = time.Now()
 	}
 	e.At = e.At.UTC().Round(0)
 	if e.Actor == "" {
 		e.Actor = n.name
+	}
+	return e
+}
+
+// AppendHere is Append on the leader: what came from another node, and what only the leader may say, is never forwarded. It returns
+// ErrNotLeader when this node does not lead. An event of a kind that this version does not know is refused before it is ordered. One
+// whose id was applied before is not applied again: that is no error, and the event is returned with its index.
+func (n *Node) AppendHere(ctx context.Context, e rota.Event) (rota.Event, error) {
+	e = n.complete(e)
+	if !e.Kind.Known() {
+		return e, fmt.Errorf("event %q: of a kind this version does not know; upgrade this node before using what wrote it", e.Kind)
+	}
+	if at, ok := n.State().Seen(e.ID); ok && n.raft.Load().State() == raft.Leader {
+		e.Index = at
+		return e, nil
 	}
 	frame, _, err := encodeEvent(e)
 	if err != nil {
@@ -236,7 +395,7 @@ func (n *Node) Append(ctx context.Context, e rota.Event) (rota.Event, error) {
 	done := make(chan outcome, 1)
 	go func() { // ends when raft answers, which Close waits for
 		defer n.appends.leave()
-		f := n.raft.Apply(frame, wait)
+		f := n.raft.Load().Apply(frame, wait)
 		if err := f.Error(); err != nil {
 			done <- outcome{err: err}
 			return
@@ -247,6 +406,12 @@ func (n *Node) Append(ctx context.Context, e rota.Event) (rota.Event, error) {
 	case o := <-done:
 		if o.err != nil {
 			return e, fmt.Errorf("append %s: %w", e.Kind, raftError(o.err))
+		}
+		if errors.Is(o.applied.err, rota.ErrDuplicate) {
+			if at, ok := n.State().Seen(e.ID); ok {
+				o.applied.event.Index = at
+			}
+			return o.applied.event, nil
 		}
 		return o.applied.event, o.applied.err
 	case <-ctx.Done():
@@ -274,11 +439,11 @@ func (n *Node) Confirm(ctx context.Context) error {
 		return ErrClosed
 	default:
 	}
-	if n.raft.State() != raft.Leader {
+	if n.raft.Load().State() != raft.Leader {
 		return ErrNotLeader
 	}
 	done := make(chan error, 1)
-	go func() { done <- n.raft.VerifyLeader().Error() }() // raft forgets to answer when it is shut down right now: Close must not wait for it
+	go func() { done <- n.raft.Load().VerifyLeader().Error() }() // raft forgets to answer when it is shut down right now: Close must not wait for it
 	select {
 	case err := <-done:
 		if err != nil {
@@ -297,14 +462,31 @@ func (n *Node) Confirm(ctx context.Context) error {
 func (n *Node) Close() error {
 	n.once.Do(func() {
 		close(n.closing)
+		n.end()
 		n.stop()
 		n.rounds.close()
+		n.handOff()
 		n.appends.close()
-		down := n.raft.Shutdown() // before keep is waited for: it may wait for raft, and raft for a disk that fails
+		down := n.raft.Load().Shutdown() // before keep is waited for: it may wait for raft, and raft for a disk that fails
 		n.own.Wait()
-		n.err = errors.Join(down.Error(), n.save(), n.disk.Close(), n.unlock())
+		err := down.Error() // closes the transport
+		n.carrying.Wait()
+		n.err = errors.Join(err, n.wire.Close(), n.save(), n.disk.Close(), n.unlock())
 	})
 	return n.err
+}
+
+// handOff asks another node to lead before this one stops, so that nobody has to wait for its silence. It is bounded: raft gives up
+// after an election's time.
+func (n *Node) handOff() {
+	if n.alone || n.raft.Load().State() != raft.Leader {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*n.timing.Election+time.Second)
+	defer cancel()
+	if err := n.transfer(ctx, ""); err != nil && !errors.Is(err, ErrNoMember) {
+		n.log.Warn("no other node was found to lead", "err", err)
+	}
 }
 
 // keepEvery is the least time between two writes of the state file.
@@ -330,7 +512,11 @@ func (n *Node) keep(ctx context.Context) {
 		}
 		begun := time.Now()
 		rest := keepEvery
-		if err := n.save(); err != nil {
+		err := n.save()
+		if err == nil {
+			err = n.arrived()
+		}
+		if err != nil {
 			rest = 10 * keepEvery
 		}
 		n.compact()
@@ -361,7 +547,7 @@ func (n *Node) save() error {
 
 func (n *Node) saved(v view) *saved {
 	return &saved{
-		header: header{Cluster: n.id.Cluster, Node: n.id.Node, Term: v.term},
+		header: header{Cluster: n.id.Cluster, Node: n.id.Node, Index: v.state.Index(), Term: v.term},
 		state:  v.state, notes: n.history.notes(v.state.Index()),
 	}
 }
@@ -377,11 +563,11 @@ func (n *Node) compact() {
 	if n.fed.Load() < snapshotEvents && n.grew.Load() < snapshotBytes {
 		return
 	}
-	c := n.raft.ReloadableConfig()
+	c := n.raft.Load().ReloadableConfig()
 	c.TrailingLogs = uint64(n.history.len())
-	err := n.raft.ReloadConfig(c)
+	err := n.raft.Load().ReloadConfig(c)
 	if err == nil {
-		err = n.raft.Snapshot().Error()
+		err = n.raft.Load().Snapshot().Error()
 	}
 	switch {
 	case err == nil:
@@ -456,6 +642,9 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	s, err := readSaved(r)
 	if err != nil {
 		return fmt.Errorf("snapshot: %w", err)
+	}
+	if s.header.Cluster != n.id.Cluster {
+		return fmt.Errorf("snapshot: %w: %s; this node is of %s", ErrForeign, s.header.Cluster, n.id.Cluster)
 	}
 	n.view.store(view{s.state, s.header.Term})
 	return nil

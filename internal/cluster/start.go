@@ -2,12 +2,14 @@ package cluster
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 
 	"github.com/hashicorp/raft"
 
@@ -57,16 +59,31 @@ func (n *Node) identify(f found) error {
 	case errors.Is(err, os.ErrNotExist) && hasRaft:
 		return fmt.Errorf("%s is missing, but there is a raft log: put it back from a backup, or move %s aside: rota then goes on from %s "+
 			"under a new node id", filepath.Join(n.dir, identityFile), raftPath, filepath.Join(n.dir, stateFile))
+	case errors.Is(err, os.ErrNotExist) && !n.alone && !n.net.Bootstrap && f.saved == nil && f.bad == nil:
+		if n.net.Cluster == "" {
+			return fmt.Errorf("%s is empty, and nothing says which cluster this node belongs to: begin a cluster with it (rota cluster bootstrap), "+
+				"or let it join one (rota cluster join)", n.dir)
+		}
+		n.id = identity{Format: identityFormat, Cluster: n.net.Cluster, Node: newID(), Name: n.name, Begun: true, Waiting: true}
+		if err := writeIdentity(n.dir, n.id); err != nil {
+			return fmt.Errorf("identity: %w", err)
+		}
 	case errors.Is(err, os.ErrNotExist):
 		if f.saved == nil && f.bad != nil {
 			return fmt.Errorf("%w; there is no raft log to go on from: restore the data directory from a backup, or give an empty one to start anew", f.bad)
 		}
-		n.id = identity{Format: identityFormat, Cluster: newID(), Node: newID(), Name: n.name}
+		n.id = identity{Format: identityFormat, Cluster: cmp.Or(n.net.Cluster, newID()), Node: newID(), Name: n.name}
 		if f.saved != nil {
 			n.id.Cluster = f.saved.header.Cluster
 		}
 	case err != nil:
 		return err
+	case n.net.Bootstrap:
+		n.log.Info("bootstrap was asked for, but this node has begun already; there is nothing to do", "cluster", n.id.Cluster)
+	}
+	if n.net.Cluster != "" && n.net.Cluster != n.id.Cluster {
+		return fmt.Errorf("the data directory %s is %w: %s, but this node should be of %s; give it another data directory, or the certificate of its own cluster",
+			n.dir, ErrForeign, n.id.Cluster, n.net.Cluster)
 	}
 	if f.saved != nil && f.saved.header.Cluster != n.id.Cluster {
 		return fmt.Errorf("the state files in %s are of cluster %s, its %s is of cluster %s: two data directories were mixed; restore one of them",
@@ -81,7 +98,19 @@ func (n *Node) identify(f found) error {
 			}
 		}
 	}
+	n.waiting = n.id.Waiting
+	if n.id.Waiting && !hasRaft && f.saved == nil {
+		if err := os.Mkdir(raftPath, 0o700); err != nil {
+			return err
+		}
+		return syncDir(n.dir)
+	}
 	if n.id.Begun && !hasRaft {
+		if f.saved != nil && others(f.saved.state, n.id.Node) {
+			return fmt.Errorf("%s is gone, and with it what this node promised the others of its cluster: remove this node on another one "+
+				"(rota cluster remove %s) and let it join again with an empty data directory; is it the last one, rota cluster recover begins a new log from %s",
+				raftPath, n.id.Node, filepath.Join(n.dir, stateFile))
+		}
 		if f.saved == nil {
 			return errors.Join(f.bad, fmt.Errorf("%s and the state files are gone: restore the data directory from a backup, or remove %s to start anew",
 				raftPath, filepath.Join(n.dir, identityFile)))
@@ -113,7 +142,14 @@ func (n *Node) begin(snaps raft.SnapshotStore, base *saved) error {
 			return err
 		}
 		if n.id.Begun {
-			if last, err := n.disk.LastIndex(); err != nil || !has || last == 0 {
+			last, err := n.disk.LastIndex()
+			if err == nil && last == 0 {
+				var taken []*raft.SnapshotMeta
+				if taken, err = snaps.List(); n.id.Waiting && base == nil || len(taken) > 0 {
+					return err // never fed, or fed with a snapshot only
+				}
+			}
+			if err != nil || !has || last == 0 {
 				return errors.Join(errors.New("it holds no entry, but it did"), err)
 			}
 			return nil
@@ -162,7 +198,8 @@ func (n *Node) guard(base *saved, f func() error) (err error) {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%v", p)
 		}
-		if newer := (*newerError)(nil); err != nil && !errors.As(err, &newer) {
+		newer, members := (*newerError)(nil), (*membersError)(nil)
+		if err != nil && !errors.As(err, &newer) && !errors.As(err, &members) {
 			err = n.brokenLog(base, err)
 		}
 	}()
@@ -174,12 +211,17 @@ func (n *Node) brokenLog(base *saved, err error) error {
 	if base == nil {
 		return fmt.Errorf("%s cannot be used: %w; restore the data directory from a backup", path, err)
 	}
+	if others(base.state, n.id.Node) {
+		return fmt.Errorf("%s cannot be used: %w; remove this node on another one (rota cluster remove %s) and let it join again with an empty data directory",
+			path, err, n.id.Node)
+	}
 	return fmt.Errorf("%s cannot be used: %w; put %s back from a copy that is not older, or move it aside: rota then goes on from the state file, "+
 		"which holds all events up to %d of %s", path, err, aside, base.header.Index, base.state.At().Format("2006-01-02 15:04:05 MST"))
 }
 
-// replay makes the state out of the newest stored one and what the log holds after it. Alone, every durable entry counts as committed:
-// no one else could have other ones.
+// replay makes the state out of the newest stored one and what the log holds after it, as far as that is known to be committed. When the
+// log ends with a configuration in which only this node votes, everything in it is: what the majority of one holds, no one can undo.
+// Otherwise only what was stored as state is known to be; the rest comes from the leader.
 func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 	s := base
 	if s == nil {
@@ -188,10 +230,13 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 	if n.keepOld {
 		n.savedIndex = s.state.Index() // a damaged or missing file is written anew in any case
 	}
-	s, covered, snapshotted, err := n.newest(snaps, s)
+	s, snapshot, err := n.newest(snaps, s)
 	if err != nil {
 		return err
 	}
+	covered := max(s.state.Index(), s.covers)
+	snapshotted := snapshot.Index
+	servers := snapshot.Configuration.Servers
 	notes := make(map[uint64]note, len(s.notes))
 	for _, x := range s.notes {
 		notes[x.Index] = x
@@ -206,25 +251,24 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 		if err != nil {
 			return err
 		}
-		if last < s.state.Index() {
+		if max(last, snapshotted) < s.state.Index() {
 			return fmt.Errorf("it ends at entry %d, but the state file knows event %d: it is an older copy", last, s.state.Index())
 		}
 		if first > covered+1 {
 			return fmt.Errorf("it begins at entry %d, but the newest stored state ends at %d", first, covered)
 		}
-		since, err := n.lookBack(first, last)
+		since, settled, err := n.lookBack(first, last, covered, &servers)
 		if err != nil {
 			return err
 		}
-		for i := first; i <= last; i++ {
+		n.sole = soleVoter(servers, n.id.Node)
+		if n.alone && len(servers) > 0 && !(n.sole && len(servers) == 1) {
+			return &membersError{len(servers)}
+		}
+		for i := settled; i <= last; i++ {
 			var l raft.Log
 			if err := n.entry(i, &l); err != nil {
 				return err
-			}
-			if l.Type == raft.LogConfiguration {
-				if err := n.alone(raft.DecodeConfiguration(l.Data)); err != nil {
-					return err
-				}
 			}
 			if l.Type != raft.LogCommand {
 				continue
@@ -235,6 +279,9 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 			}
 			if i <= s.state.Index() && i < since {
 				continue
+			}
+			if i > s.state.Index() && !n.sole {
+				break // whatever raft says is committed it will feed
 			}
 			e, size, err := decodeEvent(l.Data)
 			if err != nil {
@@ -272,49 +319,78 @@ func (n *Node) entry(i uint64, l *raft.Log) error {
 	return nil
 }
 
-// lookBack returns the first event of the log that the history has room for: older ones need not be decoded.
-func (n *Node) lookBack(first, last uint64) (since uint64, err error) {
-	count, size := 0, 0
-	for since = last + 1; since > max(first, 1); since-- {
+// lookBack returns the first event of the log that the history has room for (older ones need not be decoded), where the log begins
+// without a gap, and the newest configuration in servers. A gap is where a snapshot of another node was taken in.
+func (n *Node) lookBack(first, last, covered uint64, servers *[]raft.Server) (since, settled uint64, err error) {
+	settled = last + 1
+	count, size, known, full := 0, 0, false, false
+	since = settled
+	for i := last; i >= max(first, 1); i-- {
 		var l raft.Log
-		if err := n.entry(since-1, &l); err != nil {
-			return 0, err
-		}
-		if l.Type != raft.LogCommand {
-			continue
-		}
-		k, err := checkFrame(l.Data)
-		if err != nil {
-			return 0, fmt.Errorf("entry %d: %w", since-1, err)
-		}
-		count, size = count+1, size+k
-		if count > n.history.limit || count > 1 && size > maxHistory {
+		if err := n.entry(i, &l); errors.Is(err, raft.ErrLogNotFound) && i <= covered && !n.alone {
 			break
+		} else if err != nil {
+			return 0, 0, err
+		}
+		settled = i
+		switch l.Type {
+		case raft.LogConfiguration:
+			if !known {
+				*servers, known = raft.DecodeConfiguration(l.Data).Servers, true
+			}
+		case raft.LogCommand:
+			if full {
+				continue
+			}
+			k, err := checkFrame(l.Data)
+			if err != nil {
+				return 0, 0, fmt.Errorf("entry %d: %w", i, err)
+			}
+			count, size = count+1, size+k
+			full = count > n.history.limit || count > 1 && size > maxHistory
+		}
+		if !full {
+			since = i
 		}
 	}
-	return since, nil
+	return since, settled, nil
 }
 
-// newest returns the newest stored state, up to which entry of the log it covers, and up to which there is a snapshot.
-func (n *Node) newest(snaps raft.SnapshotStore, s *saved) (newest *saved, covered, snapshotted uint64, err error) {
-	covered = s.state.Index()
+// soleVoter reports whether a node is the only one that votes.
+func soleVoter(servers []raft.Server, id string) bool {
+	vs := voters(servers, "", "")
+	return len(vs) == 1 && vs[0] == raft.ServerID(id)
+}
+
+// others reports whether a state knows of other nodes.
+func others(s *rota.State, id string) bool {
+	return slices.ContainsFunc(s.Nodes(), func(x rota.Node) bool { return x.ID != id })
+}
+
+// membersError says that a node that should be alone is one of many.
+type membersError struct{ servers int }
+
+func (e *membersError) Error() string {
+	return fmt.Sprintf("the log is of a cluster of %d nodes: set cluster.listen in the configuration, or take this node out of the cluster "+
+		"with rota cluster recover when it is the last one", e.servers)
+}
+
+// newest returns the newest stored state, and what is known of the newest snapshot.
+func (n *Node) newest(snaps raft.SnapshotStore, s *saved) (newest *saved, snapshot raft.SnapshotMeta, err error) {
 	metas, err := snaps.List()
 	if err != nil {
-		return nil, 0, 0, fmt.Errorf("snapshots: %w", err)
+		return nil, snapshot, fmt.Errorf("snapshots: %w", err)
 	}
 	for i, m := range metas {
 		if i == 0 {
-			snapshotted = m.Index
-			if err := n.alone(m.Configuration); err != nil {
-				return nil, 0, 0, err
-			}
+			snapshot = *m
 		}
-		if m.Index <= covered {
+		if m.Index <= s.state.Index() {
 			break
 		}
 		t, err := openSnapshot(snaps, m.ID, s.state.Index())
 		if newer := (*newerError)(nil); errors.As(err, &newer) {
-			return nil, 0, 0, &newerError{filepath.Join(n.dir, raftDir, "snapshots", m.ID)}
+			return nil, snapshot, &newerError{filepath.Join(n.dir, raftDir, "snapshots", m.ID)}
 		}
 		if err != nil {
 			n.log.Warn("a snapshot is damaged and not used", "file", filepath.Join(n.dir, raftDir, "snapshots", m.ID), "err", err)
@@ -323,9 +399,10 @@ func (n *Node) newest(snaps raft.SnapshotStore, s *saved) (newest *saved, covere
 		if t.state != nil {
 			s = t
 		}
-		return s, m.Index, snapshotted, nil
+		s.covers = m.Index
+		return s, snapshot, nil
 	}
-	return s, covered, snapshotted, nil
+	return s, snapshot, nil
 }
 
 // openSnapshot reads a snapshot; one that knows no event after known is left without its state.
@@ -349,12 +426,19 @@ func openSnapshot(snaps raft.SnapshotStore, id string, known uint64) (*saved, er
 	panic("unreachable")
 }
 
-// alone refuses a log that others write to as well.
-func (n *Node) alone(c raft.Configuration) error {
-	for _, s := range c.Servers {
-		if s.ID != raft.ServerID(n.id.Node) {
-			return fmt.Errorf("the log is of a cluster of %d nodes: %w", len(c.Servers), &newerError{filepath.Join(n.dir, logFile)})
-		}
+// identity returns who the node is.
+func (n *Node) identity() Identity { return Identity{n.id.Cluster, n.id.Node, n.id.Name} }
+
+// arrived notes, once it has a state, that the node no longer waits: from now on an empty log is a lost one.
+func (n *Node) arrived() error {
+	if !n.waiting {
+		return nil
 	}
+	id := n.id
+	id.Waiting = false
+	if err := writeIdentity(n.dir, id); err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	n.waiting = false
 	return nil
 }

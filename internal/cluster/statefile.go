@@ -38,6 +38,7 @@ type saved struct {
 	header header
 	state  *rota.State
 	notes  []note
+	covers uint64 // entry of the log up to which this is the state, when that is above its index
 }
 
 // summing counts and sums what passes.

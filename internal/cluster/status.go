@@ -23,18 +23,23 @@ type Status struct {
 
 	LastContact time.Duration `json:"last_contact_ns"` // since the leader was heard of; 0 on the leader, -1 never
 	Voters      int           `json:"voters"`
-	Healthy     bool          `json:"healthy"`           // there is a leader and no trouble
+	Voter       bool          `json:"voter"`
+	Removed     bool          `json:"removed,omitempty"` // the cluster goes on without this node
+	Behind      uint64        `json:"behind"`            // entries that are known to be committed and are not in the state yet
+	Since       time.Time     `json:"since,omitzero"`    // the state may be older than the cluster's since then; zero: it is current
+	Healthy     bool          `json:"healthy"`           // the state is current, there is a leader and no trouble
 	Trouble     []string      `json:"trouble,omitempty"` // what is wrong although the node serves
 }
 
 // Status returns how the node is.
 func (n *Node) Status() Status {
-	state := n.raft.State()
+	k := n.raft.Load()
+	state := k.State()
 	r, _ := n.round.load()
 	s := Status{
 		Cluster: n.id.Cluster, NodeID: n.id.Node, Node: n.name,
-		Term: n.raft.CurrentTerm(), Leading: r != nil,
-		Last: n.raft.LastIndex(), Commit: n.raft.CommitIndex(), Applied: n.State().Index(),
+		Term: k.CurrentTerm(), Leading: r != nil,
+		Last: k.LastIndex(), Commit: k.CommitIndex(), Applied: n.State().Index(),
 		Trouble: n.trouble.list(),
 	}
 	switch state {
@@ -47,19 +52,53 @@ func (n *Node) Status() Status {
 	case raft.Shutdown:
 		s.Raft = "shutdown"
 	}
+	found, known := false, 0
 	// The index of the last snapshot is nowhere else to be had.
-	s.Snapshot, _ = strconv.ParseUint(n.raft.Stats()["last_snapshot_index"], 10, 64)
-	for _, v := range n.raft.GetConfiguration().Configuration().Servers {
+	s.Snapshot, _ = strconv.ParseUint(k.Stats()["last_snapshot_index"], 10, 64)
+	for _, v := range k.GetConfiguration().Configuration().Servers {
 		if v.Suffrage == raft.Voter {
 			s.Voters++
 		}
+		if string(v.ID) == n.id.Node {
+			s.Voter, found = v.Suffrage == raft.Voter, true
+		}
+		known++
 	}
+	s.Removed = known > 0 && !found
 	if state != raft.Leader {
 		s.LastContact = -1
-		if at := n.raft.LastContact(); !at.IsZero() {
+		if at := k.LastContact(); !at.IsZero() {
 			s.LastContact = time.Since(at)
 		}
 	}
-	s.Healthy = s.Leader != "" && len(s.Trouble) == 0
+	if state != raft.Leader {
+		if m, ok := n.Leader(); ok {
+			s.Leader = m.Label()
+		}
+		n.staleness(&s, k)
+	}
+	s.Healthy = s.Leader != "" && s.Since.IsZero() && len(s.Trouble) == 0
 	return s
+}
+
+// staleness says whether a node that does not lead knows that its state is the cluster's, and if not, since when.
+func (n *Node) staleness(s *Status, k *raft.Raft) {
+	if c := n.wire.committed(); c > k.AppliedIndex() {
+		s.Behind = c - k.AppliedIndex()
+	}
+	at := k.LastContact()
+	switch {
+	case at.IsZero():
+		s.Since = n.State().At() // nothing was heard since this process began
+		if s.Since.IsZero() {
+			s.Since = n.begun
+		}
+	case s.Leader == "" || s.Removed || s.LastContact > n.timing.Heartbeat:
+		s.Since = at
+	case s.Behind > maxTrailing || n.State().Index() == 0:
+		s.Since = n.State().At()
+		if s.Since.IsZero() {
+			s.Since = n.begun
+		}
+	}
 }

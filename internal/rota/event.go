@@ -16,11 +16,23 @@ const (
 	EventTick      EventKind = "tick"      // time passed: overrides expire, holds end
 	EventLead      EventKind = "lead"      // a node began to lead
 	EventPublished EventKind = "published" // a publisher changed a DNS
+	EventNodes     EventKind = "nodes"     // nodes came, left or changed their name
+	EventRestore   EventKind = "restore"   // configuration and overrides become, whole, those of a backup
 )
+
+// Known reports whether this version knows the kind.
+func (k EventKind) Known() bool {
+	switch k {
+	case EventSpec, EventVerdicts, EventOverride, EventLift, EventTick, EventLead, EventPublished, EventNodes, EventRestore:
+		return true
+	}
+	return false
+}
 
 // Event is the only thing that changes the State. It carries its own time: applying it again gives the same State.
 type Event struct {
-	Index     uint64       `json:"index"` // its place in the order; set by whoever orders
+	Index     uint64       `json:"index"`        // its place in the order; set by whoever orders
+	ID        string       `json:"id,omitempty"` // who made it gave it this, so that it counts once however often it is sent
 	At        time.Time    `json:"at"`
 	Kind      EventKind    `json:"kind"`
 	Actor     string       `json:"actor,omitempty"`  // who: a node, a person
@@ -31,6 +43,7 @@ type Event struct {
 	Lift      []EndpointID `json:"lift,omitempty"`
 	Lead      *Lead        `json:"lead,omitempty"`
 	Published *Published   `json:"published,omitempty"`
+	Nodes     []Node       `json:"nodes,omitempty"`
 }
 
 // Lead says who leads and since which term. Terms only grow.
@@ -57,4 +70,13 @@ type Transition struct {
 	Mode    Mode     `json:"mode"` // after
 	Was     Mode     `json:"was"`  // before
 	Why     []string `json:"why"`  // one sentence an endpoint that came or went, or whose keeping is news
+}
+
+// Node is a node of the cluster as people know it. The order of events belongs to all nodes alike; who of them votes on it is the
+// business of whoever orders.
+type Node struct {
+	ID   string `json:"id"` // made once
+	Name string `json:"name"`
+	Site string `json:"site,omitempty"`
+	Gone bool   `json:"gone,omitempty"` // in an event: it left
 }

@@ -27,8 +27,9 @@ type Opinion struct {
 // Report is all opinions of one vantage: whole, never a difference. Lose or repeat one and the next repairs it.
 type Report struct {
 	Vantage  string     `json:"vantage"`
-	Seq      uint64     `json:"seq"` // grows by one a report, from 1
-	At       time.Time  `json:"at"`  // when it was taken in, by the receiver's clock
+	Epoch    int64      `json:"epoch,omitempty"` // when the vantage began, by its clock, in Unix nanoseconds; 0: not said
+	Seq      uint64     `json:"seq"`             // grows by one a report, from 1 in each epoch
+	At       time.Time  `json:"at"`              // when it was taken in, by the receiver's clock
 	Abstain  string     `json:"abstain,omitempty"`
 	Opinions []*Opinion `json:"opinions"` // sorted by Target, each once
 }

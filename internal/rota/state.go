@@ -18,6 +18,9 @@ type State struct {
 	lead   Lead
 	serial uint32
 
+	nodes []Node // sorted by id
+	seen  []Seen // events with an id, oldest first
+
 	spec       *compiled
 	verdicts   pmap[TargetID, *Verdict]
 	overrides  pmap[EndpointID, *Override]
@@ -49,6 +52,31 @@ func (s *State) Serial() uint32 { return s.serial }
 
 // Spec returns the configuration in force. Its slices must not be changed.
 func (s *State) Spec() Spec { return s.compiled().spec }
+
+// Nodes returns the nodes of the cluster, sorted by id. The slice must not be changed.
+func (s *State) Nodes() []Node { return s.nodes }
+
+// Seen is an event that was applied and has an id.
+type Seen struct {
+	ID    string `json:"id"`
+	Index uint64 `json:"index"`
+}
+
+// Bounds of what a State remembers of event ids.
+const (
+	MaxSeen    = 256 // newest events with an id
+	MaxEventID = 64  // bytes
+)
+
+// Seen returns the index of the event with an id, if it is among the newest MaxSeen that have one.
+func (s *State) Seen(id string) (index uint64, ok bool) {
+	for i := len(s.seen) - 1; i >= 0 && id != ""; i-- {
+		if s.seen[i].ID == id {
+			return s.seen[i].Index, true
+		}
+	}
+	return 0, false
+}
 
 // Services returns the services in force, sorted by name. The slice must not be changed.
 func (s *State) Services() []Service { return s.compiled().spec.Services }
@@ -123,6 +151,9 @@ func (s *State) Deadline() time.Time {
 // ErrStale says that an event's index is not above the state's.
 var ErrStale = errors.New("event is not newer than the state")
 
+// ErrDuplicate says that an event with the same id was applied before.
+var ErrDuplicate = errors.New("event was applied before")
+
 // Apply returns the state after e. An event that cannot be applied gives an error, and then the next state differs only in its
 // index, so that every replica goes on alike. s stays as it is.
 func (s *State) Apply(e Event) (*State, error) {
@@ -167,6 +198,16 @@ func (t *transaction) touch(n Name) {
 }
 
 func (t *transaction) apply(e Event) error {
+	if at, ok := t.Seen(e.ID); ok {
+		return fmt.Errorf("%w, as event %d", ErrDuplicate, at)
+	}
+	if e.ID != "" {
+		if len(e.ID) > MaxEventID {
+			return fmt.Errorf("its id takes %d bytes, want at most %d", len(e.ID), MaxEventID)
+		}
+		kept := t.seen[max(0, len(t.seen)-MaxSeen+1):]
+		t.seen = append(kept[:len(kept):len(kept)], Seen{e.ID, e.Index})
+	}
 	switch e.Kind {
 	case EventSpec:
 		if e.Spec == nil {
@@ -199,8 +240,58 @@ func (t *transaction) apply(e Event) error {
 		}
 		t.lead = *e.Lead
 	case EventPublished:
+	case EventNodes:
+		return t.enrol(e.Nodes)
+	case EventRestore:
+		return t.restore(e)
 	default:
 		return errors.New("of a kind this version does not know; upgrade before using what wrote it")
+	}
+	return nil
+}
+
+// enrol takes in nodes, or their leaving. A name belongs to one node.
+func (t *transaction) enrol(ms []Node) error {
+	next := slices.Clone(t.nodes)
+	for _, m := range ms {
+		if m.ID == "" || m.Name == "" && !m.Gone {
+			return errors.New("a node has no id or no name")
+		}
+		i, found := slices.BinarySearchFunc(next, m.ID, func(n Node, id string) int { return cmp.Compare(n.ID, id) })
+		switch {
+		case m.Gone && found:
+			next = slices.Delete(next, i, i+1)
+		case m.Gone:
+		case found:
+			next[i] = m
+		default:
+			next = slices.Insert(next, i, m)
+		}
+	}
+	names := map[string]string{}
+	for _, m := range next {
+		if other := names[m.Name]; other != "" {
+			return fmt.Errorf("the nodes %s and %s would both be named %q: give one of them another name", other, m.ID, m.Name)
+		}
+		names[m.Name] = m.ID
+	}
+	t.nodes = next
+	return nil
+}
+
+// restore takes configuration and overrides from a backup. What is measured (verdicts) and what only grows (serial, terms) stays.
+func (t *transaction) restore(e Event) error {
+	if e.Spec == nil {
+		return errors.New("holds no spec")
+	}
+	if err := t.respec(*e.Spec); err != nil {
+		return err
+	}
+	t.overrides = pmap[EndpointID, *Override]{}
+	for _, o := range e.Overrides {
+		if err := t.override(o); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -543,11 +634,14 @@ type Snapshot struct {
 	Verdicts   []Verdict   `json:"verdicts"`
 	Overrides  []Override  `json:"overrides"`
 	Selections []Selection `json:"selections"`
+	Nodes      []Node      `json:"nodes,omitempty"`
+	Seen       []Seen      `json:"seen,omitempty"`
 }
 
 // Snapshot returns the state as plain values.
 func (s *State) Snapshot() Snapshot {
 	out := Snapshot{Index: s.index, At: s.at, Lead: s.lead, Serial: s.serial, Spec: s.Spec(), Overrides: s.Overrides()}
+	out.Nodes, out.Seen = s.nodes, s.seen
 	for _, v := range s.verdicts.all() {
 		out.Verdicts = append(out.Verdicts, *v)
 	}
@@ -565,7 +659,7 @@ func Restore(snap Snapshot) (*State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("snapshot at index %d: %w", snap.Index, err)
 	}
-	s := &State{index: snap.Index, at: snap.At, lead: snap.Lead, serial: snap.Serial, spec: c}
+	s := &State{index: snap.Index, at: snap.At, lead: snap.Lead, serial: snap.Serial, spec: c, nodes: snap.Nodes, seen: snap.Seen}
 	for _, v := range snap.Verdicts {
 		s.verdicts = s.verdicts.with(v.Target, &v)
 	}

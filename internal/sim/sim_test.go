@@ -1,0 +1,480 @@
+package sim
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/raft"
+
+	"github.com/rota-dns/rota/internal/cluster"
+	"github.com/rota-dns/rota/internal/publish"
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+var (
+	seeds = flag.Int("seeds", 120, "how many nights to simulate")
+	first = flag.Uint64("seed", 1, "the first of them")
+)
+
+const (
+	zoneName  = rota.Name("example.test.")
+	services  = 3
+	endpoints = 3
+	chaos     = 5 // faults at most, before a calm
+	calm      = 75 * time.Second
+)
+
+// flaw is a rule that is broken on purpose, to see that somebody notices.
+type flaw string
+
+const (
+	sound       flaw = ""
+	noFence     flaw = "the DNS server does not check what a write depends on"
+	noConfirm   flaw = "a publisher that lost the fence takes it again without asking whether it leads"
+	oneDecides  flaw = "one voice is a quorum"
+	countsTwice flaw = "an event whose answer was lost is sent anew"
+	empties     flaw = "an empty answer may be published"
+	forgets     flaw = "a leader acknowledges what no other node holds"
+)
+
+// TestNights simulates nights: whatever goes wrong, at every write the DNS stays safe, and in every calm all is well again.
+func TestNights(t *testing.T) {
+	n := *seeds
+	if testing.Short() {
+		n = min(n, 20)
+	}
+	for i := range uint64(n) {
+		seed := *first + i
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			for _, v := range night(t, seed, sound) {
+				t.Error(v)
+			}
+			if t.Failed() {
+				t.Logf("this night again: go test ./internal/sim -run TestNights -seed %d -seeds 1 -v", seed)
+			}
+		})
+	}
+}
+
+// TestNightsBite breaks one rule at a time.
+func TestNightsBite(t *testing.T) {
+	for _, f := range []flaw{noFence, noConfirm, oneDecides, countsTwice, empties, forgets} {
+		t.Run(string(f), func(t *testing.T) {
+			for seed := uint64(1); seed <= 60; seed++ {
+				if vs := night(t, seed, f); len(vs) > 0 {
+					t.Logf("seed %d: %s", seed, vs[0])
+					return
+				}
+			}
+			t.Error("nobody noticed")
+		})
+	}
+}
+
+// TestPlanIsTheSeeds has one seed make one plan.
+func TestPlanIsTheSeeds(t *testing.T) {
+	for seed := range uint64(20) {
+		a, b := plan(seed), plan(seed)
+		if d := cmp.Diff(fmt.Sprint(a), fmt.Sprint(b)); d != "" {
+			t.Fatal(d)
+		}
+	}
+}
+
+// step is one thing that happens in a night.
+type step struct {
+	kind string
+	node int   // whom it concerns
+	side []int // one side of a split
+	link [2]int
+	wait time.Duration // until the next step
+	x    float64
+	n    int
+}
+
+func (s step) String() string {
+	return fmt.Sprintf("%s node=%d side=%v link=%v x=%.2f n=%d, then %v", s.kind, s.node, s.side, s.link, s.x, s.n, s.wait)
+}
+
+type script struct {
+	nodes  int
+	rounds [][]step // each is followed by a calm
+}
+
+func (s script) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d nodes\n", s.nodes)
+	for i, r := range s.rounds {
+		for _, x := range r {
+			fmt.Fprintf(&b, "%d: %v\n", i, x)
+		}
+	}
+	return b.String()
+}
+
+// plan draws what happens from the seed alone.
+func plan(seed uint64) script {
+	r := rand.New(rand.NewPCG(seed, 2))
+	s := script{nodes: 3}
+	if r.IntN(4) == 0 {
+		s.nodes = 5
+	}
+	kinds := []string{
+		"split", "split", "oneway", "weather", "crash", "restart", "isolate", "hold", "hold", "lose", "dark", "truth", "truth", "truth", "lie", "silent", "word", "word", "pause", "transfer",
+	}
+	for range 1 + r.IntN(2) {
+		var round []step
+		for range 2 + r.IntN(chaos) {
+			x := step{kind: kinds[r.IntN(len(kinds))], node: r.IntN(s.nodes), wait: time.Duration(500+r.IntN(9000)) * time.Millisecond, x: r.Float64(), n: r.IntN(1000)}
+			x.link = [2]int{x.node, (x.node + 1 + r.IntN(s.nodes-1)) % s.nodes}
+			x.side = r.Perm(s.nodes)[:1+r.IntN(s.nodes-1)]
+			round = append(round, x)
+		}
+		s.rounds = append(s.rounds, round)
+	}
+	return s
+}
+
+// world is a night while it lasts.
+type world struct {
+	t    *testing.T
+	flaw flaw
+	seed uint64
+	net  *Network
+	dns  *server
+	dir  string
+	log  *slog.Logger
+	id   string // of the cluster
+
+	mu    sync.Mutex // guards what follows
+	bad   []string
+	nodes []*member
+	truth map[rota.TargetID]rota.Status
+	acked map[string]uint64 // by the id of the event
+	words int
+	mute  int // of the next forwarded events, answers that are lost
+}
+
+func (w *world) violated(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.bad) < 10 {
+		w.bad = append(w.bad, fmt.Sprintf(format, args...))
+	}
+}
+
+func (w *world) violations() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.bad)
+}
+
+// member is a node, its vantage and its publisher, while it runs and while it does not.
+type member struct {
+	w    *world
+	i    int
+	name string
+	eyes *eyes
+
+	mu   sync.Mutex // guards node
+	node *cluster.Node
+	stop context.CancelFunc
+	done sync.WaitGroup
+}
+
+func (m *member) up() *cluster.Node {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.node
+}
+
+// eyes is a vantage.
+type eyes struct {
+	name string
+
+	mu      sync.Mutex // guards what follows
+	report  *rota.Report
+	changed chan struct{}
+	lies    bool
+	shut    bool
+}
+
+func (e *eyes) Report() *rota.Report {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.report
+}
+
+func (e *eyes) Changed() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.changed
+}
+
+// look reports the truth, or its opposite.
+func (e *eyes) look(truth map[rota.TargetID]rota.Status) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := &rota.Report{Vantage: e.name, Seq: e.report.Seq + 1}
+	for _, id := range slices.Sorted(maps.Keys(truth)) {
+		s := truth[id]
+		if e.lies {
+			s = rota.Up + rota.Down - s
+		}
+		r.Opinions = append(r.Opinions, &rota.Opinion{Target: id, Status: s})
+	}
+	e.report = r
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+func address(i int) string { return fmt.Sprintf("n%d", i) }
+
+func spec(nodes int, f flaw) *rota.Spec {
+	s := &rota.Spec{}
+	for i := range nodes {
+		s.Vantages = append(s.Vantages, rota.Vantage{Name: address(i), Site: address(i)})
+	}
+	if f == oneDecides {
+		s.Quorum.Need = "any"
+	}
+	check := rota.Check{Name: "tcp", Kind: rota.KindTCP, Port: 443, Timing: rota.DefaultTiming()}
+	for i := range services {
+		v := rota.Service{
+			Name: rota.Name(fmt.Sprintf("s%d.%s", i, zoneName)), TTL: 30, Publish: []string{"world"}, Zone: zoneName, Safety: rota.DefaultSafety(),
+		}
+		if f == empties {
+			v.Safety.OnAllDown = rota.OnAllDownNone
+		}
+		for j := range endpoints {
+			v.Endpoints = append(v.Endpoints, rota.Endpoint{
+				Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(10*i + j)}), Weight: 1, Checks: []rota.Use{{Check: check}},
+			})
+		}
+		s.Services = append(s.Services, v)
+	}
+	return s
+}
+
+// memory is a directory that costs no disk.
+func memory(t *testing.T) string {
+	if dir, err := os.MkdirTemp("/dev/shm", "rota-sim-*"); err == nil {
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		return dir
+	}
+	return t.TempDir()
+}
+
+// night simulates one and returns what was violated.
+func night(t *testing.T, seed uint64, f flaw) (bad []string) {
+	dir := memory(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{
+			t: t, flaw: f, seed: seed, net: NewNetwork(seed), dir: dir, truth: map[rota.TargetID]rota.Status{}, acked: map[string]uint64{},
+			log: slog.New(slog.DiscardHandler),
+		}
+		if testing.Verbose() && f == sound {
+			w.log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+		}
+		w.dns = newServer(w)
+		w.live(plan(seed))
+		bad = w.violations()
+	})
+	return bad
+}
+
+func (w *world) live(s script) {
+	defer func() {
+		w.net.Heal()
+		var wg sync.WaitGroup
+		for _, m := range w.nodes {
+			wg.Go(m.close)
+		}
+		wg.Wait()
+		w.dns.pending.Wait()
+	}()
+	for i := range s.nodes {
+		w.nodes = append(w.nodes, &member{w: w, i: i, name: address(i), eyes: &eyes{name: address(i), report: &rota.Report{Vantage: address(i)}, changed: make(chan struct{})}})
+	}
+	if !w.begin(s.nodes) {
+		return
+	}
+	for i, round := range s.rounds {
+		for _, x := range round {
+			w.log.Info("NIGHT", "step", x.String())
+			w.happen(x)
+			time.Sleep(x.wait)
+		}
+		w.log.Info("NIGHT", "calm", i)
+		w.settle()
+		if len(w.violations()) > 0 {
+			return
+		}
+	}
+}
+
+func (w *world) begin(nodes int) bool {
+	w.nodes[0].open(true)
+	a := w.nodes[0].up()
+	w.id = a.Status().Cluster
+	for !a.Status().Leading {
+		time.Sleep(100 * time.Millisecond)
+	}
+	if _, err := a.Append(w.t.Context(), rota.Event{Kind: rota.EventSpec, Spec: spec(nodes, w.flaw)}); err != nil {
+		w.violated("the configuration was refused: %v", err)
+		return false
+	}
+	for _, t := range a.State().Targets() {
+		w.truth[t.ID] = rota.Up
+	}
+	for _, m := range w.nodes[1:] {
+		m.open(false)
+		ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+		err := a.AddVoter(ctx, cluster.Member{ID: m.up().Status().NodeID, Name: m.name, Address: m.name})
+		cancel()
+		if err != nil {
+			w.violated("%s was not taken in: %v", m.name, err)
+			return false
+		}
+	}
+	w.look()
+	w.settle()
+	return true
+}
+
+func (w *world) look() {
+	w.mu.Lock()
+	truth := maps.Clone(w.truth)
+	w.mu.Unlock()
+	for _, m := range w.nodes {
+		m.eyes.look(truth)
+	}
+}
+
+func (m *member) open(bootstrap bool) {
+	w := m.w
+	to := func(leader cluster.Member) *cluster.Node {
+		for _, x := range w.nodes {
+			if x.name == leader.Address {
+				return x.up()
+			}
+		}
+		return nil
+	}
+	n, err := cluster.Open(cluster.Options{Dir: filepath.Join(w.dir, m.name), Node: m.name, Log: w.log.With("on", m.name), Network: &cluster.Network{
+		Address: m.name, Cluster: w.id, Bootstrap: bootstrap,
+		Timing:    cluster.Timing{Commit: 250 * time.Millisecond},
+		Transport: func(cluster.Identity) (raft.Transport, error) { return w.net.Transport(m.name), nil },
+		Forward: func(ctx context.Context, leader cluster.Member, e rota.Event) (out rota.Event, err error) {
+			if w.flaw == countsTwice {
+				e.ID = ""
+			}
+			var last error
+			if err := w.net.Call(ctx, m.name, leader.Address, func(ctx context.Context) error {
+				peer := to(leader)
+				if peer == nil {
+					return errRefused
+				}
+				out, last = peer.AppendHere(ctx, e)
+				return nil
+			}); err != nil {
+				return e, fmt.Errorf("%w: %w", cluster.ErrUnanswered, err)
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.mute > 0 {
+				w.mute--
+				return e, cluster.ErrUnanswered
+			}
+			return out, last
+		},
+		SendReport: func(ctx context.Context, leader cluster.Member, r *rota.Report) error {
+			return w.net.Call(ctx, m.name, leader.Address, func(context.Context) error {
+				peer := to(leader)
+				if peer == nil {
+					return errRefused
+				}
+				return peer.Receive(r.Vantage, r)
+			})
+		},
+	}})
+	if err != nil {
+		w.violated("%s does not open: %v", m.name, err)
+		return
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	life := ctx
+	m.mu.Lock()
+	m.node, m.stop = n, stop
+	m.mu.Unlock()
+	back := &end{w: w, from: m.name}
+	p := publish.New(publish.Options{
+		Name: "world", Backend: back, Source: n, Owner: "night",
+		Record: func(ctx context.Context, done rota.Published) error {
+			_, err := n.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Published: &done})
+			return err
+		},
+		Confirm: func(ctx context.Context) error {
+			if w.flaw == noConfirm {
+				return nil
+			}
+			return n.Confirm(ctx)
+		},
+		Log: w.log.With("on", m.name),
+	})
+	m.done.Go(func() { _ = n.Send(ctx, m.eyes) })
+	m.done.Go(func() { _ = n.Lead(ctx, func(ctx context.Context, _ uint64) error { return n.Judge(ctx) }) })
+	m.done.Go(func() {
+		_ = n.Lead(ctx, func(ctx context.Context, term uint64) error {
+			// One that was deposed and does not notice is the worst of them: in half of the nights its context outlives its lease.
+			if w.seed%2 == 0 {
+				late, cancel := context.WithCancel(life)
+				defer cancel()
+				defer context.AfterFunc(ctx, func() {
+					select {
+					case <-time.After(15 * time.Second):
+						cancel()
+					case <-late.Done():
+					}
+				})()
+				ctx = late
+			}
+			return p.Run(withTerm(ctx, term), term)
+		})
+	})
+}
+
+func (m *member) close() {
+	m.mu.Lock()
+	n, stop := m.node, m.stop
+	m.node = nil
+	m.mu.Unlock()
+	if n == nil {
+		return
+	}
+	stop()
+	m.done.Wait()
+	if err := n.Close(); err != nil {
+		m.w.violated("%s does not close: %v", m.name, err)
+	}
+}
+
+type termKey struct{}
+
+func withTerm(ctx context.Context, term uint64) context.Context {
+	return context.WithValue(ctx, termKey{}, term)
+}

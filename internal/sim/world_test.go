@@ -1,0 +1,367 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/rota-dns/rota/internal/cluster"
+	"github.com/rota-dns/rota/internal/publish"
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// server is a DNS server with one zone. It keeps RFC 2136's promises, and holds every write against rota's.
+type server struct {
+	w       *world
+	pending sync.WaitGroup // messages that were held up
+
+	mu    sync.Mutex // guards what follows
+	rnd   *rand.Rand
+	zone  map[rota.Key]rota.RRset
+	term  uint64 // the highest whose writer has written
+	holds int    // of the next writes: they arrive late, and their senders hear nothing
+	loses int    // of the next answers to writes
+	dark  time.Time
+}
+
+func newServer(w *world) *server {
+	return &server{w: w, rnd: rand.New(rand.NewPCG(w.seed, 3)), zone: map[rota.Key]rota.RRset{}}
+}
+
+// end is one node's way to the server.
+type end struct {
+	w    *world
+	from string
+}
+
+func (e *end) Zone(context.Context, rota.Name) (rota.Name, error) { return zoneName, nil }
+
+func silence(write bool) error {
+	return &publish.Reason{Code: publish.CodeUnreachable, Transient: true, InDoubt: write, Text: "no answer"}
+}
+
+func (e *end) Read(ctx context.Context, _ rota.Name, keys []rota.Key) (out publish.Reading, err error) {
+	d := e.w.dns
+	err = e.w.net.Call(ctx, e.from, "dns", func(context.Context) error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if time.Now().Before(d.dark) {
+			return errSilence
+		}
+		for _, k := range keys {
+			if s, ok := d.zone[k]; ok {
+				s.Data = slices.Clone(s.Data)
+				out.Sets = append(out.Sets, s)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return publish.Reading{}, silence(false)
+	}
+	return out, nil
+}
+
+func (e *end) Write(ctx context.Context, b publish.Batch) (int, error) {
+	d := e.w.dns
+	term, _ := ctx.Value(termKey{}).(uint64)
+	var moved bool
+	err := e.w.net.Call(ctx, e.from, "dns", func(context.Context) error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		switch {
+		case time.Now().Before(d.dark):
+			return errSilence
+		case d.holds > 0:
+			d.holds--
+			late := time.Duration(1+d.rnd.IntN(40)) * time.Second
+			d.pending.Go(func() {
+				time.Sleep(late)
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				_ = d.apply(e.from, term, b)
+			})
+			return errSilence
+		}
+		err := d.apply(e.from, term, b)
+		if d.loses > 0 {
+			d.loses--
+			return errSilence
+		}
+		moved = errors.Is(err, publish.ErrMoved)
+		return err
+	})
+	switch {
+	case moved:
+		return len(b.Changes), publish.ErrMoved
+	case err != nil:
+		return len(b.Changes), silence(true)
+	}
+	return len(b.Changes), nil
+}
+
+// apply carries out a write, or refuses it as a whole, and says what it broke. d.mu is held.
+func (d *server) apply(from string, term uint64, b publish.Batch) error {
+	changes := append([]rota.Change{b.Fence}, b.Changes...)
+	if d.w.flaw != noFence {
+		for _, c := range changes {
+			if !slices.Equal(d.zone[c.Key()].Data, c.Old.Data) {
+				return publish.ErrMoved
+			}
+		}
+	}
+	was, _ := publish.ParseFence(d.zone[publish.FenceKey(zoneName)])
+	is, err := publish.ParseFence(b.Fence.New)
+	if err != nil {
+		d.w.violated("%s wrote a fence that cannot be read: %v", from, err)
+	}
+	if is.Epoch < was.Epoch {
+		d.w.violated("%s took the fence back from epoch %d to %d", from, was.Epoch, is.Epoch)
+	}
+	if term < d.term {
+		d.w.violated("%s wrote as leader of term %d after the leader of term %d had: %v", from, term, d.term, b.Changes)
+	}
+	d.term = max(d.term, term)
+	for _, c := range changes {
+		if len(c.New.Data) == 0 {
+			delete(d.zone, c.Key())
+		} else {
+			d.zone[c.Key()] = c.New
+		}
+		if c.Key() == publish.FenceKey(zoneName) {
+			continue
+		}
+		if len(c.New.Data) == 0 {
+			d.w.violated("%s emptied %v", from, c.Key())
+		}
+		for _, x := range c.New.Data {
+			if !configured(c.New.Name, x) {
+				d.w.violated("%s published %s at %s", from, x, c.New.Name)
+			}
+		}
+	}
+	return nil
+}
+
+func configured(n rota.Name, address string) bool {
+	for _, v := range spec(1, sound).Services {
+		if v.Name == n {
+			return slices.ContainsFunc(v.Endpoints, func(e rota.Endpoint) bool { return e.Address.String() == address })
+		}
+	}
+	return false
+}
+
+// few bounds how many vantages may lie or be silent at once.
+func (w *world) few() int { return (len(w.nodes) - 1) / 2 }
+
+// happen makes a step happen.
+func (w *world) happen(x step) {
+	m := w.nodes[x.node]
+	var side, rest, all []string
+	for _, n := range w.nodes {
+		all = append(all, n.name)
+		if slices.Contains(x.side, n.i) {
+			side = append(side, n.name)
+		} else {
+			rest = append(rest, n.name)
+		}
+	}
+	leader := func() *cluster.Node {
+		for _, n := range w.nodes {
+			if k := n.up(); k != nil && k.Status().Leading {
+				return k
+			}
+		}
+		return nil
+	}
+	switch x.kind {
+	case "split": // both sides may still reach the DNS
+		w.net.Split(side, rest)
+	case "oneway":
+		w.net.Cut(address(x.link[0]), address(x.link[1]))
+	case "isolate":
+		w.net.Split([]string{m.name}, append(all, "dns"))
+	case "weather":
+		w.net.Weather(time.Duration(x.x*float64(300*time.Millisecond)), 0.1*x.x)
+	case "crash":
+		w.net.Split([]string{m.name}, append(all, "dns"))
+		m.close()
+	case "restart":
+		m.close()
+		m.open(false)
+	case "pause": // a write is under way, and its sender hears of nobody until it is over
+		w.dns.set(func(d *server) { d.holds++ })
+		w.net.Split([]string{m.name}, append(all, "dns"))
+		w.turn(x.n)
+	case "hold":
+		w.dns.set(func(d *server) { d.holds += 1 + x.n%3 })
+		w.turn(x.n)
+	case "lose":
+		w.dns.set(func(d *server) { d.loses += 1 + x.n%3 })
+		w.turn(x.n)
+	case "dark":
+		w.dns.set(func(d *server) { d.dark = time.Now().Add(time.Duration(x.x * float64(20*time.Second))) })
+		w.turn(x.n)
+	case "truth":
+		w.turn(x.n)
+	case "lie":
+		for i := range w.few() {
+			w.nodes[(x.node+i)%len(w.nodes)].eyes.tell(true)
+		}
+		w.look()
+	case "silent":
+		w.net.Split([]string{m.name}, all)
+	case "word":
+		w.say(m, x)
+	case "transfer":
+		if l := leader(); l != nil {
+			ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+			_ = l.Transfer(ctx, "")
+			cancel()
+		}
+	}
+}
+
+func (e *eyes) tell(lies bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lies = lies
+}
+
+func (d *server) set(f func(*server)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f(d)
+}
+
+// turn makes an endpoint die or come back.
+func (w *world) turn(n int) {
+	w.mu.Lock()
+	var ids []rota.TargetID
+	for id := range w.truth {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	many := 1
+	if n%7 == 0 {
+		many = 3
+	}
+	for i := range many {
+		id := ids[(n+i)%len(ids)]
+		w.truth[id] = rota.Up + rota.Down - w.truth[id]
+	}
+	w.mu.Unlock()
+	w.look()
+}
+
+// say is an operator's word at a node. What is acknowledged must hold for ever.
+func (w *world) say(m *member, x step) {
+	n := m.up()
+	if n == nil {
+		return
+	}
+	w.mu.Lock()
+	w.words++
+	if x.x < 0.5 {
+		w.mute = 1 + x.n%2
+	}
+	reason := "word " + string(rune('A'+w.words/26)) + string(rune('a'+w.words%26))
+	w.mu.Unlock()
+	v := spec(1, sound).Services[x.n%services]
+	now := time.Now()
+	ctx, cancel := context.WithTimeout(w.t.Context(), 8*time.Second)
+	defer cancel()
+	e, err := n.Append(ctx, rota.Event{Kind: rota.EventOverride, Reason: reason, Overrides: []rota.Override{{
+		Endpoint: rota.EndpointID{Service: v.Name, Address: v.Endpoints[x.n%endpoints].Address}, Action: rota.ActionMaintenance,
+		Author: "night", Reason: reason, Set: now, Expires: now.Add(20 * time.Second),
+	}}})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case err == nil:
+		w.acked[reason] = e.Index
+	case w.flaw == forgets && e.Reason == reason:
+		w.acked[reason] = 0
+	}
+}
+
+// settle ends all faults and waits: then there is a leader, all hold the same, the verdicts are the truth, and the DNS says so.
+func (w *world) settle() {
+	w.net.Heal()
+	for _, m := range w.nodes {
+		if m.up() == nil {
+			m.open(false)
+		}
+		m.eyes.tell(w.flaw == oneDecides && m.i == 1)
+	}
+	w.mu.Lock()
+	w.mute = 0
+	w.mu.Unlock()
+	w.dns.set(func(d *server) { d.dark, d.holds, d.loses = time.Time{}, 0, 0 })
+	w.look()
+	time.Sleep(calm)
+
+	var leader *cluster.Node
+	for _, m := range w.nodes {
+		n := m.up()
+		if n == nil {
+			return // it was said why
+		}
+		if s := n.Status(); s.Leading {
+			leader = n
+		} else if !s.Healthy {
+			w.violated("after the calm %s says %+v", m.name, s)
+		}
+	}
+	if leader == nil {
+		w.violated("nobody leads after the calm")
+		return
+	}
+	st := leader.State()
+	for _, m := range w.nodes {
+		if s := m.up().State(); s.Index() != st.Index() {
+			w.violated("%s is at event %d, the leader at %d", m.name, s.Index(), st.Index())
+		} else if d := cmp.Diff(st.Snapshot(), s.Snapshot(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+			w.violated("%s holds another state at event %d:\n%s", m.name, s.Index(), d)
+		}
+	}
+	w.mu.Lock()
+	for id, want := range w.truth {
+		if got := st.Verdict(id).Status; got != want {
+			defer w.violated("the verdict on %s is %v, the truth is %v", id, got, want)
+		}
+	}
+	counted := map[string][]uint64{}
+	for _, r := range leader.Records(0, 0) {
+		if r.Refused == "" && strings.HasPrefix(r.Event.Reason, "word ") {
+			counted[r.Event.Reason] = append(counted[r.Event.Reason], r.Event.Index)
+		}
+	}
+	for word, at := range counted {
+		if len(at) > 1 {
+			defer w.violated("%s counts as events %v", word, at)
+		}
+	}
+	for word, index := range w.acked {
+		if at := counted[word]; len(at) == 0 || index != 0 && !slices.Contains(at, index) {
+			defer w.violated("%s was acknowledged as event %d and is %v", word, index, at)
+		}
+	}
+	w.mu.Unlock()
+	w.dns.mu.Lock()
+	defer w.dns.mu.Unlock()
+	for want := range st.Wants("world") {
+		have := w.dns.zone[want.Set.Key()]
+		if len(want.Drop) == 0 && !slices.Equal(have.Data, want.Set.Data) {
+			defer w.violated("the DNS says %v of %s, want %v", have.Data, want.Set.Name, want.Set.Data)
+		}
+	}
+}
