@@ -14,7 +14,8 @@ import (
 const maxVantages = 1024
 
 // Report takes in the report of a vantage: the newest replaces the one before, and its time is that of its arrival here. A report
-// that was overtaken (its Seq is lower, and not 1, with which a vantage begins anew) is dropped. r must not be changed afterwards.
+// that was overtaken (of the same incarnation, with a lower Seq) is dropped; one without an incarnation may begin anew with 1. r must not
+// be changed afterwards. An Inbox is what reports from elsewhere come through.
 func (n *Node) Report(r *rota.Report) {
 	if r == nil {
 		return
@@ -26,13 +27,26 @@ func (n *Node) Report(r *rota.Report) {
 	old, _ := n.reports.load()
 	i, held := findReport(old, c.Vantage)
 	switch {
-	case held && c.Seq > 1 && c.Seq < old[i].Seq:
+	case held && c.Incarnation == old[i].Incarnation && c.Seq < old[i].Seq && (c.Seq > 1 || c.Incarnation != 0):
 		return
 	case held:
 		next := slices.Clone(old)
 		next[i] = &c
 		n.reports.store(next)
 	case len(old) >= maxVantages:
+		// The one of them that spoke longest ago and is no vantage any more makes room.
+		gone := -1
+		for i, r := range old {
+			if n.given(r.Vantage) == nil && (gone < 0 || r.At.Before(old[gone].At)) {
+				gone = i
+			}
+		}
+		if gone >= 0 {
+			next := slices.Delete(slices.Clone(old), gone, gone+1)
+			i, _ := findReport(next, c.Vantage)
+			n.reports.store(slices.Insert(next, i, &c))
+			return
+		}
 		n.log.Warn("too many vantages report; this one is not heard", "vantage", c.Vantage, "limit", maxVantages)
 	default:
 		n.reports.store(slices.Insert(slices.Clone(old), i, &c))

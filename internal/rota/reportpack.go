@@ -329,6 +329,9 @@ type Unpacker struct {
 	last    *Report
 }
 
+// Last returns the report that was read last, or nil.
+func (u *Unpacker) Last() *Report { return u.last }
+
 // Unpack reads a packed report that was taken in at a time. A status or class that this version does not know claims nothing; the
 // report holds an opinion of every target of the table. The time since when a target is up is not on the wire: it is known, as at,
 // of those that were down in the report before. The error wraps ErrReport, or is ErrTable when the report is of another table; then
