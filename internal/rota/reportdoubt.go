@@ -26,8 +26,8 @@ const Doubtful = "most of what it watches fell at once, so the fault may be its 
 
 // SelfDoubt decides whether a vantage can trust its eyes: it returns Doubtful when most of what it watches fell at once while nobody
 // else says so, else nothing. It looks at single probes and not at opinions, so that it knows before the first opinion turns: of what was
-// probed since the fault began, nearly all failed, long before everything was probed. When that was chance, the rest of the round shows
-// it; so doubt without cause ends within one interval.
+// probed since the fault began, nearly all failed, long before everything was probed. When that was chance, the next round shows it;
+// so doubt without cause ends within two intervals.
 //
 // It is for a vantage among others: alone there is nobody to leave the word to, and panic is what keeps the answers. When all vantages
 // doubt themselves at once, nothing is decided until they see again, or until DoubtHold passed.

@@ -493,7 +493,8 @@ func renewed(was, plain *Opinion, s Status, d *detail, at time.Time) *Opinion {
 	if was != nil && *was == next {
 		return was
 	}
-	return &next
+	kept := next // only what is kept goes to the heap
+	return &kept
 }
 
 // knownClass returns the class of that name; one of a later version is ClassNone.
