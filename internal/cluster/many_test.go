@@ -930,16 +930,16 @@ func TestUnfit(t *testing.T) {
 	}, "a", "b", "c")
 }
 
-// vantage is a Reporter.
-type vantage struct {
+// eyes are a Reporter.
+type eyes struct {
 	name string
 	r    latest[*rota.Report]
 }
 
-func (v *vantage) Report() *rota.Report     { r, _ := v.r.load(); return r }
-func (v *vantage) Changed() <-chan struct{} { _, c := v.r.load(); return c }
+func (v *eyes) Report() *rota.Report     { r, _ := v.r.load(); return r }
+func (v *eyes) Changed() <-chan struct{} { _, c := v.r.load(); return c }
 
-func (v *vantage) say(s *rota.State, status rota.Status) {
+func (v *eyes) say(s *rota.State, status rota.Status) {
 	next := &rota.Report{Vantage: v.name, Seq: 1}
 	if old, _ := v.r.loadOr(nil); old != nil {
 		next.Seq = old.Seq + 1
@@ -966,9 +966,9 @@ func TestReportsFindTheLeader(t *testing.T) {
 		st := m.settle()
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
-		vs := map[string]*vantage{}
+		vs := map[string]*eyes{}
 		for x, n := range m.nodes {
-			vs[x] = &vantage{name: x}
+			vs[x] = &eyes{name: x}
 			vs[x].say(st, rota.Up)
 			wg.Go(func() { _ = n.Send(ctx, vs[x]) })
 			wg.Go(func() { _ = n.Lead(ctx, func(ctx context.Context, _ uint64) error { return n.Judge(ctx) }) })
@@ -1034,7 +1034,7 @@ func TestReceive(t *testing.T) {
 		m.settle()
 		ts := l.State().Targets()
 		report := func(epoch int64, seq uint64, s rota.Status) *rota.Report {
-			return &rota.Report{Vantage: "a", Epoch: epoch, Seq: seq, Opinions: []*rota.Opinion{
+			return &rota.Report{Vantage: "a", Incarnation: epoch, Seq: seq, Opinions: []*rota.Opinion{
 				{Target: "0000", Status: s}, {Target: ts[0].ID, Status: s}, {Target: "zzzz", Status: s},
 			}}
 		}
@@ -1064,7 +1064,7 @@ func TestReceive(t *testing.T) {
 			if err := l.Receive("a", report(c.epoch, c.seq, s)); err != nil {
 				t.Error(err)
 			}
-			if taken := held().Epoch == c.epoch && held().Seq == c.seq; taken != c.taken {
+			if taken := held().Incarnation == c.epoch && held().Seq == c.seq; taken != c.taken {
 				t.Errorf("epoch %d, seq %d: taken %v (%v)", c.epoch, c.seq, taken, before)
 			}
 		}
@@ -1078,7 +1078,7 @@ func TestReceive(t *testing.T) {
 		}
 		// A vantage whose clock went back is heard once what is held of it has aged out.
 		time.Sleep(rota.DefaultMaxAge + time.Second)
-		if err := l.Receive("a", report(1, 7, rota.Up)); err != nil || held().Epoch != 1 {
+		if err := l.Receive("a", report(1, 7, rota.Up)); err != nil || held().Incarnation != 1 {
 			t.Errorf("not heard: %v", err)
 		}
 		want := ReportCounts{Taken: 6, Overtaken: 3, Unknown: 1, Malformed: 5, Foreign: 18}

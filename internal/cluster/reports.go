@@ -15,8 +15,8 @@ import (
 const maxVantages = 1024
 
 // Report takes in the report of a vantage of this process: the newest replaces the one before, and its time is that of its arrival
-// here. A report that was overtaken is dropped: of an earlier epoch, or in one epoch of a lower Seq (where the vantage does not say its
-// epoch, 1 begins a new one). What is held ages out, though, and then any report is taken. r must not be changed afterwards.
+// here. A report that was overtaken is dropped: of an earlier incarnation, or in one incarnation of a lower Seq (where the vantage does not say its
+// incarnation, 1 begins a new one). What is held ages out, though, and then any report is taken. r must not be changed afterwards.
 func (n *Node) Report(r *rota.Report) {
 	if r == nil {
 		return
@@ -55,10 +55,10 @@ func overtaken(held, came *rota.Report, maxAge time.Duration) bool {
 	switch {
 	case came.At.Sub(held.At) > maxAge:
 		return false
-	case held.Epoch == 0 || came.Epoch == 0:
+	case held.Incarnation == 0 || came.Incarnation == 0:
 		return came.Seq > 1 && came.Seq < held.Seq
-	case came.Epoch != held.Epoch:
-		return came.Epoch < held.Epoch
+	case came.Incarnation != held.Incarnation:
+		return came.Incarnation < held.Incarnation
 	}
 	return came.Seq < held.Seq
 }
@@ -181,24 +181,24 @@ type Reporter interface {
 // The pace of reports.
 const (
 	ReportEvery = 10 * time.Second       // at least this often, whether anything changed or not
-	reportGap   = 100 * time.Millisecond // at least this long apart
+	sendGap     = 100 * time.Millisecond // at least this long apart
 	reportWait  = 5 * time.Second        // for the leader to take one
 )
 
 // Send takes the reports of this node's own vantage to the leader, wherever that is: on change, at least every ReportEvery, and at
 // once when another node leads. It returns nil when ctx ends and ErrClosed when the node closes.
 func (n *Node) Send(ctx context.Context, from Reporter) error {
-	epoch := time.Now().UnixNano()
+	incarnation := uint64(time.Now().UnixNano())
 	var pause, gap waiting
 	defer pause.stop()
 	defer gap.stop()
-	backoff := reportGap
+	backoff := sendGap
 	failing := false
 	for {
 		_, elected := n.leader.load()
 		changed := from.Changed()
 		r := *from.Report()
-		r.Epoch = cmp.Or(r.Epoch, epoch)
+		r.Incarnation = cmp.Or(r.Incarnation, incarnation)
 		n.Report(&r)
 		next := ReportEvery
 		if err := n.sendOnce(ctx, &r); err != nil && ctx.Err() == nil {
@@ -212,12 +212,12 @@ func (n *Node) Send(ctx context.Context, from Reporter) error {
 			if failing {
 				n.log.Info("this node's reports reach the leader again")
 			}
-			failing, backoff = false, reportGap
+			failing, backoff = false, sendGap
 		}
 		select {
 		case <-changed:
 		case <-elected:
-			backoff = reportGap
+			backoff = sendGap
 		case <-pause.until(next):
 		case <-n.closing:
 			return ErrClosed
@@ -225,7 +225,7 @@ func (n *Node) Send(ctx context.Context, from Reporter) error {
 			return nil
 		}
 		select {
-		case <-gap.until(reportGap):
+		case <-gap.until(sendGap):
 		case <-n.closing:
 			return ErrClosed
 		case <-ctx.Done():

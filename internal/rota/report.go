@@ -26,12 +26,13 @@ type Opinion struct {
 
 // Report is all opinions of one vantage: whole, never a difference. Lose or repeat one and the next repairs it.
 type Report struct {
-	Vantage  string     `json:"vantage"`
-	Epoch    int64      `json:"epoch,omitempty"` // when the vantage began, by its clock, in Unix nanoseconds; 0: not said
-	Seq      uint64     `json:"seq"`             // grows by one a report, from 1 in each epoch
-	At       time.Time  `json:"at"`              // when it was taken in, by the receiver's clock
-	Abstain  string     `json:"abstain,omitempty"`
-	Opinions []*Opinion `json:"opinions"` // sorted by Target, each once
+	Vantage     string     `json:"vantage"`
+	Incarnation uint64     `json:"incarnation,omitempty"` // of the vantage's process: when it began, by its clock, in Unix nanoseconds; 0: not said
+	Seq         uint64     `json:"seq"`                   // grows with each report of an incarnation, from 1
+	Sent        time.Time  `json:"sent,omitzero"`         // by the vantage's clock, which decides nothing
+	At          time.Time  `json:"at"`                    // when it was taken in, by the receiver's clock
+	Abstain     string     `json:"abstain,omitempty"`
+	Opinions    []*Opinion `json:"opinions"` // sorted by Target, each once
 }
 
 // Opinion returns the report's opinion of a target, or nil.
@@ -70,6 +71,9 @@ func Moved(a, b *Report) []TargetID {
 	}
 	all := a.Abstain != b.Abstain // then every opinion begins or ceases to count
 	i, j := 0, 0
+	if n := len(a.Opinions); !all && n > 0 && n == len(b.Opinions) && &a.Opinions[0] == &b.Opinions[0] {
+		return nil // the very same list
+	}
 	if !all {
 		n := min(len(a.Opinions), len(b.Opinions))
 		x, y := a.Opinions[:n], b.Opinions[:n]

@@ -21,16 +21,22 @@ var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 // TestScenarios tells stories of services in the domain's own words. Each testdata/*.txtar is an archive of stories; their lines:
 //
 //	service NAME ADDRESS[,priority=N][,weight=N][,nocheck]… [fall_open P%] [min_published N] [hold D] [answers N] [on_all_down WORD] [fallback NAME] [ttl N] [publish P]
-//	vantages NAME[@SITE]… [need Q] [of sites]
+//	vantages NAME[@SITE]… [need Q] [of sites] [max_age D]
 //	load                                  apply the services and vantages as an event
 //	at D LINE                             go to D after the start, then LINE
 //	verdict ADDRESS up|down|unknown       of all services that ask it
-//	report VANTAGE ADDRESS=STATUS… | report VANTAGE abstain WHY ADDRESS=STATUS…      heard by the quorum; verdicts follow as an event
+//	report VANTAGE ADDRESS=STATUS… | report VANTAGE abstain WHY ADDRESS=STATUS…      packed, heard by the quorum; verdicts follow as an
+//	                                      event. ADDRESS all: all of them; STATUS later: one of a later version
+//	judge                                 count the votes again, as when one of them has aged
 //	drain|maintenance|force-up|force-down SERVICE/ADDRESS D REASON
 //	lift SERVICE/ADDRESS, tick, restart   restart: through a stored snapshot
 //	expect A|AAAA|CNAME ADDRESS… | none | untouched | drop ADDRESS…  what publishers are told
 //	expect serve A|AAAA ADDRESS…          what rota's own name server answers from
 //	expect mode|mode6 MODE, expect why ADDRESS "part", expect summary "part", expect serial same|grown, expect deadline D|none
+//	expect verdict ADDRESS up|down|unknown
+//	expect votes ADDRESS NAME=up|down|unknown|silent|stale|abstains…
+//	expect split SERVICE N/M              of how many of its targets the vantages contradict one another
+//	expect outliers NAME… | none          who contradicts the others
 //	expect emptied|kept SERVICE/ADDRESS…  what a drain of these would do
 //	refuse LINE                           the line must give an error
 func TestScenarios(t *testing.T) {
@@ -71,6 +77,7 @@ type world struct {
 	state   *State
 	serial  uint32
 	reports []*Report
+	inbox   map[string]*Unpacker
 	log     []Event
 }
 
@@ -109,6 +116,8 @@ func (w *world) do(line string) error {
 		return w.verdict(args)
 	case "report":
 		return w.report(args)
+	case "judge":
+		return w.judge()
 	case "drain", "maintenance", "force-up", "force-down":
 		return w.override(Action(word), args)
 	case "lift":
@@ -185,7 +194,7 @@ func (w *world) restart() error {
 		return err
 	}
 	s, err := Restore(snap)
-	w.state, w.reports = s, nil
+	w.state, w.reports, w.inbox = s, nil, nil
 	return err
 }
 
@@ -282,6 +291,13 @@ func (w *world) vantages(args []string) error {
 		case "of":
 			i++
 			w.spec.Quorum.Of = args[i]
+		case "max_age":
+			i++
+			d, err := time.ParseDuration(args[i])
+			if err != nil {
+				return err
+			}
+			w.spec.Quorum.MaxAge = d
 		default:
 			name, site, _ := strings.Cut(args[i], "@")
 			w.spec.Vantages = append(w.spec.Vantages, Vantage{Name: name, Site: site})
@@ -291,6 +307,9 @@ func (w *world) vantages(args []string) error {
 }
 
 func statusOf(word string) Status {
+	if word == "later" {
+		return 3
+	}
 	var s Status
 	_ = s.UnmarshalText([]byte(word))
 	return s
@@ -315,32 +334,91 @@ func (w *world) verdict(args []string) error {
 	return w.apply(e)
 }
 
+// report packs a report and takes it in as a leader does.
 func (w *world) report(args []string) error {
-	r := &Report{Vantage: args[0], Seq: 1, At: w.now}
+	r := &Report{Vantage: args[0], Incarnation: 1, Seq: 1}
 	if len(args) > 1 && args[1] == "abstain" {
 		r.Abstain = args[2]
 		args = args[2:]
 	}
+	said := map[TargetID]*Opinion{}
 	for _, a := range args[1:] {
 		address, word, _ := strings.Cut(a, "=")
-		for _, t := range w.asked(address) {
-			r.Opinions = append(r.Opinions, &Opinion{Target: t.ID, Status: statusOf(word), Since: w.now, Reason: word + " here"})
+		targets := w.asked(address)
+		if address == "all" {
+			targets = w.state.Targets()
+		}
+		if len(targets) == 0 {
+			return fmt.Errorf("nobody asks %s", address)
+		}
+		for _, t := range targets {
+			said[t.ID] = &Opinion{Target: t.ID, Status: statusOf(word), Since: w.now, Reason: word + " here"}
 		}
 	}
+	for _, o := range said {
+		r.Opinions = append(r.Opinions, o)
+	}
 	slices.SortFunc(r.Opinions, func(a, b *Opinion) int { return strings.Compare(string(a.Target), string(b.Target)) })
+	if w.inbox == nil {
+		w.inbox = map[string]*Unpacker{}
+	}
+	if w.inbox[r.Vantage] == nil {
+		w.inbox[r.Vantage] = &Unpacker{}
+	}
+	r, err := w.inbox[r.Vantage].Unpack(w.state.Table(), w.state.Table().Pack(r), w.now)
+	if err != nil {
+		return err
+	}
 	if err := r.Validate(); err != nil {
 		return err
 	}
 	w.reports = append(slices.DeleteFunc(w.reports, func(o *Report) bool { return o.Vantage == r.Vantage }), r)
-	var all []TargetID
-	for _, t := range w.state.Targets() {
-		all = append(all, t.ID)
-	}
-	if vs := w.state.Judge(all, w.reports, w.now); len(vs) > 0 {
+	return w.judge()
+}
+
+func (w *world) judge() error {
+	if vs := w.state.Judge(w.state.Table().Targets(), w.reports, w.now); len(vs) > 0 {
 		return w.apply(Event{Kind: EventVerdicts, Verdicts: vs})
 	}
 	w.serial = w.state.Serial()
 	return nil
+}
+
+// votes says how the vantages vote on an address.
+func (w *world) votes(address string) string {
+	var out []string
+	for _, v := range w.state.Votes(w.asked(address)[0].ID, w.reports, w.now) {
+		word := v.Status.String()
+		for prefix, is := range map[string]string{"silent": "silent", "report is older": "stale", "abstains": "abstains"} {
+			if strings.HasPrefix(v.Reason, prefix) {
+				word = is
+			}
+		}
+		out = append(out, v.Vantage+"="+word)
+	}
+	return strings.Join(out, " ")
+}
+
+func (w *world) outliers() string {
+	var out []string
+	for _, v := range w.state.Dissent(w.reports, w.now).Vantages {
+		if v.Outlier() {
+			out = append(out, v.Vantage)
+		}
+	}
+	if out == nil {
+		return "none"
+	}
+	return strings.Join(out, " ")
+}
+
+func (w *world) split(service string) string {
+	for _, d := range w.state.Dissent(w.reports, w.now).Services {
+		if d.Service.Short() == service {
+			return fmt.Sprintf("%d/%d", d.Split, d.Targets)
+		}
+	}
+	return "nothing"
 }
 
 func (w *world) override(a Action, args []string) error {
@@ -401,6 +479,14 @@ func (w *world) expect(args []string, rest string) error {
 	case "summary":
 		x, _ := w.state.Explain(w.service(""), TypeA)
 		return holds(x.Summary, rest)
+	case "verdict":
+		return same(w.state.Verdict(w.asked(more[0])[0].ID).Status, more[1:]...)
+	case "votes":
+		return same(w.votes(more[0]), more[1:]...)
+	case "split":
+		return same(w.split(more[0]), more[1:]...)
+	case "outliers":
+		return same(w.outliers(), more...)
 	case "emptied", "kept":
 		var os []Override
 		for _, s := range more {

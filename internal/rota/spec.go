@@ -106,6 +106,14 @@ type compiled struct {
 	asked    map[Name][][]TargetID // by service: for each endpoint, the targets of the checks that decide
 	targets  []Target              // sorted by id
 	uses     map[TargetID][]Name   // services that a target's verdict touches, sorted
+	table    *Table                // of the targets
+}
+
+// tabulate makes the table of the targets; when they are the same as before, it is the same table.
+func (c *compiled) tabulate(before *compiled) {
+	if c.table = before.table; c.table == nil || !c.table.holds(c.targets) {
+		c.table = TableOf(c.targets)
+	}
 }
 
 // compile indexes a spec and refuses one whose parts contradict each other.

@@ -304,6 +304,7 @@ func (t *transaction) respec(s Spec) error {
 	if t.compiled().spec.Static != s.Static {
 		t.advance()
 	}
+	c.tabulate(t.before)
 	t.spec = c
 	var gone []TargetID
 	for id := range t.verdicts.all() {
@@ -549,16 +550,25 @@ func texts(as []netip.Addr) []string {
 }
 
 // Judge returns the verdicts that the reports change, of the given targets. reports holds at most one report a vantage; those of
-// vantages that are not configured are not heard. now is the receiver's clock.
+// vantages that are not configured are not heard. now is the receiver's clock. Its cost is least when targets are sorted.
 func (s *State) Judge(targets []TargetID, reports []*Report, now time.Time) []Verdict {
 	c := s.compiled()
 	voices := c.spec.Quorum.Voices(c.spec.Vantages)
+	if _, err := c.spec.Quorum.Votes(voices); err != nil {
+		return nil // nobody is configured to vote
+	}
+	voters := s.voters(reports, now)
+	votes := make([]Vote, len(voters))
 	var changed []Verdict
 	for _, id := range targets {
 		if len(c.uses[id]) == 0 {
 			continue
 		}
-		if v, ok := c.spec.Quorum.decide(s.Verdict(id), s.Votes(id, reports, now), voices, now); ok {
+		for i := range voters {
+			votes[i] = voters[i].vote(id)
+		}
+		if v, ok := c.spec.Quorum.decide(s.Verdict(id), votes, voices, now); ok {
+			v.Votes = slices.Clone(votes)
 			changed = append(changed, v)
 		}
 	}
@@ -567,29 +577,11 @@ func (s *State) Judge(targets []TargetID, reports []*Report, now time.Time) []Ve
 
 // Votes returns what each configured vantage holds of a target, sorted by vantage.
 func (s *State) Votes(id TargetID, reports []*Report, now time.Time) []Vote {
-	c := s.compiled()
-	maxAge := cmp.Or(c.spec.Quorum.MaxAge, DefaultMaxAge)
-	votes := make([]Vote, 0, len(c.spec.Vantages))
-	for _, v := range c.spec.Vantages {
-		vote := Vote{Vantage: v.Name, Site: v.Site}
-		i := slices.IndexFunc(reports, func(r *Report) bool { return r != nil && r.Vantage == v.Name })
-		switch {
-		case i < 0:
-			vote.Reason = "silent"
-		case now.Sub(reports[i].At) > maxAge:
-			vote.Reason = "report is older than " + maxAge.String()
-		case reports[i].Abstain != "":
-			vote.Reason = "abstains: " + reports[i].Abstain
-		default:
-			if o := reports[i].Opinion(id); o != nil {
-				vote.Status, vote.Class, vote.Reason, vote.Since = o.Status, o.Class, o.Reason, o.Since
-			} else {
-				vote.Reason = "not probed yet"
-			}
-		}
-		votes = append(votes, vote)
+	voters := s.voters(reports, now)
+	votes := make([]Vote, len(voters))
+	for i := range voters {
+		votes[i] = voters[i].vote(id)
 	}
-	slices.SortFunc(votes, func(a, b Vote) int { return cmp.Compare(a.Vantage, b.Vantage) })
 	return votes
 }
 
@@ -623,6 +615,16 @@ func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
 	}
 	return true
 }
+
+// Table returns the targets in force as a table, in which packed reports name them.
+func (s *State) Table() *Table {
+	if t := s.compiled().table; t != nil {
+		return t
+	}
+	return noTable
+}
+
+var noTable = NewTable(nil)
 
 // Snapshot is a State as plain values, sorted: what is stored and compared.
 type Snapshot struct {
@@ -659,6 +661,7 @@ func Restore(snap Snapshot) (*State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("snapshot at index %d: %w", snap.Index, err)
 	}
+	c.tabulate(noSpec)
 	s := &State{index: snap.Index, at: snap.At, lead: snap.Lead, serial: snap.Serial, spec: c, nodes: snap.Nodes, seen: snap.Seen}
 	for _, v := range snap.Verdicts {
 		s.verdicts = s.verdicts.with(v.Target, &v)

@@ -1,8 +1,10 @@
 package rota
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -99,7 +101,7 @@ func siteVotes(votes []Vote) map[string]Status {
 	type count struct{ up, down, all int }
 	sites := map[string]count{}
 	for _, v := range votes {
-		c := sites[v.Site]
+		c := sites[siteOf(v.Site, v.Vantage)]
 		c.all++
 		switch v.Status {
 		case Up:
@@ -107,7 +109,7 @@ func siteVotes(votes []Vote) map[string]Status {
 		case Down:
 			c.down++
 		}
-		sites[v.Site] = c
+		sites[siteOf(v.Site, v.Vantage)] = c
 	}
 	held := make(map[string]Status, len(sites))
 	for site, c := range sites {
@@ -123,6 +125,71 @@ func siteVotes(votes []Vote) map[string]Status {
 	return held
 }
 
+// siteOf is where a vantage stands: a place of its own when nobody said where.
+func siteOf(site, vantage string) string { return cmp.Or(site, "\x00"+vantage) }
+
+// voter is a configured vantage and what it says, while votes are counted.
+type voter struct {
+	Vantage
+	opinions []*Opinion
+	why      string // it has no vote
+	next     int    // the place in opinions after the last one asked for
+}
+
+// voters returns who votes, sorted by name.
+func (s *State) voters(reports []*Report, now time.Time) []voter {
+	spec := &s.compiled().spec
+	maxAge := cmp.Or(spec.Quorum.MaxAge, DefaultMaxAge)
+	out := make([]voter, 0, len(spec.Vantages))
+	for _, v := range spec.Vantages {
+		w := voter{Vantage: v}
+		i := slices.IndexFunc(reports, func(r *Report) bool { return r != nil && r.Vantage == v.Name })
+		switch {
+		case i < 0:
+			w.why = "silent"
+		case now.Sub(reports[i].At) > maxAge:
+			w.why = "report is older than " + maxAge.String()
+		case reports[i].Abstain != "":
+			w.why = "abstains: " + reports[i].Abstain
+		default:
+			w.opinions = reports[i].Opinions
+		}
+		out = append(out, w)
+	}
+	slices.SortFunc(out, func(a, b voter) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+// opinion returns the voter's opinion of a target, or nil. Asked for one after the other in order, each costs one comparison.
+func (v *voter) opinion(id TargetID) *Opinion {
+	if v.next >= len(v.opinions) || v.opinions[v.next].Target != id {
+		i, ok := slices.BinarySearchFunc(v.opinions, id, func(o *Opinion, t TargetID) int { return cmp.Compare(o.Target, t) })
+		v.next = i
+		if !ok {
+			return nil
+		}
+	}
+	v.next++
+	return v.opinions[v.next-1]
+}
+
+func (v *voter) vote(id TargetID) Vote {
+	out := Vote{Vantage: v.Name, Site: v.Site, Reason: v.why}
+	if v.why != "" {
+		return out
+	}
+	o := v.opinion(id)
+	if o == nil {
+		out.Reason = notProbed
+		return out
+	}
+	if o.Status <= Down {
+		out.Status = o.Status
+	}
+	out.Class, out.Reason, out.Since = o.Class, o.Reason, o.Since
+	return out
+}
+
 // Voices returns how many voices the vantages have under this quorum.
 func (q Quorum) Voices(vs []Vantage) int {
 	if q.Of != "sites" {
@@ -130,7 +197,7 @@ func (q Quorum) Voices(vs []Vantage) int {
 	}
 	sites := map[string]bool{}
 	for _, v := range vs {
-		sites[v.Site] = true
+		sites[siteOf(v.Site, v.Name)] = true
 	}
 	return len(sites)
 }
