@@ -47,6 +47,7 @@ type builder struct {
 	checks     map[string]entry
 	publishers map[string]*publisher // by name, those that are used
 	defined    map[string]entry      // publishers by name, all
+	used       map[string]bool       // checks by name, those that a service names
 	later      map[string]bool       // things refused as not supported yet, said once each
 	places     map[rota.Name]place   // of services
 }
@@ -54,7 +55,7 @@ type builder struct {
 func (l *loader) build(root *node) *Config {
 	b := &builder{
 		loader: l, root: root, c: &Config{}, checks: map[string]entry{}, defined: map[string]entry{},
-		publishers: map[string]*publisher{}, later: map[string]bool{}, places: map[rota.Name]place{},
+		publishers: map[string]*publisher{}, used: map[string]bool{}, later: map[string]bool{}, places: map[rota.Name]place{},
 	}
 	b.node()
 	b.log()
@@ -64,14 +65,15 @@ func (l *loader) build(root *node) *Config {
 	b.keys()
 	zones := b.dns()
 	b.quorum()
-	for _, e := range words.entries(root.get("checks")) {
+	for _, e := range words.entries(root.child("checks")) {
 		b.checks[e.key] = e
 	}
-	for _, e := range words.entries(root.get("publish")) {
+	for _, e := range words.entries(root.child("publish")) {
 		b.defined[e.key] = e
 	}
 	b.c.Owner = textOr(root.get("ownership").get("owner"), b.c.Node.Name)
 	b.services(zones)
+	b.unused()
 	b.crossZones(zones)
 	for _, name := range slices.Sorted(maps.Keys(b.publishers)) {
 		b.c.Publishers = append(b.c.Publishers, b.publishers[name].Publisher)
@@ -155,6 +157,14 @@ func elements(n *node) []*node {
 	return []*node{n}
 }
 
+// withFaults returns what elements does, and those maps that lack something: what they hold can be judged all the same.
+func withFaults(n *node) []*node {
+	if n == nil || n.kind != isList {
+		return elements(n)
+	}
+	return slices.DeleteFunc(slices.Clone(n.items), func(n *node) bool { return n.bad && n.kind != isMap })
+}
+
 func pairs(n *node) map[string]string {
 	es := anyKey.entries(n)
 	if len(es) == 0 {
@@ -229,7 +239,7 @@ func (b *builder) api() {
 	}
 	b.apiTLS(n.get("tls"))
 	seen := map[string]place{}
-	for _, t := range elements(n.get("tokens")) {
+	for _, t := range withFaults(n.get("tokens")) {
 		name := t.get("name")
 		if name != nil {
 			if at, twice := seen[name.text]; twice {
