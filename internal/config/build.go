@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -71,8 +72,8 @@ func (l *loader) build(root *node) *Config {
 	for _, e := range words.entries(root.child("publish")) {
 		b.defined[e.key] = e
 	}
-	b.c.Owner = textOr(root.get("ownership").get("owner"), b.c.Node.Name)
 	b.services(zones)
+	b.owner()
 	b.unused()
 	b.crossZones(zones)
 	for _, name := range slices.Sorted(maps.Keys(b.publishers)) {
@@ -197,6 +198,22 @@ func (b *builder) node() {
 		dir = within(d.at.src, d.text)
 	}
 	b.c.Node.DataDir = dir
+}
+
+// maxOwner is what the fence record has room for, in bytes.
+const maxOwner = 128
+
+func (b *builder) owner() {
+	owner, name := b.root.get("ownership").get("owner"), b.root.get("node").get("name")
+	b.c.Owner = textOr(owner, b.c.Node.Name)
+	n := len(url.QueryEscape(b.c.Owner))
+	switch {
+	case n <= maxOwner:
+	case owner != nil:
+		b.fail(owner.at, "", "ownership: owner takes %d bytes in the fence record, URL-encoded: want at most %d", n, maxOwner)
+	case len(b.publishers) > 0:
+		b.fail(name.placeOr(b.root.at), "write ownership: {owner: NAME}", "node: name is the owner, too, and takes %d bytes in the fence record, URL-encoded: want at most %d", n, maxOwner)
+	}
 }
 
 func (b *builder) log() {

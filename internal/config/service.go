@@ -46,8 +46,8 @@ func (b *builder) services(zones []*zone) {
 		b.places[name] = e.at
 		b.c.Spec.Services = append(b.c.Spec.Services, b.service(name, e, base, names, true))
 	}
-	if len(b.places) == 0 && !b.root.has("services") {
-		b.warn(b.root.at, "", "no service is configured")
+	if len(b.places) == 0 {
+		b.warn(b.root.get("services").placeOr(b.root.at), "write services: {NAME: {endpoints: [ADDRESS]}}", "no service is configured: there is nothing to do")
 	}
 	slices.SortFunc(b.c.Spec.Services, func(a, v rota.Service) int { return cmp.Compare(a.Name, v.Name) })
 	b.fallbacks()
@@ -118,6 +118,13 @@ func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rot
 			seen[ep.Address] = en.at
 			v.Endpoints = append(v.Endpoints, ep)
 		}
+	}
+	if n := len(s.loopback); n > 0 {
+		which := s.loopback[0].text + " is a loopback address"
+		if n > 1 {
+			which = fmt.Sprintf("%s and %d more are loopback addresses", s.loopback[0].text, n-1)
+		}
+		b.warn(s.loopback[0].at, "", "service %q: %s: others reach themselves by it", name.Short(), which)
 	}
 	if !s.own { // no endpoint has them, and they may be wrong all the same
 		s.checks(n)
@@ -505,12 +512,13 @@ func (b *builder) urlKey(at place, key string, want keyText, weak bool) (*Key, b
 
 // scope is what the checks of one service are read in.
 type scope struct {
-	b       *builder
-	service rota.Name
-	node    *node
-	layers  []*node // service, defaults: where timing comes from when a check does not say
-	refused bool    // a check was refused, so its lack is no oversight
-	own     bool    // the service's own checks were read
+	b        *builder
+	service  rota.Name
+	node     *node
+	layers   []*node // service, defaults: where timing comes from when a check does not say
+	refused  bool    // a check was refused, so its lack is no oversight
+	loopback []*node // endpoints that have such an address
+	own      bool    // the service's own checks were read
 }
 
 // endpoint reads one endpoint. Without a right address the rest of it is judged all the same.
@@ -582,7 +590,10 @@ func (s *scope) address(n *node) (netip.Addr, bool) {
 		s.b.fail(n.at, hint, "service %q: %v", s.service.Short(), err)
 		return a, false
 	}
-	if doubt != "" {
+	switch {
+	case doubt != "" && a.IsLoopback():
+		s.loopback = append(s.loopback, n)
+	case doubt != "":
 		s.b.warn(n.at, "", "service %q: %s", s.service.Short(), doubt)
 	}
 	return a, true
@@ -612,7 +623,8 @@ func (s *scope) endpointURL(n *node) (netip.Addr, bool) {
 		s.b.fail(n.at, "{} belongs to check:, where it stands for each endpoint's address", "service %q: an endpoint wants an address", s.service.Short())
 		return netip.Addr{}, false
 	}
-	h, _, err := splitHostPort(hostport)
+	// In a URL the % before a zone is written %25 (RFC 6874); many write it as it is.
+	h, _, err := splitHostPort(strings.Replace(hostport, "%25", "%", 1))
 	if err != nil {
 		s.b.fail(n.at, "", "service %q: endpoint %q: %v", s.service.Short(), short(n.text), err)
 		return netip.Addr{}, false
