@@ -137,7 +137,8 @@ func (a *app) fmtCommand() *cobra.Command {
 	var diff, write bool
 	c := &cobra.Command{
 		Use: "fmt [FILE]", Short: "Lay out a configuration in the usual way", Args: cobra.MaximumNArgs(1),
-		Long: "Print a configuration in the usual layout, comments kept. --write puts it in place of the file; --diff shows what would\n" +
+		Long: "Print a configuration in the usual layout: two spaces a level, one after a colon or comma, none inside brackets. Comments,\n" +
+			"quotes, line breaks and the order of keys are kept. --write puts it in place of the file; --diff shows what would\n" +
 			"change and ends with 1 when something would.",
 	}
 	c.Flags().BoolVar(&diff, "diff", false, "show the lines that would change")
@@ -152,9 +153,9 @@ func (a *app) fmtCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		text, err := config.Format(old)
+		text, err := config.Format(path, old)
 		if err != nil {
-			return fmt.Errorf("%s: %w", path, err)
+			return err
 		}
 		switch {
 		case diff:
