@@ -1,6 +1,6 @@
 # What one does here. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test test-all race bench fuzz lint fmt generate package clean
+.PHONY: help run demo build test test-all race bench fuzz lint fmt generate package install clean
 
 TOOL    := go tool -modfile=tools/go.mod
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -8,6 +8,9 @@ ARCH    ?= $(shell go env GOARCH)
 CONFIG  ?= rota.yaml
 COUNT   ?= 1
 SECONDS ?= 10
+PREFIX  ?= /usr
+DESTDIR ?=
+BINARY  ?= bin/rota
 
 help: ## list what one does here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -47,6 +50,14 @@ generate: ## write generated files again
 
 package: ## a tarball in dist/ with a static binary, the unit file, examples and the schema
 	./test/package '$(VERSION)' '$(ARCH)'
+
+install: ## put what `make build` built below DESTDIR and PREFIX=/usr: binary, systemd unit, documents
+	@test -x '$(BINARY)' || { echo 'there is no $(BINARY): run make build first' >&2; exit 1; }
+	install -D -m 0755 -t '$(DESTDIR)$(PREFIX)/bin' '$(BINARY)'
+	install -d '$(DESTDIR)$(PREFIX)/lib/systemd/system'
+	sed 's|=/usr/bin/|=$(PREFIX)/bin/|; s|:/usr/share/|:$(PREFIX)/share/|' config/rota.service >'$(DESTDIR)$(PREFIX)/lib/systemd/system/rota.service'
+	chmod 0644 '$(DESTDIR)$(PREFIX)/lib/systemd/system/rota.service'
+	install -D -m 0644 -t '$(DESTDIR)$(PREFIX)/share/doc/rota' README.md CHANGELOG.md LICENSE docs/*.md
 
 clean: ## remove what was built
 	rm -rf bin dist

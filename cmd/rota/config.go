@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,6 +48,30 @@ func (a *app) validateCommand() *cobra.Command {
 		return err
 	}
 	return c
+}
+
+// logProblems logs why a configuration cannot be used: a record for each problem with its place, or one record for an error of
+// another kind. Lines of the configuration are not logged.
+func logProblems(log *slog.Logger, message string, err error, args ...any) {
+	wrong, ok := errors.AsType[*config.Errors](err)
+	if !ok {
+		log.Error(message, append(args[:len(args):len(args)], "error", err)...)
+		return
+	}
+	for _, p := range wrong.Problems {
+		about := append(args[:len(args):len(args)], "file", p.File)
+		if p.Line > 0 {
+			about = append(about, "line", p.Line, "column", p.Column)
+		}
+		about = append(about, "message", p.Message)
+		if p.Hint != "" {
+			about = append(about, "hint", p.Hint)
+		}
+		log.Error(message, about...)
+	}
+	if wrong.More > 0 {
+		log.Error(message, append(args[:len(args):len(args)], "more", wrong.More)...)
+	}
 }
 
 func count(n int, what string) string {
@@ -112,7 +137,8 @@ func (a *app) fmtCommand() *cobra.Command {
 	var diff, write bool
 	c := &cobra.Command{
 		Use: "fmt [FILE]", Short: "Lay out a configuration in the usual way", Args: cobra.MaximumNArgs(1),
-		Long: "Print a configuration in the usual layout, comments kept. --write puts it in place of the file; --diff shows what would\n" +
+		Long: "Print a configuration in the usual layout: two spaces a level, one after a colon or comma, none inside brackets. Comments,\n" +
+			"quotes, line breaks and the order of keys are kept. --write puts it in place of the file; --diff shows what would\n" +
 			"change and ends with 1 when something would.",
 	}
 	c.Flags().BoolVar(&diff, "diff", false, "show the lines that would change")
@@ -127,9 +153,9 @@ func (a *app) fmtCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		text, err := config.Format(old)
+		text, err := config.Format(path, old)
 		if err != nil {
-			return fmt.Errorf("%s: %w", path, err)
+			return err
 		}
 		switch {
 		case diff:

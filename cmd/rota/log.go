@@ -183,6 +183,8 @@ func cleanAttr(a slog.Attr) slog.Attr {
 			group[i] = cleanAttr(m)
 		}
 		v = slog.GroupValue(group...)
+	case slog.KindDuration: // with its unit in every format; JSON would have bare nanoseconds
+		v = slog.StringValue(v.Duration().String())
 	case slog.KindAny:
 		v = slog.AnyValue(cleanAny(v.Any()))
 	}

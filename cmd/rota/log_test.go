@@ -202,7 +202,7 @@ func TestLogJSONKeepsShapes(t *testing.T) {
 	}
 	delete(got, "broken")
 	want := map[string]any{
-		"level": "INFO", "msg": "changed", "took": 3e9, "n": 7.0, "ok": true, "list": []any{"192.0.2.1"}, "nil": nil, "address": "192.0.2.2",
+		"level": "INFO", "msg": "changed", "took": "3s", "n": 7.0, "ok": true, "list": []any{"192.0.2.1"}, "nil": nil, "address": "192.0.2.2",
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)

@@ -25,7 +25,7 @@ func (busy) Describe(chan<- *prometheus.Desc) {}
 
 func (b busy) Collect(out chan<- prometheus.Metric) {
 	m := emitter{out}
-	rooms{b.n}.probes(m, probe.Stats{Kinds: []probe.KindStats{{Kind: rota.KindTCP, Results: []probe.ResultCount{{Class: rota.ClassOK}}}}})
+	rooms(b).probes(m, probe.Stats{Kinds: []probe.KindStats{{Kind: rota.KindTCP, Results: []probe.ResultCount{{Class: rota.ClassOK}}}}})
 	publishers(m, publish.Status{Publisher: "bind", Zones: []publish.ZoneStatus{{Zone: "example.org."}}})
 	queries(m, nameserver.Stats{Queries: []nameserver.QueryCount{{Zone: "example.org.", Proto: "udp", Rcode: "NOERROR"}}})
 }

@@ -73,7 +73,7 @@ func (n *node) reload(ctx context.Context, why string) error {
 		failed := *now
 		failed.failed = err
 		n.current.Store(&failed)
-		n.log.Error("reload refused; the configuration in force stays", "because", why, "error", err)
+		logProblems(n.log, "reload refused; the configuration in force stays", err, "because", why)
 		return err
 	}
 	n.log.Info("configuration in force", "because", why, "services", len(now.cfg.Spec.Services))

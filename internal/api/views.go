@@ -18,11 +18,12 @@ type view struct {
 	reports    []*rota.Report
 	publishers []PublisherStatus
 	probes     func(rota.TargetID) (TargetProbes, bool)
+	node       string // name of this one
 }
 
 func (s *Server) view() *view {
 	return &view{
-		State: s.o.Source.State(), now: s.o.Now(), reports: s.o.Reports(), publishers: s.o.Publishers(), probes: s.o.Probes,
+		State: s.o.Source.State(), now: s.o.Now(), reports: s.o.Reports(), publishers: s.o.Publishers(), probes: s.o.Probes, node: s.o.Node,
 	}
 }
 
@@ -179,22 +180,21 @@ func (v *view) health(e *rota.Endpoint, out *EndpointView) {
 	}
 }
 
-// unprobed says why this node, or else another vantage, cannot probe an endpoint; empty when each can, or none has tried.
+// unprobed says why a vantage that has no opinion of an endpoint cannot probe it; empty when each can, or none has tried.
 func (v *view) unprobed(e *rota.Endpoint) string {
 	for _, u := range e.Checks {
 		if u.Observe {
 			continue
 		}
-		id := e.Target(u).ID
-		if p, ok := v.probes(id); ok {
-			if o := p.Streak.Last; o.Status == rota.Unknown && ownFailure(o.Class) {
-				return rota.CleanReason("this node cannot probe it: %s", o.Reason)
+		for _, vote := range v.Votes(e.Target(u).ID, v.reports, v.now) {
+			if vote.Status != rota.Unknown || !ownFailure(vote.Class) {
+				continue
 			}
-		}
-		for _, vote := range v.Votes(id, v.reports, v.now) {
-			if vote.Status == rota.Unknown && ownFailure(vote.Class) {
-				return rota.CleanReason("%s cannot probe it: %s", vote.Vantage, vote.Reason)
+			who := vote.Vantage
+			if who == v.node {
+				who = "this node"
 			}
+			return rota.CleanReason("%s cannot probe it: %s", who, vote.Reason)
 		}
 	}
 	return ""

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -47,6 +48,7 @@ type builder struct {
 	checks     map[string]entry
 	publishers map[string]*publisher // by name, those that are used
 	defined    map[string]entry      // publishers by name, all
+	used       map[string]bool       // checks by name, those that a service names
 	later      map[string]bool       // things refused as not supported yet, said once each
 	places     map[rota.Name]place   // of services
 }
@@ -54,7 +56,7 @@ type builder struct {
 func (l *loader) build(root *node) *Config {
 	b := &builder{
 		loader: l, root: root, c: &Config{}, checks: map[string]entry{}, defined: map[string]entry{},
-		publishers: map[string]*publisher{}, later: map[string]bool{}, places: map[rota.Name]place{},
+		publishers: map[string]*publisher{}, used: map[string]bool{}, later: map[string]bool{}, places: map[rota.Name]place{},
 	}
 	b.node()
 	b.log()
@@ -64,14 +66,15 @@ func (l *loader) build(root *node) *Config {
 	b.keys()
 	zones := b.dns()
 	b.quorum()
-	for _, e := range words.entries(root.get("checks")) {
+	for _, e := range words.entries(root.child("checks")) {
 		b.checks[e.key] = e
 	}
-	for _, e := range words.entries(root.get("publish")) {
+	for _, e := range words.entries(root.child("publish")) {
 		b.defined[e.key] = e
 	}
-	b.c.Owner = textOr(root.get("ownership").get("owner"), b.c.Node.Name)
 	b.services(zones)
+	b.owner()
+	b.unused()
 	b.crossZones(zones)
 	for _, name := range slices.Sorted(maps.Keys(b.publishers)) {
 		b.c.Publishers = append(b.c.Publishers, b.publishers[name].Publisher)
@@ -155,6 +158,14 @@ func elements(n *node) []*node {
 	return []*node{n}
 }
 
+// withFaults returns what elements does, and those maps that lack something: what they hold can be judged all the same.
+func withFaults(n *node) []*node {
+	if n == nil || n.kind != isList {
+		return elements(n)
+	}
+	return slices.DeleteFunc(slices.Clone(n.items), func(n *node) bool { return n.bad && n.kind != isMap })
+}
+
 func pairs(n *node) map[string]string {
 	es := anyKey.entries(n)
 	if len(es) == 0 {
@@ -187,6 +198,22 @@ func (b *builder) node() {
 		dir = within(d.at.src, d.text)
 	}
 	b.c.Node.DataDir = dir
+}
+
+// maxOwner is what the fence record has room for, in bytes.
+const maxOwner = 128
+
+func (b *builder) owner() {
+	owner, name := b.root.get("ownership").get("owner"), b.root.get("node").get("name")
+	b.c.Owner = textOr(owner, b.c.Node.Name)
+	n := len(url.QueryEscape(b.c.Owner))
+	switch {
+	case n <= maxOwner:
+	case owner != nil:
+		b.fail(owner.at, "", "ownership: owner takes %d bytes in the fence record, URL-encoded: want at most %d", n, maxOwner)
+	case len(b.publishers) > 0:
+		b.fail(name.placeOr(b.root.at), "write ownership: {owner: NAME}", "node: name is the owner, too, and takes %d bytes in the fence record, URL-encoded: want at most %d", n, maxOwner)
+	}
 }
 
 func (b *builder) log() {
@@ -229,7 +256,7 @@ func (b *builder) api() {
 	}
 	b.apiTLS(n.get("tls"))
 	seen := map[string]place{}
-	for _, t := range elements(n.get("tokens")) {
+	for _, t := range withFaults(n.get("tokens")) {
 		name := t.get("name")
 		if name != nil {
 			if at, twice := seen[name.text]; twice {

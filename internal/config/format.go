@@ -10,12 +10,12 @@ import (
 )
 
 // Format returns text in the one layout: line feeds, no byte order mark, no blanks at line ends, two spaces a level, one blank line
-// at most between others. Comments, quotes, flow and block
-// style, and the order of keys stay. It refuses what cannot be parsed, and Format of its result changes nothing.
-// JSON is laid out as hujson does.
-func Format(text []byte) ([]byte, error) {
+// at most between others; one blank after a key's colon and after a comma of a list or map in brackets, none inside the brackets.
+// Comments, quotes, flow and block style, and the order of keys stay. It refuses what cannot be parsed, with errors that call the
+// text by name, and Format of its result changes nothing. JSON is laid out as hujson does.
+func Format(name string, text []byte) ([]byte, error) {
 	l := newLoader(Options{Env: func(string) (string, bool) { return "", true }, HostName: "-", filesystem: nowhere{}})
-	src, ok := l.clean("rota.yaml", text)
+	src, ok := l.clean(name, text)
 	if !ok {
 		return nil, l.failed()
 	}
@@ -33,6 +33,11 @@ func Format(text []byte) ([]byte, error) {
 	}
 	out := src.text
 	for range 4 {
+		if next := spaced(out); next != out {
+			if after := newLoader(l.o).parsed(newSource(src.name, next)); after != nil && sameTree(before, after) {
+				out = next
+			}
+		}
 		next := layout(out)
 		if next == out {
 			return []byte(out), nil

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -17,9 +18,13 @@ func TestFormat(t *testing.T) {
 		"block text":      {"a:\n    t: |\n        x\n\n\n          y  \n    u: 1\n", "a:\n  t: |\n      x\n\n\n        y  \n  u: 1\n"},
 		"flow goes on":    {"a:\n    b: [1,\n        2]\n", "a:\n  b: [1,\n      2]\n"},
 		"quoted goes on":  {"a:\n    b: \"x\n\n      y\"\n    c: 1\n", "a:\n  b: \"x\n\n    y\"\n  c: 1\n"},
-		"json":            {`{"a":1, // one` + "\n" + `"b":[1,2]}`, "{\n\t\"a\": 1, // one\n\t\"b\": [1, 2],\n}\n"},
+		"spaces": {
+			"a: [192.0.2.1,   192.0.2.2 ,\"x ,  y\"]   # why,  then\nb:   { c: 1,d:   [ ] , e: it's  so, f: 'x' }\ng:    |\n  x,   y\nh: a,   b\ni:   # none\nj: [ # of j\n  1 ,2\n]\n",
+			"a: [192.0.2.1, 192.0.2.2, \"x ,  y\"]   # why,  then\nb: {c: 1, d: [], e: it's  so, f: 'x'}\ng: |\n  x,   y\nh: a,   b\ni:   # none\nj: [ # of j\n  1, 2\n]\n",
+		},
+		"json": {`{"a":1, // one` + "\n" + `"b":[1,2]}`, "{\n\t\"a\": 1, // one\n\t\"b\": [1, 2],\n}\n"},
 	} {
-		got, err := Format([]byte(c.in))
+		got, err := Format("tab.yaml", []byte(c.in))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -30,7 +35,7 @@ func TestFormat(t *testing.T) {
 	}
 	for _, name := range []string{"full.yaml", "min-embedded.yaml", "min-rfc2136.yaml"} {
 		in := example(t, name)
-		got, err := Format([]byte(in))
+		got, err := Format("tab.yaml", []byte(in))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -38,15 +43,15 @@ func TestFormat(t *testing.T) {
 			t.Errorf("%s is not laid out: %s", name, d)
 		}
 	}
-	if _, err := Format([]byte("a: [")); err == nil {
-		t.Error("formatted what is no YAML")
+	if _, err := Format("tab.yaml", []byte("a:\n\tb: [")); err == nil || !strings.HasPrefix(err.Error(), "tab.yaml:2:1: ") {
+		t.Errorf("what is no YAML: %v", err)
 	}
 }
 
 func FuzzFormat(f *testing.F) {
 	for _, s := range []string{
 		example(f, "full.yaml"), rich, "a:\n    - b: 1\n      c: |\n         x\n", "a: \"x\n  y\"\n", "- a\n-  - b\n   - c\n", "? a\n: b\n", "{a: 1,\n  b: 2}",
-		"a:\n- - x\n  - y\n# c\n", "a: >-\n  x\n   y\n\n#c", "{\"a\": 1 /* x */}", "a: 'it''s\n  b'\n", "a: &x\n    b: 1\nc: *x\n", "a:\n    x\n    y\n",
+		"a:\n- - x\n  - y\n# c\n", "a: >-\n  x\n   y\n\n#c", "{\"a\": 1 /* x */}", "a: 'it''s\n  b'\n", "a: &x\n    b: 1\nc: *x\n", "a:\n    x\n    y\n", "a:   {b:  [1,2 ,3], c:   \"x,  y\", ? d }\n", "- [a  ,\n  b, # c\n  'x\n  y' ]\n",
 	} {
 		f.Add([]byte(s))
 	}
@@ -54,11 +59,11 @@ func FuzzFormat(f *testing.F) {
 		if len(in) > 1<<16 {
 			return
 		}
-		once, err := Format(in)
+		once, err := Format("tab.yaml", in)
 		if err != nil {
 			return
 		}
-		twice, err := Format(once)
+		twice, err := Format("tab.yaml", once)
 		if err != nil {
 			t.Fatalf("%v\n%q\n%q", err, in, once)
 		}

@@ -62,6 +62,19 @@ func (n *node) get(key string) *node {
 	return nil
 }
 
+// child returns the map under a key, though it may lack something, or nil when there is none.
+func (n *node) child(key string) *node {
+	if n == nil || n.kind != isMap {
+		return nil
+	}
+	for _, e := range n.keys {
+		if e.key == key && e.value.kind == isMap {
+			return e.value
+		}
+	}
+	return nil
+}
+
 // has reports whether a key is there, right or wrong.
 func (n *node) has(key string) bool {
 	return n != nil && n.kind == isMap && slices.ContainsFunc(n.keys, func(e entry) bool { return e.key == key })

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -18,6 +19,7 @@ type Problem struct {
 	Source  string `json:"source,omitempty"` // the line, secrets hidden
 	Message string `json:"message"`
 	Hint    string `json:"hint,omitempty"` // what to do, such as: did you mean "ttl"?
+	caret   int    // column in Source, where what is hidden before it is shorter or longer; 0: Column
 }
 
 // Error returns file:line:column, the message and the hint on one line.
@@ -42,7 +44,7 @@ func (p Problem) String() string {
 	if p.Source == "" {
 		return b.String()
 	}
-	source, column, width := clip(p.Source, max(p.Column, 1), max(p.Width, 1))
+	source, column, width := clip(p.Source, max(cmp.Or(p.caret, p.Column), 1), max(p.Width, 1))
 	if p.Line > 1 && strings.TrimSpace(p.Before) != "" {
 		before, _, _ := clip(p.Before, 1, 1)
 		fmt.Fprintf(&b, "%5d | %s\n", p.Line-1, printable(before))
@@ -106,30 +108,52 @@ func (e *Errors) Error() string {
 // maxProblems bounds how many problems are listed.
 const maxProblems = 200
 
-// masks find what may be a secret in a line that is shown.
+// maskedKey is a key whose value may be a secret, up to the value.
+const maskedKey = `(?i)(["']?\b(?:secret|token|password|passwd|authorization|cookie)["']?\s*`
+
+// masks find what may be a secret in a line that is shown. Quotes round it stay, so that the line can still be read.
 var masks = []struct {
 	re   *regexp.Regexp
 	with string
 }{
+	{regexp.MustCompile(maskedKey + `:\s*")(?:[^"\\]|\\.)*\\?("?)`), "${1}" + hidden + "${2}"},
+	{regexp.MustCompile(maskedKey + `:\s*')(?:[^']|'')*('?)`), "${1}" + hidden + "${2}"},
 	// key: value, but not key: {file: …} or an anchor, alias or variable
-	{regexp.MustCompile(`(?i)("?\b(?:secret|token|password|passwd|authorization|cookie)"?\s*[:=]\s*)([^\s{\[&*|>$][^,}]*)`), "${1}" + hidden},
-	// what follows key= in a URL, but for the forms that only name a secret
-	{regexp.MustCompile(`([?&]key=)([^\s"',}\]&]+)`), "${1}" + hidden},
+	{regexp.MustCompile(maskedKey + `:\s*)[^\s{\[&*|>$"'](?:[^,}]|,\S)*`), "${1}" + hidden},
+	// key=value, in a URL and elsewhere
+	{regexp.MustCompile(maskedKey + `=\s*)[^\s"'&,}][^"'&,}]*`), "${1}" + hidden},
 	// user:password@ in a URL
 	{regexp.MustCompile(`(://)[^/\s"'@]+@`), "${1}" + hidden + "@"},
 }
 
-var reference = regexp.MustCompile(`[?&]key=(?:file|env|credential):`)
+var (
+	keyInURL  = regexp.MustCompile(`([?&]key=)([^\s"',}\]&]+)`)
+	reference = regexp.MustCompile(`^[?&]key=(?:file|env|credential):`)
+)
 
 // mask hides what may be a secret.
 func mask(line string) string {
-	for i, m := range masks {
-		if i == 1 && reference.MatchString(line) {
-			continue
-		}
+	for _, m := range masks {
 		line = m.re.ReplaceAllString(line, m.with)
 	}
-	return line
+	// What follows key= in a URL, but for the forms that only name a secret.
+	return keyInURL.ReplaceAllStringFunc(line, func(s string) string {
+		if reference.MatchString(s) {
+			return s
+		}
+		return s[:len("?key=")] + hidden
+	})
+}
+
+// masked returns a line with its secrets hidden, and where column is in it.
+func masked(line string, column int, hide func(string) string) (string, int) {
+	out := hide(line)
+	if rs := []rune(line); column > 1 && column <= len(rs)+1 {
+		if before := hide(string(rs[:column-1])); strings.HasPrefix(out, before) {
+			return out, utf8.RuneCountInString(before) + 1
+		}
+	}
+	return out, column
 }
 
 // closest returns the word that was probably meant, or "".

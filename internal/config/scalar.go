@@ -226,7 +226,7 @@ func parseAddress(s string) (a netip.Addr, doubt string, err error) {
 	case a.Zone() != "":
 		return a, fmt.Sprintf("%s has a zone: it is probed and never published", a), nil
 	case a.IsLoopback():
-		return a, fmt.Sprintf("%s is a loopback address: others reach themselves by it", a), nil
+		return a, "is a loopback address", nil
 	case a.IsLinkLocalUnicast() && a.Is6():
 		return a, fmt.Sprintf("%s is link-local and has no zone: write %s%%INTERFACE", a, a), nil
 	case a.IsLinkLocalUnicast():

@@ -28,24 +28,26 @@ func (b *builder) services(zones []*zone) {
 	for i, z := range zones {
 		names[i] = z.Name
 	}
-	base := b.safety(b.root.get("safety"), rota.DefaultSafety())
-	for _, e := range domainNames.entries(b.root.get("services")) {
+	base := b.safety(b.root.child("safety"), rota.DefaultSafety())
+	for _, e := range domainNames.entries(b.root.child("services")) {
 		name, err := parseHost(e.key)
-		if err != nil || e.value.kind != isMap {
+		if e.value.kind != isMap {
+			continue
+		}
+		if err != nil { // refused before; what stands under it is judged without its name
+			b.service(rota.Name(e.key), e, base, names, false)
 			continue
 		}
 		if at, twice := b.places[name]; twice {
 			b.fail(e.at, "", "service %q stands twice: first at line %d", name.Short(), at.line)
+			b.service(name, e, base, names, false)
 			continue
 		}
 		b.places[name] = e.at
-		if e.value.bad {
-			continue
-		}
-		b.c.Spec.Services = append(b.c.Spec.Services, b.service(name, e, base, names))
+		b.c.Spec.Services = append(b.c.Spec.Services, b.service(name, e, base, names, true))
 	}
-	if len(b.places) == 0 && !b.root.has("services") {
-		b.warn(b.root.at, "", "no service is configured")
+	if len(b.places) == 0 {
+		b.warn(b.root.get("services").placeOr(b.root.at), "write services: {NAME: {endpoints: [ADDRESS]}}", "no service is configured: there is nothing to do")
 	}
 	slices.SortFunc(b.c.Spec.Services, func(a, v rota.Service) int { return cmp.Compare(a.Name, v.Name) })
 	b.fallbacks()
@@ -79,14 +81,15 @@ func (b *builder) fallbacks() {
 	}
 }
 
-func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rota.Name) rota.Service {
+// service reads one service. Unless it is named, its name was refused and nothing is judged by it.
+func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rota.Name, named bool) rota.Service {
 	n := e.value
 	defaults := b.root.get("defaults")
 	v := rota.Service{
-		Name: name, Zone: nameOr(n.get("zone"), ""), Safety: b.safety(n.get("safety"), base), Labels: pairs(n.get("labels")),
+		Name: name, Zone: nameOr(n.get("zone"), ""), Safety: b.safety(n.child("safety"), base), Labels: pairs(n.get("labels")),
 		TTL: ttlOr(n.get("ttl"), ttlOr(defaults.get("ttl"), defaultTTL)),
 	}
-	if v.Zone != "" && !name.In(v.Zone) {
+	if named && v.Zone != "" && !name.In(v.Zone) {
 		b.fail(n.get("zone").at, "", "service %q is not in zone %s", name.Short(), v.Zone.Short())
 	}
 	policy := n.get("policy")
@@ -106,7 +109,7 @@ func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rot
 	}
 	s := scope{b: b, service: name, node: n, layers: []*node{n, defaults}}
 	seen := map[netip.Addr]place{}
-	for _, en := range elements(n.get("endpoints")) {
+	for _, en := range withFaults(n.get("endpoints")) {
 		if ep, ok := s.endpoint(en); ok {
 			if at, twice := seen[ep.Address]; twice {
 				b.fail(en.at, "", "service %q: endpoint %s stands twice: first at line %d", name.Short(), ep.Address, at.line)
@@ -116,6 +119,16 @@ func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rot
 			v.Endpoints = append(v.Endpoints, ep)
 		}
 	}
+	if n := len(s.loopback); n > 0 {
+		which := s.loopback[0].text + " is a loopback address"
+		if n > 1 {
+			which = fmt.Sprintf("%s and %d more are loopback addresses", s.loopback[0].text, n-1)
+		}
+		b.warn(s.loopback[0].at, "", "service %q: %s: others reach themselves by it", name.Short(), which)
+	}
+	if !s.own { // no endpoint has them, and they may be wrong all the same
+		s.checks(n)
+	}
 	if len(v.Endpoints) > 0 && !slices.ContainsFunc(v.Endpoints, func(ep rota.Endpoint) bool { return len(ep.Checks) > 0 }) && !s.refused {
 		b.warn(e.at, "add check: https://{}/health or another", "service %q has no check: its endpoints always count as up", name.Short())
 	}
@@ -123,7 +136,7 @@ func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rot
 		b.warn(n.get("safety").get("min_published").placeOr(e.at), "", "service %q: min_published %d is above its %d endpoints: health is never believed",
 			name.Short(), v.Safety.MinPublished, len(v.Endpoints))
 	}
-	b.publish(&v, e, zones)
+	b.publish(&v, e, zones, named)
 	return v
 }
 
@@ -136,7 +149,7 @@ func (n *node) placeOr(def place) place {
 }
 
 // publish finds out who publishes a service.
-func (b *builder) publish(v *rota.Service, e entry, zones []rota.Name) {
+func (b *builder) publish(v *rota.Service, e entry, zones []rota.Name, named bool) {
 	zone, inside := rota.LongestZone(v.Name, zones)
 	if inside && v.Zone != "" && v.Zone != zone && slices.Contains(zones, v.Zone) {
 		b.fail(e.value.get("zone").placeOr(e.at), "", "service %q is in zone %s, which lies below %s", v.Name.Short(), zone.Short(), v.Zone.Short())
@@ -144,7 +157,7 @@ func (b *builder) publish(v *rota.Service, e entry, zones []rota.Name) {
 	p := e.value.get("publish")
 	if p == nil {
 		switch {
-		case e.value.has("publish") || b.root.has("dns") && b.root.get("dns") == nil:
+		case !named || e.value.has("publish") || b.root.has("dns") && b.root.get("dns") == nil:
 		case inside:
 			v.Publish, v.Zone = []string{rota.Embedded}, zone
 		case len(zones) > 0:
@@ -158,6 +171,7 @@ func (b *builder) publish(v *rota.Service, e entry, zones []rota.Name) {
 	for _, u := range elements(p) {
 		name := u.text
 		switch {
+		case name == rota.Embedded && !named:
 		case name == rota.Embedded && !inside:
 			b.fail(u.at, "", "service %q cannot be answered by rota itself: it is in no zone under dns.zones", v.Name.Short())
 			continue
@@ -169,13 +183,13 @@ func (b *builder) publish(v *rota.Service, e entry, zones []rota.Name) {
 				continue
 			}
 			name = pub.Name
-			b.limits(v, pub, u)
+			b.limits(v, pub, u, named)
 		default:
 			pub := b.publisher(u)
 			if pub == nil {
 				continue
 			}
-			b.limits(v, pub, u)
+			b.limits(v, pub, u, named)
 		}
 		if slices.Contains(v.Publish, name) {
 			b.fail(u.at, "", "service %q names publisher %q twice", v.Name.Short(), name)
@@ -197,8 +211,8 @@ func zoneList(zones []rota.Name) string {
 }
 
 // limits refuses what the name server behind a publisher would refuse.
-func (b *builder) limits(v *rota.Service, p *publisher, at *node) {
-	if z := p.RFC2136.Zone; z != "" && !v.Name.In(z) {
+func (b *builder) limits(v *rota.Service, p *publisher, at *node, named bool) {
+	if z := p.RFC2136.Zone; named && z != "" && !v.Name.In(z) {
 		b.fail(at.at, "", "service %q is not in zone %s of publisher %q", v.Name.Short(), z.Short(), p.Name)
 	}
 	if p.RFC2136.Zone != "" && v.Zone != "" && v.Zone != p.RFC2136.Zone {
@@ -241,16 +255,20 @@ func (b *builder) publisher(use *node) *publisher {
 		b.fail(use.at, hint, "unknown publisher %q", short(use.text))
 		return nil
 	}
-	n := e.value
-	if n.bad {
-		return nil
-	}
-	if kind := n.get("type"); kind == nil || kind.text != "rfc2136" {
+	if kind := e.value.get("type"); kind == nil || kind.text != "rfc2136" {
 		if kind != nil {
 			b.once(kind.at, "publisher", e.key, kind.text)
 		}
 		return nil
 	}
+	p := b.rfc2136(e)
+	b.publishers[e.key] = p
+	return p
+}
+
+// rfc2136 reads a publisher of that type.
+func (b *builder) rfc2136(e entry) *publisher {
+	n := e.value
 	p := &publisher{Publisher: Publisher{Name: e.key, Type: "rfc2136", RFC2136: &RFC2136{
 		Transport: Transport(textOr(n.get("transport"), string(TransportAuto))), MaxRecords: intOr(n.get("max_records"), bindLimit),
 	}}}
@@ -271,8 +289,47 @@ func (b *builder) publisher(use *node) *publisher {
 	case !n.has("key"):
 		b.warn(e.at, "add key: NAME and the key under keys", "publisher %q sends its updates unsigned", e.key)
 	}
-	b.publishers[e.key] = p
 	return p
+}
+
+// unused judges the publishers and checks that no service names. Nobody is warned of them.
+func (b *builder) unused() {
+	warnings := len(b.warnings)
+	for _, name := range sortedKeys(b.defined) {
+		e := b.defined[name]
+		if kind := e.value.get("type"); kind != nil && kind.text == "rfc2136" && b.publishers[name] == nil {
+			b.rfc2136(e)
+		}
+	}
+	b.warnings = b.warnings[:warnings]
+	for _, name := range sortedKeys(b.checks) {
+		def := b.checks[name].value
+		if b.used[name] || def.kind != isMap {
+			continue
+		}
+		// What it does not say may come from where it is used.
+		interval := def.get("interval")
+		for _, key := range []string{"timeout", "fast_interval"} {
+			if v := def.get(key); v != nil && interval != nil {
+				b.notBelow(v, name, key, durationOr(v, 0), durationOr(interval, 0))
+			}
+		}
+		b.bodyOfHead(def, name, []*node{def})
+	}
+}
+
+// notBelow refuses a time that is longer than the interval.
+func (b *builder) notBelow(at *node, check, key string, v, interval time.Duration) {
+	if v > interval {
+		b.fail(at.at, "", "check %q: %s %s is not below interval %s", check, key, formatDuration(v), formatDuration(interval))
+	}
+}
+
+// bodyOfHead refuses to match the body of an answer that has none.
+func (b *builder) bodyOfHead(at *node, check string, from []*node) {
+	if body := first(from, "body"); body != nil && textOr(first(from, "method"), "") == "HEAD" {
+		b.fail(body.placeOr(at.at), "", "check %q: an answer to HEAD has no body to match", check)
+	}
 }
 
 // once notes that a kind is not supported yet, once for each thing of that kind.
@@ -390,18 +447,21 @@ func (b *builder) publisherURL(n *node) *publisher {
 			}
 		}
 	}
-	if !ok {
-		return nil
-	}
 	for _, known := range b.publishers {
 		if known.url == n.text {
 			return known
 		}
 	}
+	if key != "" {
+		var read bool
+		r.Key, read = b.urlKey(n.at, key, keyText{name: name, algorithm: algorithm}, weak)
+		ok = ok && read
+	}
+	if !ok {
+		return nil
+	}
 	if key == "" {
 		b.warn(n.at, "add ?key=file:PATH", "publisher %s sends its updates unsigned", id)
-	} else if r.Key, ok = b.urlKey(n.at, key, keyText{name: name, algorithm: algorithm}, weak); !ok {
-		return nil
 	}
 	for i, plain := 2, p.Name; b.publishers[p.Name] != nil || b.defined[p.Name].value != nil; i++ {
 		p.Name = fmt.Sprintf("%s#%d", plain, i)
@@ -432,10 +492,7 @@ func (b *builder) urlKey(at place, key string, want keyText, weak bool) (*Key, b
 	form, name, isForm := strings.Cut(key, ":")
 	if isForm && slices.Contains([]string{"file", "env", "credential"}, form) && name != "" {
 		s, ok := b.secretFrom(at, form, name)
-		if !ok {
-			return nil, false
-		}
-		k, ok := b.key(at, s, want, keyRules{whole: want.name == "" && form == "file", weak: weak})
+		k, ok := b.key(at, s, want, keyRules{whole: want.name == "" && form == "file", weak: weak, unread: !ok})
 		return &k, ok
 	}
 	if k, ok := b.c.Keys[key]; ok {
@@ -455,40 +512,30 @@ func (b *builder) urlKey(at place, key string, want keyText, weak bool) (*Key, b
 
 // scope is what the checks of one service are read in.
 type scope struct {
-	b       *builder
-	service rota.Name
-	node    *node
-	layers  []*node // service, defaults: where timing comes from when a check does not say
-	refused bool    // a check was refused, so its lack is no oversight
+	b        *builder
+	service  rota.Name
+	node     *node
+	layers   []*node // service, defaults: where timing comes from when a check does not say
+	refused  bool    // a check was refused, so its lack is no oversight
+	loopback []*node // endpoints that have such an address
+	own      bool    // the service's own checks were read
 }
 
-// endpoint reads one endpoint.
-func (s *scope) endpoint(n *node) (rota.Endpoint, bool) {
-	ep := rota.Endpoint{Weight: 1, Priority: 1}
+// endpoint reads one endpoint. Without a right address the rest of it is judged all the same.
+func (s *scope) endpoint(n *node) (ep rota.Endpoint, ok bool) {
+	ep = rota.Endpoint{Weight: 1, Priority: 1}
 	checks, own := s.node, false
 	var inURL *node
 	switch n.kind {
 	case isScalar:
 		if strings.Contains(n.text, "://") {
 			inURL = n
-			addr, ok := s.endpointURL(n)
-			if !ok {
-				return ep, false
-			}
-			ep.Address = addr
+			ep.Address, ok = s.endpointURL(n)
 			break
 		}
-		a, ok := s.address(n)
-		if !ok {
-			return ep, false
-		}
-		ep.Address = a
+		ep.Address, ok = s.address(n)
 	case isMap:
-		a, ok := s.address(n.get("address"))
-		if !ok {
-			return ep, false
-		}
-		ep.Address = a
+		ep.Address, ok = s.address(n.get("address"))
 		if m := n.get("monitor"); m != nil {
 			ep.Monitor, _ = s.address(m)
 		}
@@ -499,23 +546,35 @@ func (s *scope) endpoint(n *node) (rota.Endpoint, bool) {
 			checks = n
 		}
 		if n.has("check") && n.has("checks") {
-			s.b.fail(n.at, "", "endpoint %s has both check and checks", ep.Address)
+			s.b.fail(n.at, "", "endpoint %s has both check and checks", textOr(n.get("address"), ""))
 		}
 	}
 	if inURL != nil {
 		if u, ok := s.urlCheck(inURL, endpointTemplate(inURL.text)); ok {
 			ep.Checks = append(ep.Checks, u)
 		}
-		return ep, true
+		return ep, ok
 	}
+	ep.Checks = s.checks(checks)
+	return ep, ok
+}
+
+// checks reads the checks of a service or an endpoint.
+func (s *scope) checks(n *node) []rota.Use {
+	s.own = s.own || n == s.node
+	var uses []rota.Use
 	for _, key := range []string{"check", "checks"} {
-		for _, c := range elements(checks.get(key)) {
+		c := n.get(key)
+		if c == nil {
+			c = n.child(key)
+		}
+		for _, c := range withFaults(c) {
 			if u, ok := s.use(c); ok {
-				ep.Checks = append(ep.Checks, u)
+				uses = append(uses, u)
 			}
 		}
 	}
-	return ep, true
+	return uses
 }
 
 func (s *scope) address(n *node) (netip.Addr, bool) {
@@ -531,7 +590,10 @@ func (s *scope) address(n *node) (netip.Addr, bool) {
 		s.b.fail(n.at, hint, "service %q: %v", s.service.Short(), err)
 		return a, false
 	}
-	if doubt != "" {
+	switch {
+	case doubt != "" && a.IsLoopback():
+		s.loopback = append(s.loopback, n)
+	case doubt != "":
 		s.b.warn(n.at, "", "service %q: %s", s.service.Short(), doubt)
 	}
 	return a, true
@@ -561,7 +623,8 @@ func (s *scope) endpointURL(n *node) (netip.Addr, bool) {
 		s.b.fail(n.at, "{} belongs to check:, where it stands for each endpoint's address", "service %q: an endpoint wants an address", s.service.Short())
 		return netip.Addr{}, false
 	}
-	h, _, err := splitHostPort(hostport)
+	// In a URL the % before a zone is written %25 (RFC 6874); many write it as it is.
+	h, _, err := splitHostPort(strings.Replace(hostport, "%25", "%", 1))
 	if err != nil {
 		s.b.fail(n.at, "", "service %q: endpoint %q: %v", s.service.Short(), short(n.text), err)
 		return netip.Addr{}, false
@@ -678,7 +741,8 @@ func (s *scope) named(at, name, over *node) (rota.Use, bool) {
 		s.b.fail(name.at, hint, "unknown check %q", short(name.text))
 		return rota.Use{}, false
 	}
-	if e.value.bad {
+	s.b.used[e.key] = true
+	if e.value.bad && e.value.kind != isMap {
 		s.refused = true
 		return rota.Use{}, false
 	}
@@ -689,13 +753,13 @@ func (s *scope) named(at, name, over *node) (rota.Use, bool) {
 			return rota.Use{}, false
 		}
 		c.Name = e.key
+		ok := true
 		if over != nil {
-			if !s.overrides(over, string(c.Kind)) {
-				return rota.Use{}, false
-			}
+			ok = s.overrides(over, string(c.Kind))
 			c = s.fill(c, []*node{over})
 		}
-		return s.finish(at, c, nonNil(over))
+		u, fine := s.finish(at, c, nonNil(over))
+		return u, ok && fine
 	}
 	return s.defined(e.value, e.key, at, over)
 }
@@ -727,14 +791,14 @@ func (s *scope) overrides(over *node, kind string) bool {
 
 // defined reads a check that is a map with a type.
 func (s *scope) defined(def *node, name string, at, over *node) (rota.Use, bool) {
+	from := nonNil(over, def)
 	kind := def.get("type")
-	if kind == nil {
+	if kind == nil || def.bad {
 		s.refused = true
+		s.timing(at, cmp.Or(name, "without type"), from)
 		return rota.Use{}, false
 	}
-	if over != nil && !s.overrides(over, kind.text) {
-		return rota.Use{}, false
-	}
+	ok := over == nil || s.overrides(over, kind.text)
 	c := rota.Check{Name: name, Kind: rota.Kind(kind.text)}
 	if !slices.Contains(rota.Kinds(), c.Kind) {
 		s.refused = true
@@ -743,11 +807,12 @@ func (s *scope) defined(def *node, name string, at, over *node) (rota.Use, bool)
 			id = fmt.Sprintf("%s:%d", s.service.Short(), kind.at.line)
 		}
 		s.b.once(kind.at, "check", id, kind.text)
+		s.timing(at, id, from)
 		return rota.Use{}, false
 	}
-	from := nonNil(over, def)
 	c = s.fill(c, from)
-	return s.finish(at, c, from)
+	u, fine := s.finish(at, c, from)
+	return u, ok && fine
 }
 
 // first returns the value of a key in the first map that has it.
@@ -809,7 +874,7 @@ func asciiHost(h string) string {
 
 // finish fills the defaults of a check's kind and its timing. from are the maps that belong to the check itself.
 func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
-	label := c.Name
+	label, portless := c.Name, false
 	name := ""
 	if s.service.Label() != "*" {
 		name = s.service.Short()
@@ -828,8 +893,7 @@ func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
 	case rota.KindTCP, rota.KindTLS:
 		if c.Port == 0 && !anyBad(from, "port") {
 			s.b.fail(at.at, "write port: N", "check %q of type %s has no port", label, c.Kind)
-			s.refused = true
-			return rota.Use{}, false
+			s.refused, portless = true, true
 		}
 		if c.Expect != "" {
 			c.MaxBody = cmp.Or(c.MaxBody, rota.DefaultMaxBody)
@@ -843,14 +907,12 @@ func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
 	if c.Kind == rota.KindTLS || c.Kind == rota.KindHTTPS {
 		c.ServerName, c.Verify = asciiHost(c.ServerName), cmp.Or(c.Verify, rota.VerifyStrict)
 	}
-	if c.Method == "HEAD" && c.Body != "" {
-		s.b.fail(first(from, "body").placeOr(at.at), "", "check %q: an answer to HEAD has no body to match", label)
-	}
+	s.b.bodyOfHead(at, label, from)
 	if c.Name == "" {
 		c.Name = c.Describe()
 	}
 	c.Timing = s.timing(at, c.Name, from)
-	return rota.Use{Check: c, Observe: textOr(first(from, "role"), "required") == "observe"}, true
+	return rota.Use{Check: c, Observe: textOr(first(from, "role"), "required") == "observe"}, !portless
 }
 
 func anyBad(from []*node, key string) bool {
@@ -877,15 +939,16 @@ func (s *scope) timing(at *node, name string, from []*node) rota.Timing {
 	t.Interval = durationOr(iv, t.Interval)
 	t.Timeout = durationOr(to, t.Timeout)
 	t.FastInterval = durationOr(fast, t.FastInterval)
+	judged := iv != nil || i == len(layers) // an interval that was refused is held against nothing
 	if t.Timeout > t.Interval {
-		if j <= i && to != nil {
-			s.b.fail(to.at, "", "check %q: timeout %s is not below interval %s", name, formatDuration(t.Timeout), formatDuration(t.Interval))
+		if j <= i && to != nil && judged {
+			s.b.notBelow(to, name, "timeout", t.Timeout, t.Interval)
 		}
 		t.Timeout = t.Interval
 	}
 	if t.FastInterval > t.Interval {
-		if k <= i && fast != nil {
-			s.b.fail(fast.at, "", "check %q: fast_interval %s is not below interval %s", name, formatDuration(t.FastInterval), formatDuration(t.Interval))
+		if k <= i && fast != nil && judged {
+			s.b.notBelow(fast, name, "fast_interval", t.FastInterval, t.Interval)
 		}
 		t.FastInterval = t.Interval
 	}

@@ -243,14 +243,13 @@ func (s dict) check(x *examiner, n *node, what string) {
 		return
 	}
 	for _, e := range s.keys.entries(n) {
+		s.of.check(x, e.value, fmt.Sprintf("%s %q", s.what, short(e.key)))
 		if s.key != nil {
 			if err := s.key(e.key); err != nil {
 				e.value.bad = true
 				x.l.fail(e.at, "", "%v", err)
-				continue
 			}
 		}
-		s.of.check(x, e.value, fmt.Sprintf("%s %q", s.what, short(e.key)))
 	}
 }
 
@@ -283,7 +282,6 @@ func checkFields(x *examiner, n *node, fields []field, what string) {
 		if what != "" && what != top {
 			name = what + ": " + e.key
 		}
-		before := len(x.l.problems)
 		refused := f.later != nil && x.quiet == 0 && !e.value.bad && f.later(e.value)
 		if refused {
 			x.quiet++
@@ -291,7 +289,7 @@ func checkFields(x *examiner, n *node, fields []field, what string) {
 		f.shape.check(x, e.value, name)
 		if refused {
 			x.quiet--
-			if len(x.l.problems) == before && x.l.more == 0 {
+			if !e.value.bad {
 				x.l.fail(e.at, "", "%s is not supported yet%s", name, asWritten(e.value))
 				e.value.bad = true
 			}
@@ -332,14 +330,34 @@ func (s variants) check(x *examiner, n *node, what string) {
 			n.bad = true
 			x.l.fail(n.at, "", "%s has no %s: want %s", what, s.tag, oneOf(s.words()))
 		}
+		s.known(x, n, what)
 		return
 	}
 	scalar{want: "a word", words: s.words()}.check(x, tag, what+": "+s.tag)
 	if tag.bad {
 		n.bad = true
+		s.known(x, n, what)
 		return
 	}
 	i := slices.IndexFunc(s.of, func(v variant) bool { return v.word == tag.text })
 	fields := append([]field{{key: s.tag, shape: scalar{want: "a word"}}}, s.of[i].fields...)
 	checkFields(x, n, fields, fmt.Sprintf("%s (%s)", what, tag.text))
+}
+
+// known judges those keys of a map without a valid tag that mean the same whatever the tag would be.
+func (s variants) known(x *examiner, n *node, what string) {
+	for _, e := range n.keys {
+		var shapes []shape
+		for _, v := range s.of {
+			for _, f := range v.fields {
+				if f.key == e.key {
+					shapes = append(shapes, f.shape)
+				}
+			}
+		}
+		// A key that several kinds of checks have is the same in all of them.
+		if len(shapes) == 1 || len(shapes) > 1 && s.kind == "check" {
+			shapes[0].check(x, e.value, what+": "+e.key)
+		}
+	}
 }

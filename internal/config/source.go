@@ -160,7 +160,7 @@ func (p place) problem(message, hint string) Problem {
 			if p.width == 0 {
 				q.Width = quotedWidth([]rune(line), p.column)
 			}
-			q.Source = mask(line)
+			q.Source, q.caret = masked(line, p.column, mask)
 		}
 		if line := p.src.line(p.line - 1); len(line) <= maxLine {
 			q.Before = mask(line)
@@ -263,8 +263,10 @@ func (l *loader) sorted(ps []Problem) []Problem {
 	ps = slices.Clone(ps)
 	for i := range ps {
 		for _, part := range l.hush {
-			for _, t := range []*string{&ps[i].Source, &ps[i].Before, &ps[i].Message, &ps[i].Hint} {
-				*t = strings.ReplaceAll(*t, part, hidden)
+			hush := func(s string) string { return strings.ReplaceAll(s, part, hidden) }
+			ps[i].Source, ps[i].caret = masked(ps[i].Source, ps[i].caret, hush)
+			for _, t := range []*string{&ps[i].Before, &ps[i].Message, &ps[i].Hint} {
+				*t = hush(*t)
 			}
 		}
 	}

@@ -81,27 +81,23 @@ func (b *builder) keys() {
 	b.c.Keys = map[string]Key{}
 	for _, e := range words.entries(b.root.get("keys")) {
 		n := e.value
-		if n.bad || n.kind != isMap {
+		if n.kind != isMap {
 			continue
 		}
 		file, secret := n.get("file"), n.get("secret")
-		if n.has("file") == n.has("secret") {
-			b.fail(e.at, "", "key %q wants either secret or file", e.key)
-			continue
-		}
 		var s Secret
 		var ok bool
-		if file != nil {
+		switch {
+		case n.has("file") == n.has("secret"):
+			b.fail(e.at, "", "key %q wants either secret or file", e.key)
+		case file != nil:
 			s, ok = b.secretFrom(file.at, "file", file.text)
-		} else {
+		default:
 			s, ok = b.secret(secret)
-		}
-		if !ok {
-			continue
 		}
 		weak, _ := parseBool(textOr(n.get("allow_weak"), "false"))
 		want := keyText{name: textOr(n.get("name"), ""), algorithm: textOr(n.get("algorithm"), "")}
-		if k, ok := b.key(e.at, s, want, keyRules{fallback: e.key, whole: file != nil, weak: weak}); ok {
+		if k, ok := b.key(e.at, s, want, keyRules{fallback: e.key, whole: file != nil, weak: weak, unread: !ok}); ok {
 			b.c.Keys[e.key] = k
 		}
 	}
@@ -112,28 +108,34 @@ type keyRules struct {
 	fallback string // its name when nothing else gives one
 	whole    bool   // the text has to be a whole key, with name and algorithm
 	weak     bool   // hmac-sha1 and hmac-md5 may be used
+	unread   bool   // there is no text, as was said before: the rest is judged without it
 }
 
-// key makes a TSIG key of a secret's text, which may be base64 or a whole key, and of what the configuration says beside it.
+// key makes a TSIG key of a secret's text, which may be base64 or a whole key, and of what the configuration says beside it. It
+// returns false after a problem, and has noted all there are.
 func (b *builder) key(at place, s Secret, want keyText, r keyRules) (Key, bool) {
 	k := keyText{secret: s.value}
 	source := sourceName(s)
-	if !b.o.NoSecrets {
+	unread, ok := b.o.NoSecrets || r.unread, !r.unread
+	fail := func(hint, format string, args ...any) {
+		ok = false
+		b.fail(at, hint, format, args...)
+	}
+	if !unread {
 		got, is, err := parseKeyText(s.value)
 		switch {
 		case err != nil:
-			b.fail(at, "", "%s %v", source, err)
-			return Key{}, false
+			fail("", "%s %v", source, err)
+			unread = true
 		case is:
 			k = got
 		case r.whole:
-			b.fail(at, "want: key NAME { algorithm hmac-sha256; secret \"…\"; };", "%s is neither a BIND key block nor a KEY line", source)
-			return Key{}, false
+			fail("want: key NAME { algorithm hmac-sha256; secret \"…\"; };", "%s is neither a BIND key block nor a KEY line", source)
+			unread = true
 		}
 	}
 	if want.algorithm != "" && k.algorithm != "" && want.algorithm != k.algorithm {
-		b.fail(at, "", "%s is a key of algorithm %s, and the configuration says %s", source, k.algorithm, want.algorithm)
-		return Key{}, false
+		fail("", "%s is a key of algorithm %s, and the configuration says %s", source, k.algorithm, want.algorithm)
 	}
 	algorithm := want.algorithm
 	for _, a := range []string{k.algorithm, "hmac-sha256"} {
@@ -147,33 +149,34 @@ func (b *builder) key(at place, s Secret, want keyText, r keyRules) (Key, bool) 
 			name = n
 		}
 	}
-	if name == "" && b.o.NoSecrets {
+	if name == "" && unread {
 		name = "unread" // the key's own file names it
 	}
 	parsed, err := parseName(name)
 	if err != nil {
-		b.fail(at, "write name: NAME", "key: %v", err)
-		return Key{}, false
+		fail("write name: NAME", "key: %v", err)
+		parsed = "unnamed."
 	}
 	if k.name != "" && want.name != "" {
 		if inFile, err := parseName(k.name); err == nil && inFile != parsed {
-			b.fail(at, "", "%s is key %s, and the configuration says %s", source, inFile, parsed)
-			return Key{}, false
+			fail("", "%s is key %s, and the configuration says %s", source, inFile.Short(), parsed.Short())
 		}
 	}
-	if !b.o.NoSecrets {
+	if !unread {
 		raw, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(k.secret), ""))
 		if err != nil || len(raw) == 0 {
-			b.fail(at, "", "the secret of key %s is not base64", parsed)
-			return Key{}, false
+			fail("", "the secret of key %q is not base64", parsed.Short())
 		}
 	}
 	if algorithm == "hmac-sha1" || algorithm == "hmac-md5" {
 		if !r.weak {
-			b.fail(at, "use hmac-sha256, or write allow_weak: true", "key %s is of the weak algorithm %s", parsed, algorithm)
-			return Key{}, false
+			fail("use hmac-sha256, or write allow_weak: true", "key %q is of the weak algorithm %s", parsed.Short(), algorithm)
+		} else {
+			b.warn(at, "use hmac-sha256", "key %q is of the weak algorithm %s", parsed.Short(), algorithm)
 		}
-		b.warn(at, "use hmac-sha256", "key %s is of the weak algorithm %s", parsed, algorithm)
+	}
+	if !ok {
+		return Key{}, false
 	}
 	return Key{Name: parsed, Algorithm: algorithmNames[algorithm], Secret: Secret{value: strings.Join(strings.Fields(k.secret), ""), from: s.from}}, true
 }

@@ -42,8 +42,8 @@ type zone struct {
 
 // dns reads the name server and its zones.
 func (b *builder) dns() []*zone {
-	n := b.root.get("dns")
-	if n == nil || n.kind != isMap {
+	n := b.root.child("dns")
+	if n == nil {
 		return nil
 	}
 	d := &DNS{}
@@ -62,7 +62,7 @@ func (b *builder) dns() []*zone {
 	}
 	var zones []*zone
 	for _, e := range domainNames.entries(n.get("zones")) {
-		if e.value.bad || e.value.kind != isMap {
+		if e.value.kind != isMap {
 			continue
 		}
 		name, err := parseName(e.key)

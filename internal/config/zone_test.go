@@ -97,10 +97,50 @@ func TestWarnings(t *testing.T) {
 		"endpoints: [192.0.2.1]\ncheck: tcp://{}:1\ninterval: 1d": "an interval of 1d",
 		"endpoints: [192.0.2.1]\nsafety: {min_published: 2}":      "health is never believed",
 		"endpoints: [192.0.2.1]\npublish: rfc2136://a":            "unsigned",
+		"endpoints: [127.0.0.2, \"::1\", \"tcp://127.0.0.3:80\"]": "127.0.0.2 and 2 more are loopback addresses",
 	} {
 		c := parse(t, with(in))
 		if !strings.Contains(said(c.Warnings), want) || c.Warnings[0].Line == 0 {
 			t.Errorf("%s: got\n%swant %s", in, said(c.Warnings), want)
 		}
 	}
+}
+
+func TestOneWarningOfLoopback(t *testing.T) {
+	c := parse(t, with("check: tcp://{}:80\nendpoints: [127.0.0.2, 127.0.0.3, 127.0.0.4]"))
+	if len(c.Warnings) != 1 {
+		t.Error(said(c.Warnings))
+	}
+}
+
+func TestNothingToDo(t *testing.T) {
+	for in, at := range map[string]int{"services: {}": 11, "node: {name: a}": 1} {
+		c := parse(t, in)
+		if len(c.Warnings) != 1 || !strings.Contains(said(c.Warnings), "there is nothing to do") || c.Warnings[0].Column != at {
+			t.Errorf("%s: %s", in, said(c.Warnings))
+		}
+	}
+}
+
+func TestZoneIDInURL(t *testing.T) {
+	for _, in := range []string{"fe80::1%eth0", "fe80::1%25eth0"} {
+		c := parse(t, with("endpoints: [\"http://["+in+"]:80/x\"]"))
+		if got := c.Spec.Services[0].Endpoints[0].Address.String(); got != "fe80::1%eth0" {
+			t.Errorf("%s: %s", in, got)
+		}
+	}
+}
+
+func TestOwnerFitsIntoTheFence(t *testing.T) {
+	fits, long := strings.Repeat("ä", 21)+"xx", strings.Repeat("ä", 21)+"xxx" // six bytes each, URL-encoded
+	published := "\nservices: {a.example.org: {endpoints: [192.0.2.1], publish: \"rfc2136://a\"}}"
+	parse(t, "ownership: {owner: "+fits+"}"+published)
+	if ps := problems(t, "ownership: {owner: "+long+"}"); len(ps) != 1 || !strings.Contains(said(ps), "1:20: ownership: owner takes 129 bytes") {
+		t.Error(said(ps))
+	}
+	if ps := problems(t, "node: {name: "+long+"}"+published); len(ps) != 1 || !strings.Contains(said(ps), "1:14: node: name is the owner, too, and takes 129 bytes") {
+		t.Error(said(ps))
+	}
+	parse(t, "node: {name: "+long+"}") // nobody is told who owns what
+	parse(t, "node: {name: "+long+"}\nownership: {owner: a}"+published)
 }
