@@ -265,6 +265,7 @@ func TestCallerMakesSureOfWhoAnswers(t *testing.T) {
 
 // Half handshakes are ended in time, and however many there are, others get in.
 func TestSlowHandshakes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "ourcluster")
 	a := w.node("a", func(o *Options) {
 		o.max = defaultBounds
@@ -298,6 +299,7 @@ func TestSlowHandshakes(t *testing.T) {
 
 // One address cannot have all the places, and one that says hello byte by byte does not get more time.
 func TestBoundsOfOneAddress(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "ourcluster")
 	a := w.node("a", func(o *Options) {
 		o.max = defaultBounds
@@ -352,7 +354,7 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
-// Somebody who is removed while connected is out, in both directions; so is a certificate that expires meanwhile.
+// Somebody who is removed while connected is out, in both directions.
 func TestStandingConnectionsAreRechecked(t *testing.T) {
 	w := newWorld(t, "ourcluster")
 	a, b := w.node("a"), w.node("b")
