@@ -46,6 +46,8 @@ type Credentials struct {
 	o   CredentialOptions
 	now atomic.Pointer[material]
 
+	look time.Duration // lookEvery
+
 	mu     sync.Mutex        // held while files are read or written
 	seen   [sha256.Size]byte // of the files' content when they were last tried
 	change chan struct{}     // closed when the credentials change; guarded by mu
@@ -66,7 +68,7 @@ func LoadCredentials(o CredentialOptions) (*Credentials, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Credentials{o: o, change: make(chan struct{})}
+	c := &Credentials{o: o, look: lookEvery, change: make(chan struct{})}
 	m, seen, err := c.load()
 	if err != nil {
 		return nil, err
@@ -334,7 +336,7 @@ func (c *Credentials) fits(key *ecdsa.PrivateKey, g Grant) error {
 
 // Run follows the files and renews the certificate when it is due. It returns nil when ctx ends.
 func (c *Credentials) Run(ctx context.Context) error {
-	look := time.NewTicker(lookEvery)
+	look := time.NewTicker(c.look)
 	defer look.Stop()
 	var next, warned time.Time
 	pause := renewFirst

@@ -30,8 +30,10 @@ type doorkeeper struct {
 
 func (w *world) doorkeeper(name string) *doorkeeper {
 	d := &doorkeeper{w: w, tokens: NewTokens(w.ca.cluster, &FileTokens{Path: filepath.Join(w.t.TempDir(), "tokens.json")})}
-	d.server = &JoinServer{Tokens: d.tokens, CA: func() (*CA, error) { return w.ca, nil }, Members: w.Members,
-		Log: slog.New(slog.NewTextHandler(&d.log, nil))}
+	d.server = &JoinServer{
+		Tokens: d.tokens, CA: func() (*CA, error) { return w.ca, nil }, Members: w.Members,
+		Log: slog.New(slog.NewTextHandler(&d.log, nil)),
+	}
 	d.process = w.node(name, func(o *Options) { o.Join = d.server.Handler() })
 	return d
 }
@@ -412,8 +414,10 @@ func TestIssue(t *testing.T) {
 }
 
 func someToken() Token {
-	return Token{Cluster: "ourcluster", Role: Node, ID: "abc", Addresses: []string{"192.0.2.1:3648", "[2001:db8::1]:3648", "rota1.example.org:1"},
-		Pin: Pin{1, 2, 3}, Expires: time.Unix(1790000000, 0), secret: [secretSize]byte{9, 8, 7}}
+	return Token{
+		Cluster: "ourcluster", Role: Node, ID: "abc", Addresses: []string{"192.0.2.1:3648", "[2001:db8::1]:3648", "rota1.example.org:1"},
+		Pin: Pin{1, 2, 3}, Expires: time.Unix(1790000000, 0), secret: [secretSize]byte{9, 8, 7},
+	}
 }
 
 func TestTokenText(t *testing.T) {
@@ -464,8 +468,10 @@ func FuzzJoin(f *testing.F) {
 	f.Add([]byte(`{"cluster":"ourcluster"}{"cluster":"othercluster"}`))
 	f.Add([]byte(strings.Repeat(`[`, 20000)))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		s := &JoinServer{Tokens: NewTokens("ourcluster", &FileTokens{Path: filepath.Join(os.TempDir(), "rota-fuzz-none", "tokens.json")}),
-			CA: func() (*CA, error) { return ca, nil }}
+		s := &JoinServer{
+			Tokens: NewTokens("ourcluster", &FileTokens{Path: filepath.Join(os.TempDir(), "rota-fuzz-none", "tokens.json")}),
+			CA:     func() (*CA, error) { return ca, nil },
+		}
 		w := httptest.NewRecorder()
 		s.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodPost, joinPath, strings.NewReader(string(body))))
 		no := &JoinError{}
