@@ -69,7 +69,7 @@ func LoadCredentials(o CredentialOptions) (*Credentials, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Credentials{o: o, look: lookEvery, change: make(chan struct{})}
-	m, seen, err := c.load()
+	m, seen, err := c.load(nil)
 	if err != nil {
 		return nil, err
 	}
@@ -94,13 +94,16 @@ func renewAt(leaf *x509.Certificate) time.Time {
 // Pin returns what a join token tells a newcomer to look for: the root that this process's certificate leads to.
 func (c *Credentials) Pin() Pin { return sha256.Sum256(c.now.Load().root.Raw) }
 
-// load reads the files and tries whether they fit together.
-func (c *Credentials) load() (*material, [sha256.Size]byte, error) {
+// load reads the files and tries whether they fit together. When they hold what was tried before, it returns no material and no error.
+func (c *Credentials) load(tried *[sha256.Size]byte) (*material, [sha256.Size]byte, error) {
 	f := c.o.Files
 	cert, err1 := readFile(f.Cert)
 	key, err2 := readKey(f.Key)
 	ca, err3 := readFile(f.CA)
 	seen := sha256.Sum256(fmt.Appendf(nil, "%d %d %d %s%s%s %v %v %v", len(cert), len(key), len(ca), cert, key, ca, err1, err2, err3))
+	if tried != nil && seen == *tried {
+		return nil, seen, nil
+	}
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return nil, seen, fmt.Errorf("TLS of the cluster: %w", err)
 	}
@@ -233,8 +236,12 @@ func (c *Credentials) Reload() error {
 
 // reload tries what the files hold; unless asked, only when it has not been tried yet. The caller holds mu.
 func (c *Credentials) reload(again bool) (changed bool, err error) {
-	m, seen, err := c.load()
-	if seen == c.seen && (!again || err == nil) {
+	tried := &c.seen
+	if again {
+		tried = nil
+	}
+	m, seen, err := c.load(tried)
+	if err == nil && (m == nil || seen == c.seen) {
 		return false, nil
 	}
 	c.seen = seen
