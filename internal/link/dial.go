@@ -187,12 +187,13 @@ func (d *Dialer) Dial(ctx context.Context, protocol, to string) (*Conn, error) {
 }
 
 // greet does the caller's part: TLS, who answers, and the word of the other side that it takes the call.
-func (d *Dialer) greet(ctx context.Context, raw net.Conn, protocol string, want *Member) (*Conn, error) {
+func (d *Dialer) greet(ctx context.Context, raw net.Conn, protocol string, want *Member) (conn *Conn, err error) {
 	if end, ok := ctx.Deadline(); ok {
 		_ = raw.SetDeadline(end)
 	}
 	m := d.o.Credentials.now.Load()
-	c := &Conn{Protocol: protocol, use: x509.ExtKeyUsageServerAuth, want: want, by: m, leave: func() {}}
+	c := &Conn{Protocol: protocol, use: x509.ExtKeyUsageServerAuth, want: want, by: m}
+	c.leave = func() { d.forget(c) }
 	t := tls.Client(raw, &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{protocol},
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &m.cert, nil },
@@ -212,6 +213,14 @@ func (d *Dialer) greet(ctx context.Context, raw net.Conn, protocol string, want 
 		return nil, explain(err)
 	}
 	c.Conn = t
+	if !d.keep(c) { // under watch before it counts: whoever is removed from now on is found
+		return nil, net.ErrClosed
+	}
+	defer func() {
+		if err != nil {
+			c.leave()
+		}
+	}()
 	// The other side has not spoken yet: in TLS 1.3 the caller is ready before its certificate has been looked at.
 	hello := append([]byte{byte(len(m.id.Cluster))}, m.id.Cluster...)
 	if _, err := t.Write(hello); err != nil {
@@ -236,10 +245,6 @@ func (d *Dialer) greet(ctx context.Context, raw net.Conn, protocol string, want 
 	}
 	if err := t.SetDeadline(time.Time{}); err != nil {
 		return nil, err
-	}
-	c.leave = func() { d.forget(c) }
-	if !d.keep(c) {
-		return nil, net.ErrClosed
 	}
 	return c, nil
 }

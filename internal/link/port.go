@@ -280,7 +280,7 @@ func classify(err error) Reason {
 }
 
 // take does the callee's part: TLS, who calls, whether they may, and gives the connection to who serves the protocol.
-func (p *Port) take(ctx context.Context, raw net.Conn, pass *pass) error {
+func (p *Port) take(ctx context.Context, raw net.Conn, pass *pass) (err error) {
 	_ = raw.SetDeadline(time.Now().Add(handshakeLimit))
 	m := p.o.Credentials.now.Load()
 	c := &Conn{use: x509.ExtKeyUsageClientAuth, by: m}
@@ -301,6 +301,14 @@ func (p *Port) take(ctx context.Context, raw net.Conn, pass *pass) error {
 		return err
 	}
 	c.Conn = t
+	if !p.keep(c) { // under watch before it is let in: whoever is removed from now on is found
+		return net.ErrClosed
+	}
+	defer func() {
+		if err != nil {
+			c.leave()
+		}
+	}()
 	if got := t.ConnectionState().NegotiatedProtocol; got != c.Protocol {
 		return &Refusal{WrongProtocol, fmt.Sprintf("negotiated %q", got)}
 	}
@@ -321,7 +329,6 @@ func (p *Port) take(ctx context.Context, raw net.Conn, pass *pass) error {
 	if _, err := io.ReadFull(t, cluster); err != nil {
 		return err
 	}
-	var err error
 	raft := p.raft.Load()
 	switch {
 	case string(cluster) != m.id.Cluster:
@@ -353,12 +360,8 @@ func (p *Port) take(ctx context.Context, raw net.Conn, pass *pass) error {
 
 // hand gives a connection to those who serve it, within what is left of its time.
 func (p *Port) hand(c *Conn, q *queue) error {
-	if !p.keep(c) {
-		return net.ErrClosed
-	}
 	_ = c.SetDeadline(time.Time{})
 	if !q.put(c, handshakeLimit) {
-		_ = c.Close()
 		return &Refusal{NotServed, c.Protocol + " is not served now"}
 	}
 	return nil
