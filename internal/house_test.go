@@ -70,6 +70,11 @@ var forbidden = map[string]struct {
 	"github.com/danielgtaylor/huma": {"HTTP is internal/api's business", []string{"internal/api"}},
 }
 
+// bare rooms import no module at all, with the reason.
+var bare = map[string]string{
+	"internal/link": "who may come in is decided with the standard library's TLS alone; raft's stream is matched by its shape",
+}
+
 // testOnly packages exist for tests; a program that imports one would carry its fakes.
 var testOnly = map[string]string{
 	module + "/internal/peers": "starts real name servers and web servers",
@@ -168,6 +173,9 @@ func breaks(f file, imp string) string {
 	}
 	if reason, ok := testOnly[imp]; ok && !f.test && f.dir != strings.TrimPrefix(imp, module+"/") {
 		return "only tests may: it " + reason
+	}
+	if reason, ok := bare[f.dir]; ok && !f.test && strings.Contains(strings.SplitN(imp, "/", 2)[0], ".") && !strings.HasPrefix(imp, module+"/") {
+		return reason
 	}
 	if f.dir == "internal/rota" && !f.test {
 		if _, ok := hub[imp]; !ok {
@@ -350,6 +358,9 @@ func TestImportLawBites(t *testing.T) {
 		{"internal/publish/publish.go", "os/exec"},
 		{"internal/publish/publish_test.go", "github.com/stretchr/testify/assert"},
 		{"internal/publish/publish.go", "log"},
+		{"internal/link/port.go", "github.com/hashicorp/raft"},
+		{"internal/link/port.go", "golang.org/x/sync/errgroup"},
+		{"internal/link/port.go", module + "/internal/cluster"},
 	} {
 		f := file{name: c.file, dir: path.Dir(c.file), test: strings.HasSuffix(c.file, "_test.go")}
 		if breaks(f, c.imports) == "" {
@@ -364,6 +375,9 @@ func TestImportLawBites(t *testing.T) {
 		{"cmd/rota/main.go", module + "/internal/publish"},
 		{"internal/publish/publish.go", "github.com/miekg/dns"},
 		{"internal/publish/publish.go", "log/slog"},
+		{"internal/link/port.go", "crypto/tls"},
+		{"internal/link/port.go", module + "/internal/rota"},
+		{"internal/link/raft_test.go", "github.com/hashicorp/raft"},
 	} {
 		f := file{name: c.file, dir: path.Dir(c.file), test: strings.HasSuffix(c.file, "_test.go")}
 		if bad := breaks(f, c.imports); bad != "" {
