@@ -102,10 +102,10 @@ func TestStatusesOfOnePort(t *testing.T) {
 
 func TestMessages(t *testing.T) {
 	for text, want := range map[string]rota.Status{
-		"dial tcp 10.0.0.1:80: connect: connection refused":     rota.Down,
-		"context deadline exceeded":                             rota.Down,
-		"status 418":                                            rota.Down,
-		"":                                                      rota.Down,
+		"dial tcp 10.0.0.1:80: connect: connection refused": rota.Down,
+		"context deadline exceeded":                         rota.Down,
+		"status 418":                                        rota.Down,
+		"":                                                  rota.Down,
 		"dial tcp 10.0.0.1:80: connect: network is unreachable": rota.Unknown,
 		"socket: too many open files":                           rota.Unknown,
 	} {

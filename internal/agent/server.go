@@ -69,6 +69,11 @@ type table struct {
 	whole       []byte // the targets in JSON
 }
 
+// limit bounds a report on the targets, in bytes: nobody has more to say of each than its name, a reason and a little beside.
+func (t *table) limit() int64 {
+	return min(maxReport, int64(64<<10+2*len(t.whole)+2048*len(t.targets)))
+}
+
 // NewServer returns the handler.
 func NewServer(o ServerOptions) (*Server, error) {
 	if o.Identify == nil || o.Targets == nil || o.Changed == nil || o.Report == nil {
@@ -232,11 +237,11 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request, name string) *re
 	last := a.report
 	a.mu.Unlock()
 	now := time.Now()
-	next, strangers, err := readReport(http.MaxBytesReader(w, r.Body, maxReport), t.targets, last, now)
+	next, strangers, err := readReport(http.MaxBytesReader(w, r.Body, t.limit()), t.targets, last, now)
 	if err != nil {
 		var large *http.MaxBytesError
 		if errors.As(err, &large) {
-			return refuse(http.StatusRequestEntityTooLarge, "a report has at most %d bytes", maxReport)
+			return refuse(http.StatusRequestEntityTooLarge, "a report on %d targets has at most %d bytes", len(t.targets), t.limit())
 		}
 		return refuse(http.StatusBadRequest, "the body is not a report: %s", rota.CleanReason("%v", err))
 	}
