@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,7 +24,7 @@ type node struct {
 	hang    bool  // calls never come back
 	deaf    error // of Report only
 	news    chan struct{}
-	asked   int
+	asked   atomic.Int64
 	reports []rota.Report
 	times   []time.Time
 }
@@ -43,9 +44,7 @@ func (n *node) change(f func(*node)) {
 }
 
 func (n *node) Targets(ctx context.Context, known Table) (Table, error) {
-	n.mu.Lock()
-	n.asked++
-	n.mu.Unlock()
+	n.asked.Add(1)
 	end := time.After(waitForNews)
 	for {
 		n.mu.Lock()
@@ -83,6 +82,12 @@ func (n *node) Report(ctx context.Context, r *rota.Report) error {
 		return ctx.Err()
 	}
 	return fail
+}
+
+func (n *node) when() []time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.times)
 }
 
 func (n *node) got() []rota.Report {
@@ -124,8 +129,9 @@ func TestAgentPace(t *testing.T) {
 	n := newNode("n1", one)
 	bubble(t, []*node{n}, func(t *testing.T, p *prober) {
 		wait(time.Minute)
-		for i, at := range n.times[1:] {
-			if gap := at.Sub(n.times[i]); gap > ReportEvery || gap < ReportEvery*9/10 {
+		times := n.when()
+		for i, at := range times[1:] {
+			if gap := at.Sub(times[i]); gap > ReportEvery || gap < ReportEvery*9/10 {
 				t.Errorf("reports %d and %d are %v apart", i, i+1, gap)
 			}
 		}
@@ -134,15 +140,15 @@ func TestAgentPace(t *testing.T) {
 				t.Errorf("report %d is number %d of %s", i, r.Seq, r.Vantage)
 			}
 		}
-		if n.asked > 8 {
-			t.Errorf("asked for the targets %d times in a quiet minute", n.asked)
+		if n.asked.Load() > 8 {
+			t.Errorf("asked for the targets %d times in a quiet minute", n.asked.Load())
 		}
 		// A change is told at once; a burst is one more report.
 		before := len(n.got())
 		began := time.Now()
 		p.hold("-")
 		synctest.Wait()
-		if got := n.got(); len(got) != before+1 || got[before].Opinions[0].Status != rota.Down || !n.times[before].Equal(began) {
+		if got := n.got(); len(got) != before+1 || got[before].Opinions[0].Status != rota.Down || !n.when()[before].Equal(began) {
 			t.Errorf("a change was told with %d reports", len(got)-before)
 		}
 		for range 50 {
@@ -192,7 +198,7 @@ func TestAgentFailsOver(t *testing.T) {
 		a.change(func(n *node) { n.fail = errors.New("gone") })
 		b.change(func(n *node) { n.fail, n.hang = errors.New("gone"), false })
 		wait(time.Minute)
-		asked, had := a.asked, len(a.got())+len(b.got())
+		asked, had := a.asked.Load(), len(a.got())+len(b.got())
 		for i := range 60 {
 			p.hold([]string{"+", "-"}[i%2])
 			wait(time.Minute)
@@ -200,7 +206,7 @@ func TestAgentFailsOver(t *testing.T) {
 		if c, sets := p.counts(); c != 1 || sets != 1 {
 			t.Errorf("without an upstream the prober has %d targets, set %d times", c, sets)
 		}
-		if n := a.asked - asked; n > 3600/2 || n < 3600/10 {
+		if n := a.asked.Load() - asked; n > 3600/2 || n < 3600/10 {
 			t.Errorf("asked %d times in an hour without an answer", n)
 		}
 		p.hold("+")
@@ -219,8 +225,8 @@ func TestAgentDeafNode(t *testing.T) {
 	a.deaf = errors.New("503 no leader")
 	bubble(t, []*node{a, b}, func(t *testing.T, _ *prober) {
 		wait(time.Minute)
-		if len(b.got()) < 6 || b.asked != 0 {
-			t.Errorf("b got %d reports and %d questions", len(b.got()), b.asked)
+		if len(b.got()) < 6 || b.asked.Load() != 0 {
+			t.Errorf("b got %d reports and %d questions", len(b.got()), b.asked.Load())
 		}
 		if got := b.got(); got[0].Seq != 1 || got[1].Seq != 2 {
 			t.Errorf("numbers %d, %d", got[0].Seq, got[1].Seq)

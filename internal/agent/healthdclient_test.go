@@ -11,6 +11,8 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,22 +90,28 @@ func answer(code int, body string) *http.Response {
 
 func TestHealthdClientPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex // guards what follows
 		var gets, posts []time.Time
 		var last []status
-		list := `["tcp://10.0.0.1:80"]`
+		var list atomic.Pointer[string]
+		set := func(s string) { list.Store(&s) }
+		set(`["tcp://10.0.0.1:80"]`)
 		c := &HealthdClient{URL: "https://h", Name: "edge", Client: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 			if r.Header.Get("X-Agent-Name") != "edge" {
 				t.Error("a request without the name")
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			if r.Method == "GET" {
 				gets = append(gets, time.Now())
-				return answer(200, list), nil
+				return answer(200, *list.Load()), nil
 			}
+			var got []status
 			b, _ := io.ReadAll(r.Body)
-			if int64(len(b)) != r.ContentLength || json.Unmarshal(b, &last) != nil {
+			if int64(len(b)) != r.ContentLength || json.Unmarshal(b, &got) != nil {
 				t.Errorf("a body of %d with length %d", len(b), r.ContentLength)
 			}
-			posts = append(posts, time.Now())
+			posts, last = append(posts, time.Now()), got
 			return answer(200, ""), nil
 		})}}
 		p := newProber()
@@ -111,6 +119,7 @@ func TestHealthdClientPace(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- Agent{Name: "edge", Prober: p, Upstreams: []Upstream{c}}.Run(ctx) }()
 		wait(5 * time.Minute)
+		mu.Lock()
 		if len(gets) < 10 || len(gets) > 12 {
 			t.Errorf("asked %d times in five minutes", len(gets))
 		}
@@ -119,6 +128,7 @@ func TestHealthdClientPace(t *testing.T) {
 				t.Errorf("silent for %v", gap)
 			}
 		}
+		mu.Unlock()
 		for i, want := range []bool{true, false} {
 			if i == 0 {
 				p.hold("+")
@@ -126,17 +136,19 @@ func TestHealthdClientPace(t *testing.T) {
 			} else {
 				wait(ReportEvery)
 			}
+			mu.Lock()
 			if len(last) != 1 || !last[0].Healthy || last[0].DidChange != want {
 				t.Errorf("post %d: %+v", i, last)
 			}
+			mu.Unlock()
 		}
-		list = `["tcp://10.0.0.1:80","tcp://10.0.0.2:80"]`
+		set(`["tcp://10.0.0.1:80","tcp://10.0.0.2:80"]`)
 		wait(SyncEvery + time.Second)
 		if n, sets := p.counts(); n != 2 || sets != 2 {
 			t.Errorf("%d targets, set %d times", n, sets)
 		}
 		for _, bad := range []string{"", "null", "<html>", `["tcp://10.0.0.1:80"`, `{"a":1}`, `[1]`} {
-			list = bad
+			set(bad)
 			wait(SyncEvery + time.Second)
 			if n, _ := p.counts(); n != 2 {
 				t.Errorf("%q left the prober with %d targets", bad, n)
