@@ -178,11 +178,12 @@ func (h *Healthd) Run(ctx context.Context) error {
 // Reports returns the last report of each accepted agent, sorted by name, with the time it came in. A new leader is told these; a
 // leader that has them already must not take them for newer ones.
 func (h *Healthd) Reports() []*rota.Report {
+	accepted := h.o.Accept()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var out []*rota.Report
-	for _, a := range h.agents {
-		if r := a.report.Load(); r != nil {
+	for name, a := range h.agents {
+		if r := a.report.Load(); r != nil && slices.Contains(accepted, name) {
 			out = append(out, r)
 		}
 	}

@@ -27,18 +27,19 @@ type desk struct {
 	ca      *authority // of the agents and of the server
 	files   Files
 	mu      sync.Mutex
+	accept  []string
 	targets []rota.Target
 	reports []*rota.Report
 }
 
 func newDesk(t *testing.T, targets []rota.Target) *desk {
 	t.Helper()
-	d := &desk{ca: newAuthority(t, "agents"), files: filesIn(t.TempDir()), targets: targets}
+	d := &desk{ca: newAuthority(t, "agents"), files: filesIn(t.TempDir()), accept: []string{"foo", "bar", "baz", "n1"}, targets: targets}
 	write(t, d.files, d.ca.issue(t, "healthd", time.Hour), d.ca)
 	var err error
 	d.Healthd, err = NewHealthd(HealthdOptions{
 		Listen: "127.0.0.1:0", TLS: d.files,
-		Accept:  func() []string { return []string{"foo", "bar", "baz", "n1"} },
+		Accept:  func() []string { d.mu.Lock(); defer d.mu.Unlock(); return d.accept },
 		Nodes:   func() []string { return []string{"n1"} },
 		Targets: func() []rota.Target { d.mu.Lock(); defer d.mu.Unlock(); return d.targets },
 		Report:  func(r *rota.Report) { d.mu.Lock(); defer d.mu.Unlock(); d.reports = append(d.reports, r) },
@@ -156,6 +157,16 @@ func TestHealthdWire(t *testing.T) {
 	if s := d.Stats(); s.Strangers != 2 || s.Reports != 3 || s.Lists != 3 {
 		t.Errorf("counts: %+v", s)
 	}
+	// A name that is no longer accepted is no longer heard, and what it said is gone.
+	d.mu.Lock()
+	d.accept = []string{"bar"}
+	d.mu.Unlock()
+	if code, _ := ask(t, foo, "POST", url, "foo", strings.NewReader(post)); code != 403 || len(d.Reports()) != 0 {
+		t.Errorf("no longer accepted: %d, and %d reports", code, len(d.Reports()))
+	}
+	d.mu.Lock()
+	d.accept = []string{"foo"}
+	d.mu.Unlock()
 	// What is left out is unknown from then on.
 	if code, _ := ask(t, foo, "POST", url, "foo", strings.NewReader(`[]`)); code != 200 || statusesOf(d.last("foo")) != "unknown unknown" {
 		t.Errorf("an empty report gives %d, %s", code, statusesOf(d.last("foo")))
