@@ -1033,8 +1033,8 @@ func TestReceive(t *testing.T) {
 		mustAppend(t, l, rota.Event{Kind: rota.EventSpec, Spec: spec(1, 3)})
 		m.settle()
 		ts := l.State().Targets()
-		report := func(epoch int64, seq uint64, s rota.Status) *rota.Report {
-			return &rota.Report{Vantage: "a", Incarnation: epoch, Seq: seq, Opinions: []*rota.Opinion{
+		report := func(incarnation, seq uint64, s rota.Status) *rota.Report {
+			return &rota.Report{Vantage: "a", Incarnation: incarnation, Seq: seq, Opinions: []*rota.Opinion{
 				{Target: "0000", Status: s}, {Target: ts[0].ID, Status: s}, {Target: "zzzz", Status: s},
 			}}
 		}
