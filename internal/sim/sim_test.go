@@ -210,7 +210,6 @@ type eyes struct {
 	report  *rota.Report
 	changed chan struct{}
 	lies    bool
-	shut    bool
 }
 
 func (e *eyes) Report() *rota.Report {
