@@ -255,7 +255,14 @@ func (n *node) plan(ctx context.Context) ([]api.Plan, error) {
 	return out, nil
 }
 
-func (n *node) clusterStatus() api.ClusterStatus { return api.ClusterStatus(n.raft.Status()) }
+func (n *node) clusterStatus() api.ClusterStatus {
+	s := n.raft.Status()
+	return api.ClusterStatus{
+		Cluster: s.Cluster, NodeID: s.NodeID, Node: s.Node, Raft: s.Raft, Term: s.Term, Leader: s.Leader, Leading: s.Leading,
+		Last: s.Last, Commit: s.Commit, Applied: s.Applied, Snapshot: s.Snapshot,
+		LastContact: s.LastContact, Voters: s.Voters, Healthy: s.Healthy, Trouble: s.Trouble,
+	}
+}
 
 // probes shows what this node remembers of a target.
 func (n *node) probes(id rota.TargetID) (api.TargetProbes, bool) {

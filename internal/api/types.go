@@ -235,7 +235,11 @@ type ClusterStatus struct {
 
 	LastContact time.Duration `json:"last_contact_ns" doc:"Since the leader was heard of; 0 on the leader, -1 never."`
 	Voters      int           `json:"voters"`
-	Healthy     bool          `json:"healthy" doc:"There is a leader and no trouble."`
+	Voter       bool          `json:"voter"`
+	Removed     bool          `json:"removed,omitempty" doc:"The cluster goes on without this node."`
+	Behind      uint64        `json:"behind" doc:"Entries that are known to be committed and are not in the state yet."`
+	Since       time.Time     `json:"since,omitzero" doc:"The state may be older than the cluster's since then; absent: it is current."`
+	Healthy     bool          `json:"healthy" doc:"The state is current, there is a leader and no trouble."`
 	Trouble     []string      `json:"trouble,omitempty" doc:"What is wrong although the node serves."`
 }
 

@@ -29,6 +29,8 @@ type many struct {
 	dirs  map[string]string
 	nodes map[string]*Node // that run, by name, which is also their address
 
+	reach sync.Map // the same nodes, for those who call them
+
 	cluster string
 	through map[string]func(store) store
 	mu      sync.Mutex // guards sent
@@ -72,7 +74,7 @@ func (m *many) options(name string) Options {
 		Address: name, Cluster: m.cluster, Site: "site-" + name,
 		Transport: func(Identity) (raft.Transport, error) { return m.net.Transport(name), nil },
 		Forward: func(ctx context.Context, leader Member, e rota.Event) (out rota.Event, err error) {
-			to := m.nodes[leader.Address]
+			to := m.at(leader)
 			if to == nil {
 				return e, ErrUnanswered
 			}
@@ -89,7 +91,10 @@ func (m *many) options(name string) Options {
 			return out, last
 		},
 		SendReport: func(ctx context.Context, leader Member, r *rota.Report) error {
-			to := m.nodes[leader.Address]
+			to := m.at(leader)
+			if to == nil {
+				return ErrUnanswered
+			}
 			return m.net.Call(ctx, name, leader.Address, func(context.Context) error {
 				err := to.Receive(r.Vantage, r)
 				if err == nil {
@@ -129,7 +134,14 @@ func (m *many) start(name string, change ...func(*Options)) *Node {
 		m.Fatalf("open %s: %v", name, err)
 	}
 	m.nodes[name] = n
+	m.reach.Store(name, n)
 	return n
+}
+
+func (m *many) at(x Member) *Node {
+	n, _ := m.reach.Load(x.Address)
+	at, _ := n.(*Node)
+	return at
 }
 
 // kill takes a node away without a word: what the others see of a SIGKILL.
@@ -147,6 +159,7 @@ func (m *many) kill(name string) {
 func (m *many) stop(name string) {
 	m.Helper()
 	mustClose(m, m.nodes[name])
+	m.reach.Delete(name)
 	delete(m.nodes, name)
 }
 
@@ -968,9 +981,10 @@ func TestReportsFindTheLeader(t *testing.T) {
 		var wg sync.WaitGroup
 		vs := map[string]*eyes{}
 		for x, n := range m.nodes {
-			vs[x] = &eyes{name: x}
-			vs[x].say(st, rota.Up)
-			wg.Go(func() { _ = n.Send(ctx, vs[x]) })
+			v := &eyes{name: x}
+			v.say(st, rota.Up)
+			vs[x] = v
+			wg.Go(func() { _ = n.Send(ctx, v) })
 			wg.Go(func() { _ = n.Lead(ctx, func(ctx context.Context, _ uint64) error { return n.Judge(ctx) }) })
 		}
 		verdict := func(s rota.Status) {
@@ -1055,17 +1069,17 @@ func TestReceive(t *testing.T) {
 			}
 		}
 		for i, c := range []struct {
-			epoch int64
-			seq   uint64
-			taken bool
+			incarnation uint64
+			seq         uint64
+			taken       bool
 		}{{5, 2, true}, {5, 1, false}, {4, 9, false}, {5, 3, true}, {6, 1, true}, {5, 4, false}, {6, 2, true}} {
 			s := rota.Status(1 + i%2)
 			before := len(l.Reports()) > 0 && held().Opinions[0].Status == s
-			if err := l.Receive("a", report(c.epoch, c.seq, s)); err != nil {
+			if err := l.Receive("a", report(c.incarnation, c.seq, s)); err != nil {
 				t.Error(err)
 			}
-			if taken := held().Incarnation == c.epoch && held().Seq == c.seq; taken != c.taken {
-				t.Errorf("epoch %d, seq %d: taken %v (%v)", c.epoch, c.seq, taken, before)
+			if taken := held().Incarnation == c.incarnation && held().Seq == c.seq; taken != c.taken {
+				t.Errorf("incarnation %d, seq %d: taken %v (%v)", c.incarnation, c.seq, taken, before)
 			}
 		}
 		if os := held().Opinions; len(os) != 1 || os[0].Target != ts[0].ID {

@@ -116,7 +116,7 @@ func (n *Node) survives(voters []raft.ServerID) error {
 // change makes one change of the configuration, as the leader. One at a time: what f looks at is what the change is made on.
 func (n *Node) change(ctx context.Context, f func(r *raft.Raft, servers []raft.Server) (raft.IndexFuture, error)) error {
 	if n.alone {
-		return errAlone
+		return ErrAlone
 	}
 	if !n.appends.enter() {
 		return ErrClosed
@@ -157,7 +157,8 @@ func (n *Node) change(ctx context.Context, f func(r *raft.Raft, servers []raft.S
 	}
 }
 
-var errAlone = errors.New("this node runs alone, without a cluster port: set cluster.listen in the configuration")
+// ErrAlone says that a node without a Network was asked for what takes others.
+var ErrAlone = errors.New("this node runs alone, without a cluster port: set cluster.listen in the configuration")
 
 func find(servers []raft.Server, id string) (raft.Server, error) {
 	for _, s := range servers {
@@ -330,7 +331,7 @@ func (n *Node) Leave(ctx context.Context) error { return n.Remove(ctx, n.id.Node
 // Transfer hands leadership to a node, or to any that is fit when id is empty, and returns when this node no longer leads.
 func (n *Node) Transfer(ctx context.Context, id string) error {
 	if n.alone {
-		return errAlone
+		return ErrAlone
 	}
 	if !n.appends.enter() {
 		return ErrClosed

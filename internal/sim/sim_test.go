@@ -134,7 +134,7 @@ func plan(seed uint64) script {
 		s.nodes = 5
 	}
 	kinds := []string{
-		"split", "split", "oneway", "weather", "crash", "restart", "isolate", "hold", "hold", "lose", "dark", "truth", "truth", "truth", "lie", "silent", "word", "word", "pause", "transfer",
+		"split", "split", "oneway", "weather", "crash", "restart", "isolate", "hold", "hold", "lose", "dark", "truth", "truth", "truth", "lie", "silent", "word", "word", "pause", "transfer", "orphan",
 	}
 	for range 1 + r.IntN(2) {
 		var round []step
@@ -210,7 +210,6 @@ type eyes struct {
 	report  *rota.Report
 	changed chan struct{}
 	lies    bool
-	shut    bool
 }
 
 func (e *eyes) Report() *rota.Report {

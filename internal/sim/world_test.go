@@ -221,6 +221,28 @@ func (w *world) happen(x step) {
 		w.net.Split([]string{m.name}, all)
 	case "word":
 		w.say(m, x)
+	case "orphan": // a leader that nobody hears writes what only it holds, and falls
+		l := leader()
+		if l == nil {
+			return
+		}
+		m = w.nodes[slices.IndexFunc(w.nodes, func(m *member) bool { return m.up() == l })]
+		w.net.Split([]string{m.name}, append(all, "dns"))
+		v := spec(1, sound).Services[x.n%services]
+		now := time.Now()
+		ctx, cancel := context.WithTimeout(w.t.Context(), 100*time.Millisecond)
+		_, err := l.AppendHere(ctx, rota.Event{Kind: rota.EventOverride, Reason: "orphan", Overrides: []rota.Override{{
+			Endpoint: rota.EndpointID{Service: v.Name, Address: v.Endpoints[0].Address}, Action: rota.ActionDrain,
+			Author: "nobody", Set: now, Expires: now.Add(time.Hour),
+		}}})
+		cancel()
+		if err == nil {
+			w.violated("%s acknowledged what no other node holds", m.name)
+		}
+		m.close()
+		if x.x < 0.7 {
+			m.open(false) // and it is still cut off
+		}
 	case "transfer":
 		if l := leader(); l != nil {
 			ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
