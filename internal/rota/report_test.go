@@ -268,7 +268,7 @@ func TestHostileReports(t *testing.T) {
 		"nothing":                         nil,
 		"another thing":                   []byte("{\"vantage\": \"x\"}"),
 		"more after the end":              append(with(), 127, 0),
-		"oversize":                        append(with(), make([]byte, MaxPacked)...),
+		"oversize":                        with(99, make([]byte, MaxPacked)),
 		"no fields":                       assemble(),
 		"no vantage":                      assemble(ok[2:]...),
 		"an empty vantage":                assemble(fieldVantage, "", fieldSeq, 9, fieldTable, mark, fieldStatus, []byte{0}),
