@@ -1133,7 +1133,7 @@ func TestRecover(t *testing.T) {
 			n = m.start(f.name)
 			led(t, n)
 			mustAppend(t, n, drain(round+1, n.State()))
-			time.Sleep(tendEvery)
+			time.Sleep(2 * tendEvery)
 			if got := names(n.Members()); got != f.name || len(n.State().Nodes()) != 1 {
 				t.Errorf("members %s, nodes %v", got, n.State().Nodes())
 			}

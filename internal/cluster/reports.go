@@ -41,6 +41,12 @@ func (n *Node) take(c *rota.Report) bool {
 		next[i] = c
 		n.reports.store(next)
 	case len(old) >= maxVantages:
+		if gone := n.dispensable(old); gone >= 0 {
+			next := slices.Delete(slices.Clone(old), gone, gone+1)
+			i, _ := findReport(next, c.Vantage)
+			n.reports.store(slices.Insert(next, i, c))
+			break
+		}
 		n.log.Warn("too many vantages report; this one is not heard", "vantage", c.Vantage, "limit", maxVantages)
 		return false
 	default:
@@ -48,6 +54,17 @@ func (n *Node) take(c *rota.Report) bool {
 	}
 	n.counts.Taken++
 	return true
+}
+
+// dispensable returns the report that can make room: of those that are of no vantage any more, the one that spoke longest ago; -1: none.
+func (n *Node) dispensable(rs []*rota.Report) int {
+	gone := -1
+	for i, r := range rs {
+		if n.given(r.Vantage) == nil && (gone < 0 || r.At.Before(rs[gone].At)) {
+			gone = i
+		}
+	}
+	return gone
 }
 
 // overtaken reports whether what is held is newer than what came.
