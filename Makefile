@@ -1,6 +1,6 @@
 # What one does here. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test test-all race bench fuzz lint fmt generate package install clean
+.PHONY: help run demo build test test-all race bench fuzz sim lint fmt generate package install clean
 
 TOOL    := go tool -modfile=tools/go.mod
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -8,6 +8,7 @@ ARCH    ?= $(shell go env GOARCH)
 CONFIG  ?= rota.yaml
 COUNT   ?= 1
 SECONDS ?= 10
+NIGHTS  ?= 400
 PREFIX  ?= /usr
 DESTDIR ?=
 BINARY  ?= bin/rota
@@ -38,6 +39,9 @@ bench: ## every benchmark, COUNT=1 times, with allocations
 
 fuzz: ## every fuzz target for SECONDS=10
 	./test/fuzz $(SECONDS)
+
+sim: ## simulated nights of a cluster with all kinds of faults, NIGHTS=400 of them
+	go test ./internal/sim -seeds $(NIGHTS) -timeout 60m
 
 lint: ## gofumpt, go vet, staticcheck
 	./test/lint

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -275,14 +276,14 @@ func TestRenewalInTime(t *testing.T) {
 			}
 		}
 		due()
-		away := errors.New("the CA is away")
-		tries := 0
+		var here atomic.Bool
+		var tries atomic.Int64
 		renew := p.creds.o.Renew
 		var log syncBuffer
 		c := must(LoadCredentials(CredentialOptions{Files: p.files, Log: slog.New(slog.NewTextHandler(&log, nil)), Renew: func(ctx context.Context, csr []byte) (Grant, error) {
-			tries++
-			if away != nil {
-				return Grant{}, away
+			tries.Add(1)
+			if !here.Load() {
+				return Grant{}, errors.New("the CA is away")
 			}
 			return renew(ctx, csr)
 		}}))(t)
@@ -291,22 +292,22 @@ func TestRenewalInTime(t *testing.T) {
 		stop := background(t, c.Run)
 		defer stop()
 		time.Sleep(time.Hour + 59*time.Minute)
-		if tries != 0 || c.Expires() != first {
-			t.Fatalf("%d tries before its time", tries)
+		if tries.Load() != 0 || c.Expires() != first {
+			t.Fatalf("%d tries before its time", tries.Load())
 		}
 		time.Sleep(6 * time.Hour)
-		if tries < 5 || tries > 30 || c.Expires() != first {
-			t.Errorf("%d tries in six hours without a CA", tries)
+		if n := tries.Load(); n < 5 || n > 30 || c.Expires() != first {
+			t.Errorf("%d tries in six hours without a CA", n)
 		}
-		away = nil
+		here.Store(true)
 		time.Sleep(2 * time.Hour)
 		if c.Expires() == first || !strings.Contains(log.String(), "renewed") {
 			t.Error("not renewed when the CA was back")
 		}
-		tries = 0
+		tries.Store(0)
 		time.Sleep(2 * time.Hour)
-		if tries != 0 {
-			t.Errorf("%d tries after it was renewed", tries)
+		if n := tries.Load(); n != 0 {
+			t.Errorf("%d tries after it was renewed", n)
 		}
 		stop()
 
