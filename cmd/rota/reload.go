@@ -132,6 +132,7 @@ func (n *node) tryReload(ctx context.Context) error {
 		err = n.dns.SetZones(zonesOf(next.DNS)) // compiled above; it cannot fail
 	}
 	logWarnings(n.log, next)
+	err = errors.Join(err, n.spoke(next))
 	n.current.Store(&inForce{cfg: next, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
 	close(old.replaced)
 	return err
@@ -139,7 +140,7 @@ func (n *node) tryReload(ctx context.Context) error {
 
 // respec makes the configuration an event, unless it is in force already.
 func (n *node) respec(ctx context.Context, cfg *config.Config) error {
-	spec, old := specOf(cfg), n.raft.State().Spec()
+	spec, old := n.specOf(cfg), n.raft.State().Spec()
 	same, err := sameSpec(old, spec)
 	if err != nil || same {
 		return err

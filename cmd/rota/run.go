@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/rota-dns/rota/internal/agent"
 	"github.com/rota-dns/rota/internal/api"
 	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/config"
@@ -72,7 +73,13 @@ func runNode(ctx context.Context, path string, stderr io.Writer) error {
 type node struct {
 	// Set by newNode and fixed from then on.
 	log       *slog.Logger
+	name      string // of the node
+	dir       string // its data directory
+	net       *network       // nil: alone
+	healthd   *agent.Healthd // nil: no healthagents
+	relay     *agent.Relay   // with healthd
 	raft      *cluster.Node
+	inbox     *cluster.Inbox
 	prober    *probe.Prober
 	dns       *nameserver.Server // nil: answers no queries
 	api       *api.Server
@@ -83,8 +90,13 @@ type node struct {
 	// Replaced as a whole by a reload, read by anyone.
 	current atomic.Pointer[inForce]
 
-	seen *evidence // what this process has seen for itself
-	news broadcast // fired when the state or what was seen may have changed
+	seen    *evidence     // what this process has seen for itself
+	news    broadcast     // fired when the state, who leads or what was seen may have changed
+	opined  broadcast     // fired when this vantage's report may have changed
+	doubt   doubt         // why this vantage abstains
+	doubted broadcast     // fired when that changed
+	sites   sites         // where agents say that they stand
+	leading atomic.Uint64 // the term in which this node leads; 0: it does not
 
 	reloading sync.Mutex // held while a configuration is made an event: by each reload for its length, by a new term
 }
@@ -105,23 +117,43 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	logWarnings(log, cfg)
-	raft, err := cluster.Open(cluster.Options{Dir: cfg.Node.DataDir, Node: cfg.Node.Name, Log: log.With("room", "cluster")})
-	if err != nil {
-		return nil, err
-	}
 	n := &node{
-		log: log, raft: raft, prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
-		seen: newEvidence(time.Now()),
+		log: log, name: cfg.Node.Name, dir: cfg.Node.DataDir,
+		prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
+		seen:   newEvidence(time.Now()),
+	}
+	o := cluster.Options{Dir: n.dir, Node: n.name, Log: log.With("room", "cluster")}
+	var err error
+	if cfg.Cluster.Election == "raft" {
+		if n.net, err = newNetwork(cfg, log); err != nil {
+			return nil, err
+		}
+		o.Network = n.net.options()
+	}
+	if n.raft, err = cluster.Open(o); err != nil {
+		return nil, errors.Join(err, n.unbind())
 	}
 	if err := n.open(cfg); err != nil {
-		if n.dns != nil {
-			ended, end := context.WithCancel(context.Background())
-			end()
-			err = errors.Join(err, n.dns.Run(ended)) // closes what Listen bound
-		}
-		return nil, errors.Join(err, raft.Close())
+		return nil, errors.Join(err, n.raft.Close(), n.unbind())
 	}
 	return n, nil
+}
+
+// unbind lets go of sockets that were bound by a node that does not run.
+func (n *node) unbind() error {
+	ended, end := context.WithCancel(context.Background())
+	end()
+	var err error
+	if n.dns != nil {
+		err = n.dns.Run(ended)
+	}
+	if n.net != nil {
+		err = errors.Join(err, n.net.close())
+	}
+	if n.healthd != nil {
+		err = errors.Join(err, n.healthd.Run(ended))
+	}
+	return err
 }
 
 // open makes what a configuration asks for, and binds its sockets.
@@ -143,6 +175,16 @@ func (n *node) open(cfg *config.Config) error {
 		return err
 	}
 	n.current.Store(&inForce{cfg: cfg, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
+	n.inbox = cluster.NewInbox(n.raft, nil)
+	if n.net != nil {
+		n.net.node.Store(n.raft)
+		if err := n.serve(); err != nil {
+			return err
+		}
+	}
+	if err := n.openHealthd(cfg); err != nil {
+		return err
+	}
 	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.raft.Reports, Version: version()})
 	options, err := n.apiOptions(cfg)
 	if err != nil {
@@ -167,12 +209,25 @@ func (n *node) run(ctx context.Context) error {
 	if n.dns != nil {
 		parts = append(parts, part{"name server", n.answer})
 	}
+	if n.net != nil {
+		// raft hands its leadership over through the port, so it ends first.
+		parts = append(parts, part{"cluster port", n.net.run}, part{"raft", n.hold}, part{"newcomer", n.askIn})
+	}
 	parts = append(parts,
 		part{"api", n.api.Run},
 		part{"metrics", n.collector.Run},
 		part{"narrator", n.narrate},
 		part{"prober", n.prober.Run},
 		part{"vantage", n.feed},
+		part{"uplink", n.watchUplink},
+	)
+	if n.net != nil {
+		parts = append(parts, part{"reports", n.reportUp}, part{"configuration", n.speak})
+	}
+	if n.healthd != nil {
+		parts = append(parts, part{"healthagents", n.healthagents})
+	}
+	parts = append(parts,
 		part{"leader", n.lead},
 		part{"reload", n.watch},
 		part{"systemd", n.notify},
@@ -184,6 +239,12 @@ func (n *node) run(ctx context.Context) error {
 	err = errors.Join(err, n.raft.Close())
 	n.log.Info("rota stopped; the DNS stays as it is")
 	return err
+}
+
+// hold keeps raft until ctx ends.
+func (n *node) hold(ctx context.Context) error {
+	<-ctx.Done()
+	return n.raft.Close()
 }
 
 // firstWait bounds how long queries wait in the sockets for a configured name that the state on disk does not know yet.
@@ -228,13 +289,14 @@ func (n *node) feed(ctx context.Context) error {
 	defer tick.Stop()
 	var probed []rota.Target
 	for {
-		changed, opined := n.raft.Changed(), n.prober.Changed()
+		changed, opined, doubted := n.raft.Changed(), n.prober.Changed(), n.doubted.wait()
 		st := n.raft.State()
 		if ts := st.Targets(); !sameSlice(ts, probed) {
 			n.prober.Set(ts)
 			probed = ts
 		}
-		n.raft.Report(n.prober.Report())
+		n.raft.Report(n.opinions())
+		n.opined.fire()
 		wake := n.seen.look(st, n.raft.Reports(), time.Now())
 		n.news.fire()
 		select {
@@ -242,6 +304,7 @@ func (n *node) feed(ctx context.Context) error {
 			return nil
 		case <-changed:
 		case <-opined:
+		case <-doubted:
 		case <-tick.C:
 		case <-wake:
 		}
@@ -256,22 +319,34 @@ func sameSlice[T any](a, b []T) bool {
 // lead runs what only a leader does.
 func (n *node) lead(ctx context.Context) error {
 	return n.raft.Lead(ctx, func(ctx context.Context, term uint64) error {
+		n.leading.Store(term)
+		n.news.fire()
+		defer func() {
+			n.leading.Store(0)
+			n.news.fire()
+		}()
 		if err := n.restate(ctx); err != nil {
 			return err
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return n.raft.Judge(ctx) })
 		g.Go(func() error { return n.publish(ctx, term) })
+		g.Go(func() error { return n.keepVantages(ctx) })
+		g.Go(func() error { return n.watchFitness(ctx) })
 		return g.Wait()
 	})
 }
 
-// restate makes the configuration in force an event at the begin of a term. It waits for a reload under way, whose event it would
-// take back otherwise.
+// restate makes the configuration in force an event at the begin of a term, where no other node's file could matter or none ever
+// spoke. It waits for a reload under way, whose event it would take back otherwise.
 func (n *node) restate(ctx context.Context) error {
 	n.reloading.Lock()
 	defer n.reloading.Unlock()
-	return n.respec(ctx, n.current.Load().cfg)
+	if !n.alone() && len(n.raft.State().Spec().Services) > 0 {
+		return nil
+	}
+	cfg := n.current.Load().cfg
+	return errors.Join(n.respec(ctx, cfg), n.spoke(cfg))
 }
 
 // errReplaced ends the publishers of a configuration that is no longer in force.

@@ -1,0 +1,362 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rota-dns/rota/internal/agent"
+	"github.com/rota-dns/rota/internal/cluster"
+	"github.com/rota-dns/rota/internal/config"
+	"github.com/rota-dns/rota/internal/link"
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// maxReportBody bounds a packed report, in bytes, as the inbox does.
+const maxReportBody = 2 << 20
+
+// leadWord says who leads, in a word that is another one when another node does, or the same one again; empty: nobody, as far as is
+// known here.
+func (n *node) leadWord() string {
+	if term := n.leading.Load(); term != 0 {
+		return "here:" + strconv.FormatUint(term, 10)
+	}
+	if m, ok := n.raft.Leader(); ok && !m.Self {
+		return m.ID
+	}
+	return ""
+}
+
+// ledOrChanged returns a channel that is closed when the state or the leader may have changed.
+func (n *node) ledOrChanged() <-chan struct{} { return n.news.wait() }
+
+// reportUp sends this node's own report to whoever leads, while that is another node: what leads here has it already.
+func (n *node) reportUp(ctx context.Context) error {
+	o := &cluster.Outbox{
+		Vantage: n.name, Report: n.opinions, Table: func() *rota.Table { return n.raft.State().Table() },
+		Leader: func() string {
+			if n.leading.Load() != 0 {
+				return ""
+			}
+			return n.leadWord()
+		},
+		Send: func(ctx context.Context, b []byte) error { return n.sendReport(ctx, "", "", 0, b) },
+		Log:  n.log.With("room", "vantage"), ReportChanged: n.opined.wait, TableChanged: n.raft.Changed, LeaderChanged: n.news.wait,
+	}
+	return o.Run(ctx)
+}
+
+// opinions is what this node's vantage holds, with why it abstains if it does.
+func (n *node) opinions() *rota.Report {
+	r := *n.prober.Report()
+	r.Vantage = n.name
+	r.Abstain = n.doubt.why()
+	return &r
+}
+
+// sendReport brings a packed report to the leader: this node's own, or one of an agent that it speaks for.
+func (n *node) sendReport(ctx context.Context, vantage, site string, age time.Duration, b []byte) error {
+	leader, ok := n.raft.Leader()
+	switch {
+	case n.net == nil || !ok:
+		return cluster.ErrNoLeader
+	case leader.Self:
+		return cluster.ErrNotLeader // not yet, or no longer
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+leader.ID+agent.ReportPath, bytes.NewReader(b))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", agent.ReportType)
+	if vantage != "" {
+		req.Header.Set(agent.VantageHeader, vantage)
+		req.Header.Set(agent.AgeHeader, strconv.FormatFloat(age.Seconds(), 'f', 3, 64))
+		req.Header.Set(agent.SiteHeader, site)
+	}
+	resp, err := n.net.port.Client().Do(req)
+	if err != nil {
+		return fmt.Errorf("%w: %w", cluster.ErrUnanswered, err)
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	if resp.StatusCode == http.StatusNoContent {
+		return nil
+	}
+	said := rota.CleanReason("%s", strings.TrimSpace(string(text)))
+	if is := agent.Meaning(resp); is != nil {
+		return fmt.Errorf("%s: %w", said, is)
+	}
+	return fmt.Errorf("the leader answered %s: %s", resp.Status, said)
+}
+
+// reports is what takes reports over the port: those of nodes here, those of agents through theirs.
+func (n *node) reports(agents http.Handler) http.HandlerFunc {
+	return func(rw http.ResponseWriter, r *http.Request) {
+		who, ok := link.PeerOf(r.Context())
+		if !ok || who.Role != link.Node {
+			agents.ServeHTTP(rw, r)
+			return
+		}
+		b, err := io.ReadAll(http.MaxBytesReader(rw, r.Body, maxReportBody))
+		if err != nil {
+			http.Error(rw, fmt.Sprintf("a report has at most %d bytes", maxReportBody), http.StatusRequestEntityTooLarge)
+			return
+		}
+		agent.WriteReply(rw, n.takeFromNode(who, r, b))
+	}
+}
+
+// takeFromNode takes a report that another node sends: its own, or one of an agent that it speaks for.
+func (n *node) takeFromNode(who link.Identity, r *http.Request, b []byte) error {
+	vantage, age := r.Header.Get(agent.VantageHeader), time.Duration(0)
+	if vantage == "" {
+		name, ok := n.nameOf(who)
+		if !ok {
+			return refusal(fmt.Errorf("%s is not one of the cluster yet: %w", who, cluster.ErrVantage))
+		}
+		return refusal(n.inbox.Take(name, r.RemoteAddr, 0, b))
+	}
+	if !n.isAgent(vantage) {
+		return refusal(fmt.Errorf("%s speaks for %s, which is no agent: %w", who, rota.CleanReason("%s", vantage), cluster.ErrVantage))
+	}
+	s, err := strconv.ParseFloat(r.Header.Get(agent.AgeHeader), 64)
+	if err != nil || !(s >= 0 && s < 1e6) {
+		return &agent.Refusal{Status: http.StatusBadRequest, Text: agent.AgeHeader + ": want a number of seconds"}
+	}
+	age = time.Duration(s * float64(time.Second))
+	if err := n.inbox.Take(vantage, r.RemoteAddr+" by "+who.Name, age, b); err != nil {
+		return refusal(err)
+	}
+	n.sites.said(vantage, r.Header.Get(agent.SiteHeader))
+	return nil
+}
+
+// takeReport takes a report that an agent sends here, or hands it on to the leader.
+func (n *node) takeReport(ctx context.Context, name, site, from string, b []byte) error {
+	if n.leading.Load() != 0 {
+		if err := n.inbox.Take(name, from, 0, b); err != nil {
+			return refusal(err)
+		}
+		n.sites.said(name, site)
+		return nil
+	}
+	return refusal(n.sendReport(ctx, name, site, 0, b))
+}
+
+// refusal says to the sender of a report what became of it.
+func refusal(err error) error {
+	if err == nil {
+		return nil
+	}
+	f := &agent.Refusal{Status: http.StatusServiceUnavailable, Text: err.Error()}
+	switch {
+	case errors.Is(err, rota.ErrTable):
+		f.Status, f.Word = http.StatusConflict, agent.WordTable
+	case errors.Is(err, cluster.ErrReplay):
+		f.Status, f.Word = http.StatusConflict, agent.WordReplay
+	case errors.Is(err, cluster.ErrTwice):
+		f.Status, f.Word = http.StatusConflict, agent.WordTwice
+	case errors.Is(err, cluster.ErrRate):
+		f.Status = http.StatusTooManyRequests
+	case errors.Is(err, cluster.ErrVantage), errors.Is(err, cluster.ErrName):
+		f.Status = http.StatusForbidden
+	case errors.Is(err, rota.ErrReport):
+		f.Status = http.StatusBadRequest
+	case errors.Is(err, cluster.ErrNotLeader):
+		f.Status = http.StatusMisdirectedRequest
+	}
+	return f
+}
+
+// nameOf returns the name of a node that asks, as the cluster knows it.
+func (n *node) nameOf(who link.Identity) (string, bool) {
+	for _, x := range n.raft.State().Nodes() {
+		if x.ID == who.ID && who.ID != "" || who.ID == "" && x.Name == who.Name {
+			return x.Name, true
+		}
+	}
+	return "", false
+}
+
+// isAgent reports whether a name is that of an agent that is accepted.
+func (n *node) isAgent(name string) bool {
+	return slices.ContainsFunc(n.raft.State().Spec().Vantages, func(v rota.Vantage) bool { return v.Agent && v.Name == name })
+}
+
+// vantagesOf returns who votes: the nodes of the cluster and the agents that are accepted, sorted by name. A node alone is the one that
+// the file names.
+func (n *node) vantagesOf(st *rota.State, cfg *config.Config) []rota.Vantage {
+	var out []rota.Vantage
+	for _, x := range st.Nodes() {
+		out = append(out, rota.Vantage{Name: x.Name, Site: x.Site})
+	}
+	if len(out) == 0 {
+		out = append(out, rota.Vantage{Name: cfg.Node.Name, Site: cfg.Node.Site})
+	}
+	nodes := len(out)
+	for _, a := range cfg.Agents {
+		if slices.ContainsFunc(out[:nodes], func(v rota.Vantage) bool { return v.Name == a.Name }) {
+			continue // whoever bears a node's name would have its vote
+		}
+		site := a.Site
+		if site == "" {
+			site = n.siteOf(st, a.Name)
+		}
+		out = append(out, rota.Vantage{Name: a.Name, Site: site, Agent: true})
+	}
+	slices.SortFunc(out, func(a, b rota.Vantage) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// siteOf returns where an agent says that it stands; until it is heard, what it said last.
+func (n *node) siteOf(st *rota.State, name string) string {
+	if site := n.sites.of(name); site != "" {
+		return site
+	}
+	for _, v := range st.Spec().Vantages {
+		if v.Agent && v.Name == name && v.Site != "" {
+			return v.Site
+		}
+	}
+	return name
+}
+
+// vantagesEvery bounds how often who votes is put right: an agent that says another site with each report is no flood of events.
+const vantagesEvery = time.Second
+
+// keepVantages keeps who votes true to who is in the cluster and which agents are accepted. It runs where this node leads.
+func (n *node) keepVantages(ctx context.Context) error {
+	for {
+		changed := n.news.wait()
+		st := n.raft.State()
+		spec := st.Spec()
+		want := n.vantagesWanted(st)
+		if len(spec.Services)+len(spec.Vantages) > 0 && !slices.Equal(spec.Vantages, want) {
+			spec.Vantages = want
+			if _, err := n.raft.AppendHere(ctx, rota.Event{
+				Kind: rota.EventSpec, Actor: n.name, Reason: "who votes: " + voters(want), Spec: &spec,
+			}); err != nil {
+				return err
+			}
+		}
+		if err := pause(ctx, vantagesEvery, nil); err != nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// vantagesWanted is vantagesOf by what the state knows of agents: their names stand in it, and this node's file says where they are
+// only if it is the one in force.
+func (n *node) vantagesWanted(st *rota.State) []rota.Vantage {
+	cfg := *n.current.Load().cfg
+	known := make(map[string]string, len(cfg.Agents))
+	for _, a := range cfg.Agents {
+		known[a.Name] = a.Site
+	}
+	cfg.Agents = nil
+	for _, v := range st.Spec().Vantages {
+		if v.Agent {
+			cfg.Agents = append(cfg.Agents, config.Agent{Name: v.Name, Site: known[v.Name]})
+		}
+	}
+	return n.vantagesOf(st, &cfg)
+}
+
+func voters(vs []rota.Vantage) string {
+	names := make([]string, 0, len(vs))
+	for _, v := range vs {
+		names = append(names, v.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// healthagents hands the reports of NectGmbH's agents on, each once.
+func (n *node) healthagents(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.healthd.Run(ctx) })
+	g.Go(func() error {
+		return n.relay.Run(ctx, func(ctx context.Context, vantage string, age time.Duration, r *rota.Report) error {
+			b := n.raft.State().Table().Pack(r)
+			if n.leading.Load() != 0 {
+				return n.inbox.Take(vantage, "healthagent", age, b)
+			}
+			return n.sendReport(ctx, vantage, "", age, b)
+		})
+	})
+	return g.Wait()
+}
+
+// sites is where agents say that they stand. Only agents that are accepted get to say so, which bounds it.
+type sites struct {
+	mu sync.Mutex // guards by
+	by map[string]string
+}
+
+func (s *sites) said(agent, site string) {
+	if site == "" {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.by == nil {
+		s.by = map[string]string{}
+	}
+	s.by[agent] = site
+}
+
+func (s *sites) of(agent string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.by[agent]
+}
+
+// openHealthd makes what serves NectGmbH's healthagents, if any are configured.
+func (n *node) openHealthd(cfg *config.Config) error {
+	h := cfg.Healthagent
+	if h == nil {
+		return nil
+	}
+	n.relay = agent.NewRelay(n.news.wait, n.log.With("room", "healthagent"))
+	var err error
+	n.healthd, err = agent.NewHealthd(agent.HealthdOptions{
+		Listen: h.Listen, TLS: agent.Files{Cert: h.CertFile, Key: h.KeyFile, CA: h.ClientCAFile},
+		Accept: func() []string {
+			var names []string
+			for _, v := range n.raft.State().Spec().Vantages {
+				if v.Agent {
+					names = append(names, v.Name)
+				}
+			}
+			return names
+		},
+		Nodes: func() []string {
+			names := []string{n.name}
+			for _, x := range n.raft.State().Nodes() {
+				names = append(names, x.Name)
+			}
+			return names
+		},
+		Targets: func() []rota.Target { return n.raft.State().Targets() },
+		Report:  n.relay.Offer,
+		Log:     n.log.With("room", "healthagent"),
+	})
+	if err != nil {
+		return err
+	}
+	return n.healthd.Listen(context.Background())
+}
