@@ -375,7 +375,7 @@ func TestLeaderIsolated(t *testing.T) {
 		} else if !errors.Is(err, ErrNoLeader) && !errors.Is(err, ErrNotLeader) {
 			t.Errorf("the error is %v", err)
 		}
-		if err := l.Confirm(t.Context()); !errors.Is(err, ErrNotLeader) {
+		if err := l.Confirm(t.Context(), l.Status().Term); !errors.Is(err, ErrNotLeader) {
 			t.Errorf("Confirm: %v", err)
 		}
 		time.Sleep(30 * time.Second)
@@ -896,6 +896,52 @@ func TestHandOver(t *testing.T) {
 		if took := time.Since(begun); took > time.Second {
 			t.Errorf("nobody led for %v after an orderly stop", took)
 		}
+	}, "a", "b", "c")
+}
+
+// TestConfirmIsOfATerm: who leads again cannot go on with what it began in an earlier term.
+func TestConfirmIsOfATerm(t *testing.T) {
+	bubble(t, func(m *many) {
+		t := m.T
+		l := m.leader()
+		term := l.Status().Term
+		if err := l.Confirm(t.Context(), term); err != nil {
+			t.Errorf("leading: %v", err)
+		}
+		if err := l.Confirm(t.Context(), term+1); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("a term to come: %v", err)
+		}
+		if err := l.Transfer(t.Context(), m.follower().id.Node); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.leader().Transfer(t.Context(), l.id.Node); err != nil {
+			t.Fatal(err)
+		}
+		if m.leader() != l {
+			t.Fatal("it does not lead again")
+		}
+		if err := l.Confirm(t.Context(), term); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("leading again in term %d, it confirms term %d: %v", l.Status().Term, term, err)
+		}
+		if err := l.Confirm(t.Context(), l.Status().Term); err != nil {
+			t.Errorf("leading again: %v", err)
+		}
+		// The term ends while the majority is asked.
+		asked := make(chan error, 1)
+		term = l.Status().Term
+		var rest []string
+		for x := range m.nodes {
+			if x != l.name {
+				rest = append(rest, x)
+			}
+		}
+		m.net.Split([]string{l.name}, rest)
+		go func() { asked <- l.Confirm(t.Context(), term) }()
+		if err := <-asked; !errors.Is(err, ErrNotLeader) {
+			t.Errorf("cut off: %v", err)
+		}
+		m.net.Heal()
+		m.settle()
 	}, "a", "b", "c")
 }
 

@@ -432,15 +432,16 @@ func raftError(err error) error {
 	return err
 }
 
-// Confirm returns nil when this node still leads, as a majority of the voters says now; ErrNotLeader or ErrClosed when not.
-func (n *Node) Confirm(ctx context.Context) error {
+// Confirm returns nil when this node still leads in a term, as a majority of the voters says now; ErrNotLeader or ErrClosed when not.
+// Leading again in a later term is not leading in this one: what began in it may rest on what another leader has changed since.
+func (n *Node) Confirm(ctx context.Context, term uint64) error {
 	select {
 	case <-n.closing:
 		return ErrClosed
 	default:
 	}
-	if n.raft.Load().State() != raft.Leader {
-		return ErrNotLeader
+	if err := n.leads(term); err != nil {
+		return err
 	}
 	done := make(chan error, 1)
 	go func() { done <- n.raft.Load().VerifyLeader().Error() }() // raft forgets to answer when it is shut down right now: Close must not wait for it
@@ -449,12 +450,24 @@ func (n *Node) Confirm(ctx context.Context) error {
 		if err != nil {
 			return raftError(err)
 		}
-		return nil
+		return n.leads(term) // terms only grow: it was this one when the majority was asked
 	case <-n.closing:
 		return ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// leads returns ErrNotLeader unless raft, for all this node knows, leads in the term.
+func (n *Node) leads(term uint64) error {
+	r := n.raft.Load()
+	switch now := r.CurrentTerm(); {
+	case r.State() != raft.Leader:
+		return ErrNotLeader
+	case now != term:
+		return fmt.Errorf("%w in term %d any more: it is term %d", ErrNotLeader, term, now)
+	}
+	return nil
 }
 
 // Close stops the node: first what runs inside Lead, then what waits in Append, then raft, then the state file is brought up to date.

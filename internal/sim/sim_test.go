@@ -430,11 +430,11 @@ func (m *member) open(bootstrap bool) {
 			_, err := n.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Published: &done})
 			return err
 		},
-		Confirm: func(ctx context.Context) error {
+		Confirm: func(ctx context.Context, term uint64) error {
 			if w.flaw == noConfirm {
 				return nil
 			}
-			return n.Confirm(ctx)
+			return n.Confirm(ctx, term)
 		},
 		Log: w.log.With("on", m.name),
 	})
