@@ -30,9 +30,6 @@ import (
 // reloadEvery is how often the configuration's files are looked at for a change of content.
 const reloadEvery = 5 * time.Second
 
-// reportEvery is how often this vantage reports although nothing changed.
-const reportEvery = 10 * time.Second
-
 func (a *app) runCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
@@ -73,6 +70,7 @@ type node struct {
 	// Set by newNode and fixed from then on.
 	log       *slog.Logger
 	raft      *cluster.Node
+	inbox     *cluster.Inbox
 	prober    *probe.Prober
 	dns       *nameserver.Server // nil: answers no queries
 	api       *api.Server
@@ -110,7 +108,7 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 		return nil, err
 	}
 	n := &node{
-		log: log, raft: raft, prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
+		log: log, raft: raft, inbox: cluster.NewInbox(raft, nil), prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
 		seen: newEvidence(time.Now()),
 	}
 	if err := n.open(cfg); err != nil {
@@ -173,6 +171,7 @@ func (n *node) run(ctx context.Context) error {
 		part{"narrator", n.narrate},
 		part{"prober", n.prober.Run},
 		part{"vantage", n.feed},
+		part{"reports", n.report},
 		part{"leader", n.lead},
 		part{"reload", n.watch},
 		part{"systemd", n.notify},
@@ -222,27 +221,37 @@ func (n *node) knowsAll(st *rota.State) bool {
 	return true
 }
 
-// feed tells the prober what to probe, the cluster what this vantage holds, and the publishers that there is news.
+// report brings what this vantage holds to the cluster.
+func (n *node) report(ctx context.Context) error {
+	outbox := &cluster.Outbox{
+		Vantage: n.current.Load().cfg.Node.Name, Log: n.log.With("room", "cluster"),
+		Report: n.prober.Report, ReportChanged: n.prober.Changed,
+		Table: func() *rota.Table { return n.raft.State().Table() }, TableChanged: n.raft.Changed,
+		Leader: func() string { l, _ := n.raft.Leader(); return l.ID }, LeaderChanged: n.raft.LeaderChanged,
+		Send: func(_ context.Context, b []byte) error {
+			return n.inbox.Take(n.current.Load().cfg.Node.Name, "this node", b)
+		},
+	}
+	return outbox.Run(ctx)
+}
+
+// feed tells the prober what to probe, and the publishers that there is news.
 func (n *node) feed(ctx context.Context) error {
-	tick := time.NewTicker(reportEvery)
-	defer tick.Stop()
 	var probed []rota.Target
 	for {
-		changed, opined := n.raft.Changed(), n.prober.Changed()
+		changed, heard := n.raft.Changed(), n.raft.ReportsChanged()
 		st := n.raft.State()
 		if ts := st.Targets(); !sameSlice(ts, probed) {
 			n.prober.Set(ts)
 			probed = ts
 		}
-		n.raft.Report(n.prober.Report())
 		wake := n.seen.look(st, n.raft.Reports(), time.Now())
 		n.news.fire()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-		case <-opined:
-		case <-tick.C:
+		case <-heard:
 		case <-wake:
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -89,9 +91,10 @@ func (n *Node) given(vantage string) *rota.Table {
 }
 
 // Take takes in a packed report. The caller vouches for the vantage that sent it; from says for people where it came from. Its age
-// counts from now, by this node's clock. Only a node that leads takes reports. b is not kept.
+// counts from now, by this node's clock. Only a node that leads takes reports, from the moment on in which it was elected: then they are
+// there when it begins to judge. b is not kept.
 func (in *Inbox) Take(vantage, from string, b []byte) error {
-	if round, _ := in.node.round.load(); round == nil {
+	if in.node.raft.Load().State() != raft.Leader {
 		return ErrNotLeader
 	}
 	t := in.table(vantage)
@@ -109,7 +112,7 @@ func (in *Inbox) Take(vantage, from string, b []byte) error {
 			in.node.log.Info("reports are taken again", "vantage", vantage, "from", from)
 		}
 		s.refusal, s.stats.Refusal, s.stats.From = nil, "", from
-		in.node.Report(r) // under the lock, so that none overtakes another
+		in.node.hear(r) // under the lock, so that none overtakes another
 		return nil
 	case s.refusal == nil || kindOf(s.refusal) != kindOf(err):
 		in.node.log.Warn("report refused", "vantage", vantage, "from", from, "before", s.stats.From, "err", err)

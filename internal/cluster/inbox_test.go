@@ -540,7 +540,7 @@ func TestInboxBounds(t *testing.T) {
 func TestVantagesThatLeftMakeRoom(t *testing.T) {
 	judged(t, spec(1, 3), func(b *bench) {
 		for i := range maxVantages {
-			b.Report(&rota.Report{Vantage: fmt.Sprintf("gone%d", i), Seq: 1})
+			b.hear(&rota.Report{Vantage: fmt.Sprintf("gone%d", i), Seq: 1})
 		}
 		three(b)
 		if got := len(b.Reports()); got != maxVantages {

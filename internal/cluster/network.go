@@ -40,9 +40,6 @@ type Network struct {
 	// works on the leader only.
 	Forward func(ctx context.Context, leader Member, e rota.Event) (rota.Event, error)
 
-	// SendReport hands a report to the leader, whose side calls Receive. Nil: Send keeps reports here.
-	SendReport func(ctx context.Context, leader Member, r *rota.Report) error
-
 	Timing Timing
 }
 

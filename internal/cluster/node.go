@@ -97,7 +97,6 @@ type Node struct {
 	// Guarded by reportsMu for writing, shown to all.
 	reportsMu sync.Mutex
 	reports   latest[[]*rota.Report]
-	counts    ReportCounts // guarded by reportsMu
 
 	// Owned by keep (after it ended: by Close).
 	savedIndex uint64 // of the state in the state file
@@ -260,15 +259,15 @@ func (n *Node) start(snaps raft.SnapshotStore) error {
 	n.stop = stop
 	n.own.Go(func() { n.watch(ctx) })
 	n.own.Go(func() { n.keep(ctx) })
-	if n.alone {
-		return nil
-	}
 	seen := make(chan raft.Observation, 1)
 	r.RegisterObserver(raft.NewObserver(seen, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.LeaderObservation)
 		return ok
 	}))
 	n.own.Go(func() { n.followLeader(ctx, seen) })
+	if n.alone {
+		return nil
+	}
 	n.own.Go(func() { n.tend(ctx) })
 	n.carrying.Go(n.wire.run)
 	return nil
