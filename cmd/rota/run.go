@@ -229,7 +229,7 @@ func (n *node) report(ctx context.Context) error {
 		Table: func() *rota.Table { return n.raft.State().Table() }, TableChanged: n.raft.Changed,
 		Leader: func() string { l, _ := n.raft.Leader(); return l.ID }, LeaderChanged: n.raft.LeaderChanged,
 		Send: func(_ context.Context, b []byte) error {
-			return n.inbox.Take(n.current.Load().cfg.Node.Name, "this node", b)
+			return n.inbox.Take(n.current.Load().cfg.Node.Name, "this node", 0, b)
 		},
 	}
 	return outbox.Run(ctx)

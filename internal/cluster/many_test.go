@@ -993,7 +993,7 @@ func (m *many) outbox(n *Node, v *eyes, inboxes map[string]*Inbox) *Outbox {
 				return ErrNoLeader
 			}
 			return m.net.Call(ctx, n.name, l.Address, func(context.Context) error {
-				err := to.Take(n.name, n.name, b)
+				err := to.Take(n.name, n.name, 0, b)
 				if err == nil && !l.Self {
 					m.sent.Add(1)
 				}

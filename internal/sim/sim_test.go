@@ -208,7 +208,7 @@ func (m *member) takes(vantage string, b []byte) error {
 	if n == nil {
 		return errRefused
 	}
-	return in.Take(vantage, vantage, b)
+	return in.Take(vantage, vantage, 0, b)
 }
 
 // outbox brings what the member's vantage holds to the leader.
