@@ -966,6 +966,114 @@ func TestUnfit(t *testing.T) {
 	}, "a", "b", "c")
 }
 
+// TestFit asks the others before it hands over: it goes to the one that is fit, to nobody while none is, and in time to one that is again.
+func TestFit(t *testing.T) {
+	bubble(t, func(m *many) {
+		t := m.T
+		var mu sync.Mutex
+		fit := map[string]bool{"c": true}
+		asked := 0
+		for x := range m.dirs { // again, with the question
+			if m.nodes[x] == nil {
+				continue
+			}
+			m.stop(x)
+			m.start(x, func(o *Options) {
+				o.Network.Fit = func(ctx context.Context, to Member) error {
+					mu.Lock()
+					asked++
+					ok, silent := fit[to.Name], to.Name == "b"
+					mu.Unlock()
+					switch {
+					case silent && !ok:
+						<-ctx.Done()
+						return ctx.Err()
+					case !ok:
+						return errors.New("the DNS does not answer")
+					}
+					return nil
+				}
+			})
+			m.settle()
+		}
+		if l := m.leader(); l.name != "a" {
+			if err := l.Transfer(t.Context(), m.nodes["a"].id.Node); err != nil {
+				t.Fatal(err)
+			}
+		}
+		term := m.leader().Status().Term
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for x, n := range m.nodes {
+			wg.Go(func() {
+				_ = n.Lead(ctx, func(ctx context.Context, _ uint64) error {
+					for {
+						mu.Lock()
+						ok := fit[x]
+						mu.Unlock()
+						if !ok {
+							return fmt.Errorf("no DNS: %w", ErrUnfit)
+						}
+						select {
+						case <-ctx.Done():
+							return nil
+						case <-time.After(time.Second):
+						}
+					}
+				})
+			})
+		}
+		set := func(name string, ok bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			fit[name] = ok
+		}
+		time.Sleep(30 * time.Second)
+		l := m.leader()
+		if l.name != "c" || l.Status().Term != term+1 {
+			t.Errorf("%s leads in term %d after %d: it should have gone to c alone", l.name, l.Status().Term, term)
+		}
+		set("c", false)
+		time.Sleep(time.Minute)
+		mu.Lock()
+		before := asked
+		mu.Unlock()
+		time.Sleep(time.Hour)
+		if now := m.leader(); now != l || now.Status().Term != term+1 {
+			t.Errorf("nobody is fit, and %s leads in term %d after %d", now.name, now.Status().Term, term+1)
+		}
+		mu.Lock()
+		if n := (asked - before) / 2; n < 200 || n > 1000 {
+			t.Errorf("asked %d times in an hour", n)
+		}
+		mu.Unlock()
+		if s := l.Status(); s.Healthy || len(s.Trouble) != 1 || !strings.Contains(s.Trouble[0], "a: the DNS does not answer") || !strings.Contains(s.Trouble[0], "b: ") {
+			t.Errorf("it says %+v", s)
+		}
+		set("a", true)
+		time.Sleep(30 * time.Second)
+		if now := m.leader(); now.name != "a" {
+			t.Errorf("a is fit and %s leads", now.name)
+		}
+		if s := l.Status(); len(s.Trouble) != 0 {
+			t.Errorf("it does not lead any more and says %v", s.Trouble)
+		}
+		// Who is fit again while it leads says so no longer.
+		set("a", false)
+		time.Sleep(time.Minute)
+		if s := m.nodes["a"].Status(); len(s.Trouble) != 1 {
+			t.Errorf("it says %v", s.Trouble)
+		}
+		set("a", true)
+		time.Sleep(2 * time.Minute)
+		if s := m.nodes["a"].Status(); len(s.Trouble) != 0 || !s.Leading {
+			t.Errorf("fit again, it says %+v", s)
+		}
+		cancel()
+		wg.Wait()
+	}, "a", "b", "c")
+}
+
 // eyes are what a vantage holds.
 type eyes struct{ r latest[*rota.Report] }
 
