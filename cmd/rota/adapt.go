@@ -132,7 +132,7 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 			return e, err
 		},
 		Records:       n.records,
-		Reports:       n.raft.Reports,
+		Reports:       n.heard,
 		Publishers:    n.publisherStatus,
 		Plan:          n.plan,
 		Cluster:       n.clusterStatus,

@@ -31,9 +31,6 @@ import (
 // reloadEvery is how often the configuration's files are looked at for a change of content.
 const reloadEvery = 5 * time.Second
 
-// reportEvery is how often this vantage reports although nothing changed.
-const reportEvery = 10 * time.Second
-
 func (a *app) runCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
@@ -185,7 +182,7 @@ func (n *node) open(cfg *config.Config) error {
 	if err := n.openHealthd(cfg); err != nil {
 		return err
 	}
-	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.raft.Reports, Version: version()})
+	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.heard, Version: version()})
 	options, err := n.apiOptions(cfg)
 	if err != nil {
 		return err
@@ -220,9 +217,10 @@ func (n *node) run(ctx context.Context) error {
 		part{"prober", n.prober.Run},
 		part{"vantage", n.feed},
 		part{"uplink", n.watchUplink},
+		part{"reports", n.report},
 	)
 	if n.net != nil {
-		parts = append(parts, part{"reports", n.reportUp}, part{"configuration", n.speak})
+		parts = append(parts, part{"configuration", n.speak})
 	}
 	if n.healthd != nil {
 		parts = append(parts, part{"healthagents", n.healthagents})
@@ -283,19 +281,16 @@ func (n *node) knowsAll(st *rota.State) bool {
 	return true
 }
 
-// feed tells the prober what to probe, the cluster what this vantage holds, and the publishers that there is news.
+// feed tells the prober what to probe, and the publishers that there is news.
 func (n *node) feed(ctx context.Context) error {
-	tick := time.NewTicker(reportEvery)
-	defer tick.Stop()
 	var probed []rota.Target
 	for {
-		changed, opined, doubted := n.raft.Changed(), n.prober.Changed(), n.doubted.wait()
+		changed, heard, opined, doubted := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubted.wait()
 		st := n.raft.State()
 		if ts := st.Targets(); !sameSlice(ts, probed) {
 			n.prober.Set(ts)
 			probed = ts
 		}
-		n.raft.Report(n.opinions())
 		n.opined.fire()
 		wake := n.seen.look(st, n.raft.Reports(), time.Now())
 		n.news.fire()
@@ -303,9 +298,9 @@ func (n *node) feed(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-heard:
 		case <-opined:
 		case <-doubted:
-		case <-tick.C:
 		case <-wake:
 		}
 	}

@@ -40,20 +40,31 @@ func (n *node) leadWord() string {
 // ledOrChanged returns a channel that is closed when the state or the leader may have changed.
 func (n *node) ledOrChanged() <-chan struct{} { return n.news.wait() }
 
-// reportUp sends this node's own report to whoever leads, while that is another node: what leads here has it already.
-func (n *node) reportUp(ctx context.Context) error {
+// report brings what this vantage holds to whoever leads.
+func (n *node) report(ctx context.Context) error {
 	o := &cluster.Outbox{
-		Vantage: n.name, Report: n.opinions, Table: func() *rota.Table { return n.raft.State().Table() },
-		Leader: func() string {
+		Vantage: n.name, Report: n.opinions, ReportChanged: n.opined.wait,
+		Table: func() *rota.Table { return n.raft.State().Table() }, TableChanged: n.raft.Changed,
+		Leader: n.leadWord, LeaderChanged: n.news.wait,
+		Send: func(ctx context.Context, b []byte) error {
 			if n.leading.Load() != 0 {
-				return ""
+				return n.inbox.Take(n.name, "this node", 0, b)
 			}
-			return n.leadWord()
+			return n.sendReport(ctx, "", "", 0, b)
 		},
-		Send: func(ctx context.Context, b []byte) error { return n.sendReport(ctx, "", "", 0, b) },
-		Log:  n.log.With("room", "vantage"), ReportChanged: n.opined.wait, TableChanged: n.raft.Changed, LeaderChanged: n.news.wait,
+		Log: n.log.With("room", "vantage"),
 	}
 	return o.Run(ctx)
+}
+
+// heard are the reports that this node knows: where it leads, all; elsewhere its own.
+func (n *node) heard() []*rota.Report {
+	if n.leading.Load() != 0 {
+		return n.raft.Reports()
+	}
+	r := n.opinions()
+	r.At = time.Now()
+	return []*rota.Report{r}
 }
 
 // opinions is what this node's vantage holds, with why it abstains if it does.

@@ -86,6 +86,12 @@ func (n *Node) Leader() (Member, bool) {
 	return m, true
 }
 
+// LeaderChanged returns a channel that is closed when another node leads than the one that Leader returned after this call, or none.
+func (n *Node) LeaderChanged() <-chan struct{} {
+	_, changed := n.leader.load()
+	return changed
+}
+
 // Errors of a change of members.
 var (
 	ErrNoMember    = errors.New("no such node in the cluster")
