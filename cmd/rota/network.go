@@ -173,6 +173,15 @@ func (w *network) members() []link.Member {
 	return out
 }
 
+// addresses are where agents find the nodes.
+func (w *network) addresses() []string {
+	var out []string
+	for _, m := range w.members() {
+		out = append(out, m.Address)
+	}
+	return out
+}
+
 // idOf returns the id of the node with a name.
 func (w *network) idOf(name string) (string, bool) {
 	ms := w.members()

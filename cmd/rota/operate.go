@@ -20,19 +20,9 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// The operations on members that travel to the leader.
-const (
-	opAdd      = "add"
-	opPromote  = "promote"
-	opDemote   = "demote"
-	opRemove   = "remove"
-	opTransfer = "transfer"
-	opLeave    = "leave"
-)
-
 // command is what an operator, or a node that waits, wants of the cluster.
 type command struct {
-	Op      string `json:"op"`
+	Op      api.ClusterOp `json:"op"`
 	ID      string `json:"id,omitempty"`
 	Name    string `json:"name,omitempty"`
 	Address string `json:"address,omitempty"`
@@ -57,7 +47,7 @@ func (n *node) command(ctx context.Context, c command) (changed, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, changeWithin)
 	defer cancel()
-	if c.Op == opLeave {
+	if c.Op == api.OpLeave {
 		c.ID = n.raft.Status().NodeID
 	}
 	for {
@@ -89,19 +79,19 @@ func (n *node) commandFor(ctx context.Context, from link.Identity, c command) (c
 		return changed{}, err
 	}
 	switch c.Op {
-	case opAdd:
+	case api.OpAdd:
 		if c.Voter {
 			err = n.raft.AddVoter(ctx, m)
 		} else {
 			err = n.raft.AddNonvoter(ctx, m)
 		}
-	case opPromote:
+	case api.OpPromote:
 		err = n.raft.Promote(ctx, m.ID)
-	case opDemote:
+	case api.OpDemote:
 		err = n.raft.Demote(ctx, m.ID)
-	case opRemove, opLeave:
+	case api.OpRemove, api.OpLeave:
 		err = n.raft.Remove(ctx, m.ID)
-	case opTransfer:
+	case api.OpTransfer:
 		err = n.raft.Transfer(ctx, m.ID)
 	default:
 		err = fmt.Errorf("%q is not known to this node: upgrade it first", c.Op)
@@ -121,19 +111,19 @@ func (n *node) commandFor(ctx context.Context, from link.Identity, c command) (c
 
 // memberOf finds out whom a command is about. Who is to be added is asked who it is, so that a wrong address adds nobody.
 func (n *node) memberOf(ctx context.Context, c command) (cluster.Member, error) {
-	if c.Op == opTransfer && c.ID == "" {
+	if c.Op == api.OpTransfer && c.ID == "" {
 		return cluster.Member{}, nil
 	}
 	who := cmp.Or(c.ID, c.Name)
 	for _, m := range n.raft.Members() {
 		if m.ID == who || m.Name == who {
-			if c.Op == opAdd && c.Address != "" {
+			if c.Op == api.OpAdd && c.Address != "" {
 				m.Address = c.Address
 			}
 			return m, nil
 		}
 	}
-	if c.Op != opAdd {
+	if c.Op != api.OpAdd {
 		return cluster.Member{}, fmt.Errorf("%w: %s", cluster.ErrNoMember, rota.CleanReason("%s", who))
 	}
 	var d description
@@ -154,7 +144,7 @@ func (n *node) takeIn(ctx context.Context, from link.Identity, c command) (chang
 	if c.ID == "" || c.Name == "" || c.Address == "" {
 		return changed{}, errors.New("a node that asks to be taken in needs an id, a name and an address")
 	}
-	c.Op, c.Author = opAdd, c.Name
+	c.Op, c.Author = api.OpAdd, c.Name
 	return n.command(ctx, c)
 }
 
@@ -223,24 +213,21 @@ func (o operator) Token(ctx context.Context, r api.TokenRequest) (api.TokenReply
 	if w.tokens == nil {
 		return api.TokenReply{}, fmt.Errorf("%w: this cluster's certificates are made elsewhere (cluster.tls), so there is nothing that a token could give", api.ErrConflict)
 	}
-	role := link.Node
+	role, note := link.Node, r.Author
 	if r.Role == string(link.Agent) {
 		role = link.Agent
 		if !o.n.isAgent(r.Name) {
 			return api.TokenReply{}, fmt.Errorf("%w: agent %s is not accepted: add it to vantage.agents.accept first", api.ErrConflict, r.Name)
 		}
+		note = strings.TrimSpace(note + " for agent " + r.Name)
 	}
-	t, err := w.issue(ctx, role, r.For, r.Uses, strings.TrimSpace(r.Author+" "+r.Name))
+	t, err := w.tokens.Issue(ctx, link.TokenRequest{
+		Role: role, Life: r.Life, Uses: r.Uses, Addresses: []string{w.address}, Pin: w.creds.Pin(), Note: note,
+	})
 	if err != nil {
 		return api.TokenReply{}, err
 	}
 	return api.TokenReply{Token: t.Reveal(), ID: t.ID, Expires: t.Expires}, nil
-}
-
-func (w *network) issue(ctx context.Context, role link.Role, life time.Duration, uses int, note string) (link.Token, error) {
-	return w.tokens.Issue(ctx, link.TokenRequest{
-		Role: role, Life: life, Uses: uses, Addresses: []string{w.address}, Pin: w.creds.Pin(), Note: note,
-	})
 }
 
 // Tokens lists the join tokens of this node.
@@ -255,10 +242,19 @@ func (o operator) Tokens(ctx context.Context) ([]api.TokenView, error) {
 	var out []api.TokenView
 	for _, t := range all {
 		v := api.TokenView{
-			ID: t.ID, Role: string(t.Role), Created: t.Created, Expires: t.Expires, Uses: t.Uses, Revoked: t.Revoked, Note: t.Note, Used: []string{},
+			ID: t.ID, Role: string(t.Role), State: "open", Created: t.Created, Expires: t.Expires, Uses: t.Uses, Revoked: t.Revoked, Note: t.Note,
+			Node: o.n.name, Used: []api.TokenUse{},
 		}
 		for _, u := range t.Used {
-			v.Used = append(v.Used, u.By)
+			v.Used = append(v.Used, api.TokenUse{By: u.By, At: u.At})
+		}
+		switch {
+		case t.Revoked:
+			v.State = "revoked"
+		case time.Now().After(t.Expires):
+			v.State = "expired"
+		case len(t.Used) >= t.Uses:
+			v.State = "used"
 		}
 		out = append(out, v)
 	}
@@ -313,11 +309,122 @@ func (n *node) ask(ctx context.Context) (members []cluster.Member, said []descri
 			} else {
 				errs[i] = n.net.call(ctx, m.ID, http.MethodGet, nodePath, nil, &said[i])
 			}
-			said[i].Took = time.Since(begun)
+			said[i].Offset = said[i].Now.Sub(begun.Add(time.Since(begun) / 2))
 		})
 	}
 	wg.Wait()
 	return members, said, errs
+}
+
+// Change does what an administrator wants, here or on the leader.
+func (o operator) Change(ctx context.Context, c api.ClusterChange) (api.ClusterChanged, error) {
+	n := o.n
+	done, err := n.command(ctx, command{
+		Op: c.Op, ID: c.Node, Name: c.Name, Address: c.Address, Site: c.Site, Voter: c.Voter, Author: c.Author,
+	})
+	if err != nil {
+		return api.ClusterChanged{}, errorsOf(err)
+	}
+	out := api.ClusterChanged{Op: c.Op, Node: done.Member.Label(), Members: n.membersView()}
+	if c.Op == api.OpTransfer {
+		_ = pause(ctx, electionPause, n.raft.LeaderChanged()) // the new leader is known here a moment later
+	}
+	if m, ok := n.raft.Leader(); ok {
+		out.Leader = m.Label()
+	}
+	if c.Op == api.OpRemove || c.Op == api.OpLeave {
+		out.Notes = []string{"It comes back only with an empty data directory. If it was lost to somebody else, replace the cluster's certificates, too."}
+	}
+	return out, nil
+}
+
+// electionPause is how long a transfer is given to show.
+const electionPause = 2 * time.Second
+
+func (n *node) membersView() []api.ClusterMember {
+	out := []api.ClusterMember{}
+	for _, m := range n.raft.Members() {
+		out = append(out, api.ClusterMember(m))
+	}
+	return out
+}
+
+// Clocks further apart than clockBound, and certificates that end sooner than expiryBound, are problems.
+const (
+	clockBound  = 2 * time.Second
+	expiryBound = 30 * 24 * time.Hour
+)
+
+// Verify asks every member how it is and compares their states.
+func (o operator) Verify(ctx context.Context) (api.ClusterVerification, error) {
+	members, said, errs := o.n.ask(ctx)
+	v := api.ClusterVerification{Problems: []string{}, Members: []api.MemberVerification{}}
+	problem := func(format string, args ...any) { v.Problems = append(v.Problems, fmt.Sprintf(format, args...)) }
+	digests := map[uint64]map[string][]string{} // by index and digest, who has it
+	newest := uint64(0)
+	for i := range members {
+		if d := said[i]; errs[i] == nil {
+			newest = max(newest, d.Status.Applied)
+			if digests[d.Index] == nil {
+				digests[d.Index] = map[string][]string{}
+			}
+			digests[d.Index][d.Digest] = append(digests[d.Index][d.Digest], members[i].Label())
+		}
+	}
+	leaders := map[string]bool{}
+	for i, m := range members {
+		d := said[i]
+		x := api.MemberVerification{ID: m.ID, Name: m.Name, Voter: m.Voter, Answers: errs[i] == nil}
+		if errs[i] != nil {
+			x.Error = errs[i].Error()
+			problem("%s does not answer: %v", m.Label(), errs[i])
+			v.Members = append(v.Members, x)
+			continue
+		}
+		at := digests[d.Index]
+		together := 0
+		for _, who := range at {
+			together += len(who)
+		}
+		x.Index, x.Behind, x.Expires, x.Version = d.Status.Applied, newest-d.Status.Applied, d.Expires, d.Version
+		if !m.Self {
+			x.Offset = d.Offset
+		}
+		if together > 1 {
+			x.Compared, x.Same = d.Index, len(at) == 1
+			if !x.Same {
+				problem("%s holds another state than others at event %d: take it out and let it join anew with an empty data directory", m.Label(), d.Index)
+			}
+		}
+		switch {
+		case d.ID != m.ID:
+			problem("who answers as %s is %s", m.Label(), d.ID)
+		case d.Status.Removed:
+			problem("%s believes that it was removed", m.Label())
+		}
+		if x.Offset.Abs() > clockBound {
+			problem("the clock of %s is %v from this node's: set it by NTP", m.Label(), x.Offset.Round(time.Millisecond))
+		}
+		if left := time.Until(d.Expires); left < expiryBound {
+			problem("the certificate of %s ends in %v", m.Label(), left.Round(time.Hour))
+		}
+		for _, t := range d.Status.Trouble {
+			problem("%s: %s", m.Label(), t)
+		}
+		if d.Status.Leading {
+			leaders[m.Label()] = true
+		}
+		v.Members = append(v.Members, x)
+	}
+	switch len(leaders) {
+	case 0:
+		problem("no node that answers leads")
+	case 1:
+	default:
+		problem("more than one node says that it leads: ask again, one of them is about to learn otherwise")
+	}
+	v.OK = len(v.Problems) == 0
+	return v, nil
 }
 
 // joinFile keeps whom a node that joined may ask to be taken in.

@@ -51,7 +51,6 @@ var failures = map[string]error{
 	"foreign":     cluster.ErrForeign,
 	"too-large":   cluster.ErrTooLarge,
 	"conflict":    api.ErrConflict,
-	"no-such":     api.ErrNoSuch,
 }
 
 // remoteError is what a peer said, with the error it stands for.
@@ -135,8 +134,8 @@ func answer(rw http.ResponseWriter, out any, err error) {
 	_ = json.NewEncoder(rw).Encode(f)
 }
 
-// asked makes a handler of a function that takes JSON from another node.
-func asked[In, Out any](do func(ctx context.Context, from link.Identity, in In) (Out, error)) http.HandlerFunc {
+// peerAsked makes a handler of a function that takes JSON from another node.
+func peerAsked[In, Out any](do func(ctx context.Context, from link.Identity, in In) (Out, error)) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
 		from, ok := link.PeerOf(r.Context())
 		if !ok || from.Role != link.Node {
@@ -159,7 +158,7 @@ func asked[In, Out any](do func(ctx context.Context, from link.Identity, in In) 
 func (n *node) serve() error {
 	agents, err := agent.NewServer(agent.ServerOptions{
 		Identify: identify, Targets: func() []rota.Target { return n.raft.State().Targets() },
-		Changed: n.ledOrChanged, Lead: n.leadWord, Report: n.takeReport, Log: n.log.With("room", "agent"),
+		Changed: n.ledOrChanged, Lead: n.leadWord, Nodes: n.net.addresses, Report: n.takeReport, Log: n.log.With("room", "agent"),
 	})
 	if err != nil {
 		return err
@@ -167,11 +166,11 @@ func (n *node) serve() error {
 	mux := http.NewServeMux()
 	mux.Handle(agent.TargetsPath, agents)
 	mux.Handle(agent.ReportPath, n.reports(agents))
-	mux.HandleFunc("POST "+appendPath, asked(n.appendFor))
-	mux.HandleFunc("POST "+commandPath, asked(n.commandFor))
-	mux.HandleFunc("POST "+joinPath, asked(n.takeIn))
-	mux.HandleFunc("GET "+nodePath, asked(n.describe))
-	mux.HandleFunc("GET "+fitPath, asked(n.fitFor))
+	mux.HandleFunc("POST "+appendPath, peerAsked(n.appendFor))
+	mux.HandleFunc("POST "+commandPath, peerAsked(n.commandFor))
+	mux.HandleFunc("POST "+joinPath, peerAsked(n.takeIn))
+	mux.HandleFunc("GET "+nodePath, peerAsked(n.describe))
+	mux.HandleFunc("GET "+fitPath, peerAsked(n.fitFor))
 	if n.net.own {
 		mux.Handle("POST "+renewPath, link.RenewHandler(func() (*link.CA, error) { return link.LoadCA(n.net.files) }, n.net.log))
 	}
@@ -209,7 +208,7 @@ type description struct {
 	Index   uint64          `json:"index"`   // of the state that Digest is of
 	Digest  string          `json:"digest"`
 	Status  cluster.Status  `json:"status"`
-	Took    time.Duration   `json:"-"`
+	Offset  time.Duration   `json:"-"` // of its clock, as whoever asked saw it
 }
 
 // describe says who and how this node is.

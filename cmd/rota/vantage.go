@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,9 +20,6 @@ import (
 	"github.com/rota-dns/rota/internal/link"
 	"github.com/rota-dns/rota/internal/rota"
 )
-
-// maxReportBody bounds a packed report, in bytes, as the inbox does.
-const maxReportBody = 2 << 20
 
 // leadWord says who leads, in a word that is another one when another node does, or the same one again; empty: nobody, as far as is
 // known here.
@@ -84,30 +80,13 @@ func (n *node) sendReport(ctx context.Context, vantage, site string, age time.Du
 	case leader.Self:
 		return cluster.ErrNotLeader // not yet, or no longer
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+leader.ID+agent.ReportPath, bytes.NewReader(b))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", agent.ReportType)
+	h := http.Header{}
 	if vantage != "" {
-		req.Header.Set(agent.VantageHeader, vantage)
-		req.Header.Set(agent.AgeHeader, strconv.FormatFloat(age.Seconds(), 'f', 3, 64))
-		req.Header.Set(agent.SiteHeader, site)
+		h.Set(agent.VantageHeader, vantage)
+		h.Set(agent.AgeHeader, agent.FormatAge(age))
+		h.Set(agent.SiteHeader, site)
 	}
-	resp, err := n.net.port.Client().Do(req)
-	if err != nil {
-		return fmt.Errorf("%w: %w", cluster.ErrUnanswered, err)
-	}
-	defer resp.Body.Close()
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
-	if resp.StatusCode == http.StatusNoContent {
-		return nil
-	}
-	said := rota.CleanReason("%s", strings.TrimSpace(string(text)))
-	if is := agent.Meaning(resp); is != nil {
-		return fmt.Errorf("%s: %w", said, is)
-	}
-	return fmt.Errorf("the leader answered %s: %s", resp.Status, said)
+	return agent.PostReport(ctx, n.net.port.Client(), "https://"+leader.ID, h, b)
 }
 
 // reports is what takes reports over the port: those of nodes here, those of agents through theirs.
@@ -118,18 +97,23 @@ func (n *node) reports(agents http.Handler) http.HandlerFunc {
 			agents.ServeHTTP(rw, r)
 			return
 		}
-		b, err := io.ReadAll(http.MaxBytesReader(rw, r.Body, maxReportBody))
+		b, err := io.ReadAll(http.MaxBytesReader(rw, r.Body, rota.MaxPacked))
 		if err != nil {
-			http.Error(rw, fmt.Sprintf("a report has at most %d bytes", maxReportBody), http.StatusRequestEntityTooLarge)
+			err = &agent.Refusal{Status: http.StatusRequestEntityTooLarge, Text: fmt.Sprintf("a report has at most %d bytes, and comes whole", rota.MaxPacked)}
+		} else {
+			err = n.takeFromNode(who, r, b)
+		}
+		if err != nil {
+			agent.RefusalOf(err).Answer(rw)
 			return
 		}
-		agent.WriteReply(rw, n.takeFromNode(who, r, b))
+		rw.WriteHeader(http.StatusNoContent)
 	}
 }
 
 // takeFromNode takes a report that another node sends: its own, or one of an agent that it speaks for.
 func (n *node) takeFromNode(who link.Identity, r *http.Request, b []byte) error {
-	vantage, age := r.Header.Get(agent.VantageHeader), time.Duration(0)
+	vantage := r.Header.Get(agent.VantageHeader)
 	if vantage == "" {
 		name, ok := n.nameOf(who)
 		if !ok {
@@ -140,11 +124,10 @@ func (n *node) takeFromNode(who link.Identity, r *http.Request, b []byte) error 
 	if !n.isAgent(vantage) {
 		return refusal(fmt.Errorf("%s speaks for %s, which is no agent: %w", who, rota.CleanReason("%s", vantage), cluster.ErrVantage))
 	}
-	s, err := strconv.ParseFloat(r.Header.Get(agent.AgeHeader), 64)
-	if err != nil || !(s >= 0 && s < 1e6) {
-		return &agent.Refusal{Status: http.StatusBadRequest, Text: agent.AgeHeader + ": want a number of seconds"}
+	age, err := agent.ParseAge(r.Header.Get(agent.AgeHeader))
+	if err != nil {
+		return &agent.Refusal{Status: http.StatusBadRequest, Text: err.Error()}
 	}
-	age = time.Duration(s * float64(time.Second))
 	if err := n.inbox.Take(vantage, r.RemoteAddr+" by "+who.Name, age, b); err != nil {
 		return refusal(err)
 	}
@@ -169,14 +152,14 @@ func refusal(err error) error {
 	if err == nil {
 		return nil
 	}
-	f := &agent.Refusal{Status: http.StatusServiceUnavailable, Text: err.Error()}
+	f := agent.RefusalOf(err)
 	switch {
 	case errors.Is(err, rota.ErrTable):
-		f.Status, f.Word = http.StatusConflict, agent.WordTable
+		f.Status, f.Word = http.StatusConflict, agent.RefusedTable
 	case errors.Is(err, cluster.ErrReplay):
-		f.Status, f.Word = http.StatusConflict, agent.WordReplay
+		f.Status, f.Word = http.StatusConflict, agent.RefusedReplay
 	case errors.Is(err, cluster.ErrTwice):
-		f.Status, f.Word = http.StatusConflict, agent.WordTwice
+		f.Status, f.Word = http.StatusConflict, agent.RefusedTwice
 	case errors.Is(err, cluster.ErrRate):
 		f.Status = http.StatusTooManyRequests
 	case errors.Is(err, cluster.ErrVantage), errors.Is(err, cluster.ErrName):
@@ -342,19 +325,24 @@ func (n *node) openHealthd(cfg *config.Config) error {
 	if h == nil {
 		return nil
 	}
-	n.relay = agent.NewRelay(n.news.wait, n.log.With("room", "healthagent"))
+	accepted := func() []string {
+		var names []string
+		for _, v := range n.raft.State().Spec().Vantages {
+			if v.Agent {
+				names = append(names, v.Name)
+			}
+		}
+		return names
+	}
 	var err error
+	if n.relay, err = agent.NewRelay(agent.RelayOptions{
+		Accept: accepted, LeaderChanged: n.raft.LeaderChanged, Log: n.log.With("room", "healthagent"),
+	}); err != nil {
+		return err
+	}
 	n.healthd, err = agent.NewHealthd(agent.HealthdOptions{
 		Listen: h.Listen, TLS: agent.Files{Cert: h.CertFile, Key: h.KeyFile, CA: h.ClientCAFile},
-		Accept: func() []string {
-			var names []string
-			for _, v := range n.raft.State().Spec().Vantages {
-				if v.Agent {
-					names = append(names, v.Name)
-				}
-			}
-			return names
-		},
+		Accept: accepted,
 		Nodes: func() []string {
 			names := []string{n.name}
 			for _, x := range n.raft.State().Nodes() {
