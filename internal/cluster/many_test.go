@@ -654,6 +654,9 @@ func TestMembersAreGuarded(t *testing.T) {
 		if got := names(l.Members()); got != "a b c" || len(l.State().Nodes()) != 3 {
 			t.Errorf("members %s, nodes %v", got, l.State().Nodes())
 		}
+		if l.State().WasRemoved("typo") {
+			t.Error("who never answered counts as removed, so it could not be added when it does")
+		}
 		// With one of three dead, no other may go, but the dead one may.
 		f := m.follower()
 		m.stop(f.name)
@@ -668,6 +671,14 @@ func TestMembersAreGuarded(t *testing.T) {
 		is(l.Demote(ctx, id(live)), ErrMajority)
 		is(l.Transfer(ctx, f.id.Node), ErrUnreachable)
 		is(l.Remove(ctx, f.id.Node), nil)
+		if !l.State().WasRemoved(f.id.Node) {
+			t.Errorf("removed are %v", l.State().Removed())
+		}
+		is(l.AddNonvoter(ctx, Member{ID: f.id.Node, Name: f.name, Address: f.name}), rota.ErrRemoved)
+		is(l.AddVoter(ctx, Member{ID: f.id.Node, Name: f.name, Address: f.name}), rota.ErrRemoved)
+		if _, err := m.nodes[live].Append(ctx, rota.Event{Kind: rota.EventNodes, Nodes: []rota.Node{{ID: f.id.Node, Name: f.name}}}); err == nil {
+			t.Error("its own word, late, brought it back")
+		}
 		is(l.Demote(ctx, id(live)), nil)
 		is(l.Transfer(ctx, ""), ErrNoMember)
 		is(l.Remove(ctx, l.id.Node), ErrMajority)
@@ -692,6 +703,10 @@ func TestMembersAreGuarded(t *testing.T) {
 			t.Errorf("left are %s", got)
 		}
 		mustAppend(t, m.leader(), rota.Event{Kind: rota.EventTick})
+		time.Sleep(2 * tendEvery)
+		if s := m.leader().State(); !s.WasRemoved(l.id.Node) || len(s.Nodes()) != 1 {
+			t.Errorf("who left by itself is not known as removed: %v", s.Removed())
+		}
 		if s := l.Status(); !s.Removed || s.Healthy {
 			t.Errorf("who left says %+v", s)
 		}
