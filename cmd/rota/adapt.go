@@ -126,10 +126,7 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		Source: n.raft,
 		Append: func(ctx context.Context, e rota.Event) (rota.Event, error) {
 			e, err := n.raft.Append(ctx, e)
-			if errors.Is(err, cluster.ErrNotLeader) || errors.Is(err, cluster.ErrClosed) {
-				err = fmt.Errorf("%w: %w", api.ErrNoLeader, err)
-			}
-			return e, err
+			return e, errorsOf(err)
 		},
 		Records:       n.records,
 		Reports:       n.heard,
@@ -161,6 +158,9 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		token, err := api.NewToken(t.Name, role, t.Token.Reveal())
 		errs = append(errs, err)
 		o.Tokens = append(o.Tokens, token)
+	}
+	if n.net != nil {
+		o.Operator = operator{n}
 	}
 	if n.dns != nil {
 		o.NameServer = func() api.NameServer {
@@ -257,11 +257,16 @@ func (n *node) plan(ctx context.Context) ([]api.Plan, error) {
 
 func (n *node) clusterStatus() api.ClusterStatus {
 	s := n.raft.Status()
-	return api.ClusterStatus{
+	out := api.ClusterStatus{
 		Cluster: s.Cluster, NodeID: s.NodeID, Node: s.Node, Raft: s.Raft, Term: s.Term, Leader: s.Leader, Leading: s.Leading,
 		Last: s.Last, Commit: s.Commit, Applied: s.Applied, Snapshot: s.Snapshot,
-		LastContact: s.LastContact, Voters: s.Voters, Healthy: s.Healthy, Trouble: s.Trouble,
+		LastContact: s.LastContact, Voters: s.Voters, Voter: s.Voter, Removed: s.Removed, Behind: s.Behind, Since: s.Since,
+		Healthy: s.Healthy, Trouble: s.Trouble, Members: n.membersView(),
 	}
+	if text := n.differs(); text != "" && n.net != nil {
+		out.Trouble = append(slices.Clone(out.Trouble), text)
+	}
+	return out
 }
 
 // probes shows what this node remembers of a target.

@@ -23,12 +23,12 @@ import (
 // command is what an operator, or a node that waits, wants of the cluster.
 type command struct {
 	Op      api.ClusterOp `json:"op"`
-	ID      string `json:"id,omitempty"`
-	Name    string `json:"name,omitempty"`
-	Address string `json:"address,omitempty"`
-	Site    string `json:"site,omitempty"`
-	Voter   bool   `json:"voter,omitempty"`
-	Author  string `json:"author,omitempty"`
+	ID      string        `json:"id,omitempty"`
+	Name    string        `json:"name,omitempty"`
+	Address string        `json:"address,omitempty"`
+	Site    string        `json:"site,omitempty"`
+	Voter   bool          `json:"voter,omitempty"`
+	Author  string        `json:"author,omitempty"`
 }
 
 // changed is what became of a command.

@@ -199,16 +199,16 @@ func (n *node) appendFor(ctx context.Context, from link.Identity, e rota.Event) 
 
 // description is what a node says of itself to others.
 type description struct {
-	ID      string          `json:"id"`
-	Name    string          `json:"name"`
-	Site    string          `json:"site"`
-	Version string          `json:"version"`
-	Now     time.Time       `json:"now"`
-	Expires time.Time       `json:"expires"` // its certificate
-	Index   uint64          `json:"index"`   // of the state that Digest is of
-	Digest  string          `json:"digest"`
-	Status  cluster.Status  `json:"status"`
-	Offset  time.Duration   `json:"-"` // of its clock, as whoever asked saw it
+	ID      string         `json:"id"`
+	Name    string         `json:"name"`
+	Site    string         `json:"site"`
+	Version string         `json:"version"`
+	Now     time.Time      `json:"now"`
+	Expires time.Time      `json:"expires"` // its certificate
+	Index   uint64         `json:"index"`   // of the state that Digest is of
+	Digest  string         `json:"digest"`
+	Status  cluster.Status `json:"status"`
+	Offset  time.Duration  `json:"-"` // of its clock, as whoever asked saw it
 }
 
 // describe says who and how this node is.

@@ -70,8 +70,8 @@ func runNode(ctx context.Context, path string, stderr io.Writer) error {
 type node struct {
 	// Set by newNode and fixed from then on.
 	log       *slog.Logger
-	name      string // of the node
-	dir       string // its data directory
+	name      string         // of the node
+	dir       string         // its data directory
 	net       *network       // nil: alone
 	healthd   *agent.Healthd // nil: no healthagents
 	relay     *agent.Relay   // with healthd
