@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/rota-dns/rota/internal/api"
-	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/nameserver"
 	"github.com/rota-dns/rota/internal/probe"
