@@ -41,7 +41,7 @@ func (n *node) report(ctx context.Context) error {
 	o := &cluster.Outbox{
 		Vantage: n.name, Report: n.opinions, ReportChanged: n.opined.wait,
 		Table: func() *rota.Table { return n.raft.State().Table() }, TableChanged: n.raft.Changed,
-		Leader: n.leadWord, LeaderChanged: n.news.wait,
+		Leader: n.reportTo, LeaderChanged: n.news.wait,
 		Send: func(ctx context.Context, b []byte) error {
 			if n.leading.Load() != 0 {
 				return n.inbox.Take(n.name, "this node", 0, b)
@@ -51,6 +51,14 @@ func (n *node) report(ctx context.Context) error {
 		Log: n.log.With("room", "vantage"),
 	}
 	return o.Run(ctx)
+}
+
+// reportTo says who leads, as leadWord does; nobody while this node is not among those who vote: it has just come, or was removed.
+func (n *node) reportTo() string {
+	if !slices.ContainsFunc(n.raft.State().Spec().Vantages, func(v rota.Vantage) bool { return v.Name == n.name }) {
+		return ""
+	}
+	return n.leadWord()
 }
 
 // heard are the reports that this node knows: where it leads, all; elsewhere its own.
