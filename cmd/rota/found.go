@@ -31,7 +31,7 @@ func (a *app) clusterConfig() (*config.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Cluster.Election != "raft" {
+	if cfg.Cluster.Election != config.Raft {
 		return nil, &coded{exitUsage, fmt.Errorf("%s: this node runs alone: write `cluster: {election: raft}` first", a.configPath())}
 	}
 	return cfg, nil

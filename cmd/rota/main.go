@@ -49,6 +49,7 @@ func usagef(format string, args ...any) error { return &coded{exitUsage, fmt.Err
 
 // app is what the verbs share.
 type app struct {
+	in       io.Reader
 	out, err io.Writer
 	getenv   func(string) string
 	now      func() time.Time
@@ -67,7 +68,7 @@ type onceFunc func(ctx context.Context, t rota.Target) (log []string, o rota.Obs
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	a := &app{out: os.Stdout, err: os.Stderr, getenv: os.Getenv, now: time.Now, version: version(), once: probeOnce}
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv, now: time.Now, version: version(), once: probeOnce}
 	os.Exit(a.main(ctx, os.Args[1:]))
 }
 

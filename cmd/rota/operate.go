@@ -33,8 +33,9 @@ type command struct {
 
 // changed is what became of a command.
 type changed struct {
-	Member cluster.Member `json:"member"`
-	Index  uint64         `json:"index"` // of the newest event by then
+	Member  cluster.Member `json:"member"`
+	Index   uint64         `json:"index"`   // of the newest event by then
+	Members uint64         `json:"members"` // index of the entry that changed the members last
 }
 
 // changeWithin bounds a change of members: a new voter has to catch up first.
@@ -78,6 +79,9 @@ func (n *node) commandFor(ctx context.Context, from link.Identity, c command) (c
 	if err != nil {
 		return changed{}, err
 	}
+	if c.Previous != 0 {
+		ctx = cluster.WithMembersIndex(ctx, c.Previous)
+	}
 	switch c.Op {
 	case api.OpAdd:
 		if c.Voter {
@@ -106,7 +110,7 @@ func (n *node) commandFor(ctx context.Context, from link.Identity, c command) (c
 			m = x
 		}
 	}
-	return changed{m, n.raft.State().Index()}, nil
+	return changed{m, n.raft.State().Index(), n.raft.MembersIndex()}, nil
 }
 
 // memberOf finds out whom a command is about. Who is to be added is asked who it is, so that a wrong address adds nobody.

@@ -25,6 +25,7 @@ import (
 	"github.com/rota-dns/rota/internal/nameserver"
 	"github.com/rota-dns/rota/internal/probe"
 	"github.com/rota-dns/rota/internal/publish"
+	"github.com/rota-dns/rota/internal/raftadmin"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -32,18 +33,59 @@ import (
 const reloadEvery = 5 * time.Second
 
 func (a *app) runCommand() *cobra.Command {
-	return &cobra.Command{
+	begin, token := false, ""
+	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run a node: check, decide, publish and answer",
 		Long: `Reads the configuration, serves the last state from the data directory at once, and keeps the DNS true until it is told to
 stop. SIGHUP reloads the configuration, all of it or nothing; so does a change of its content. SIGTERM and SIGINT stop in
 order and leave the DNS as it is.`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return runNode(c.Context(), a.configPath(), a.err) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			return runNode(c.Context(), a.configPath(), a.err, func(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+				return a.enter(ctx, cfg, log, begin, token)
+			})
+		},
 	}
+	c.Flags().BoolVar(&begin, "bootstrap", false, "begin a cluster with this node if it is of none yet, as `rota cluster bootstrap` does;\nleft on for ever it does no harm")
+	c.Flags().StringVar(&token, "join", "", "join a cluster with this token, or @FILE, if this node is of none yet, as `rota cluster join` does;\nleft on for ever it does no harm")
+	return c
 }
 
-func runNode(ctx context.Context, path string, stderr io.Writer) error {
+// enter makes the node one of a cluster, if it is of none yet and somebody said how.
+func (a *app) enter(ctx context.Context, cfg *config.Config, log *slog.Logger, begin bool, token string) error {
+	if !begin && token == "" && (a.getenv(joinTokenEnv) == "" || cfg.Cluster.Election != config.Raft) {
+		return nil
+	}
+	if cfg.Cluster.Election != config.Raft {
+		return usagef("--bootstrap and --join are for a node with `cluster: {election: raft}` in its configuration")
+	}
+	if begin {
+		if token != "" {
+			return usagef("--bootstrap begins a cluster and --join joins one: give one of them")
+		}
+		begun, err := bootstrap(ctx, cfg, log)
+		if err == nil && !begun {
+			log.Info("bootstrap was asked for, but this node is of a cluster already; there is nothing to do")
+		}
+		return err
+	}
+	var args []string
+	if token != "" {
+		args = []string{token}
+	}
+	text, err := a.joinToken(args)
+	if err != nil {
+		return err
+	}
+	id, joined, err := join(ctx, cfg, text, false)
+	if err == nil {
+		log.Info("join was asked for", "cluster", id.Cluster, "joined_now", joined)
+	}
+	return err
+}
+
+func runNode(ctx context.Context, path string, stderr io.Writer, enter func(context.Context, *config.Config, *slog.Logger) error) error {
 	cfg, err := config.Load(path, config.Options{})
 	if err != nil {
 		if _, missing := os.Stat(path); errors.Is(missing, fs.ErrNotExist) {
@@ -57,6 +99,9 @@ func runNode(ctx context.Context, path string, stderr io.Writer) error {
 		return err
 	}
 	defer logs.Close()
+	if err := enter(ctx, cfg, log); err != nil {
+		return err
+	}
 	n, err := newNode(cfg, log)
 	if err != nil {
 		return err
@@ -70,11 +115,13 @@ func runNode(ctx context.Context, path string, stderr io.Writer) error {
 type node struct {
 	// Set by newNode and fixed from then on.
 	log       *slog.Logger
-	name      string         // of the node
-	dir       string         // its data directory
-	net       *network       // nil: alone
-	healthd   *agent.Healthd // nil: no healthagents
-	relay     *agent.Relay   // with healthd
+	name      string           // of the node
+	dir       string           // its data directory
+	net       *network         // nil: alone
+	healthd   *agent.Healthd   // nil: no healthagents
+	relay     *agent.Relay     // with healthd
+	admin     *raftadmin.Admin // nil: off
+	quit      func()           // stops the process in order
 	raft      *cluster.Node
 	inbox     *cluster.Inbox
 	prober    *probe.Prober
@@ -121,7 +168,7 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 	}
 	o := cluster.Options{Dir: n.dir, Node: n.name, Log: log.With("room", "cluster")}
 	var err error
-	if cfg.Cluster.Election == "raft" {
+	if cfg.Cluster.Election == config.Raft {
 		if n.net, err = newNetwork(cfg, log); err != nil {
 			return nil, err
 		}
@@ -149,6 +196,9 @@ func (n *node) unbind() error {
 	}
 	if n.healthd != nil {
 		err = errors.Join(err, n.healthd.Run(ended))
+	}
+	if n.admin != nil {
+		err = errors.Join(err, n.admin.Run(ended))
 	}
 	return err
 }
@@ -179,7 +229,7 @@ func (n *node) open(cfg *config.Config) error {
 			return err
 		}
 	}
-	if err := n.openHealthd(cfg); err != nil {
+	if err := errors.Join(n.openHealthd(cfg), n.openRaftadmin(cfg.Cluster.RaftAdmin)); err != nil {
 		return err
 	}
 	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.heard, Version: version()})
@@ -230,6 +280,11 @@ func (n *node) run(ctx context.Context) error {
 		part{"reload", n.watch},
 		part{"systemd", n.notify},
 	)
+	if n.admin != nil {
+		parts = append(parts, part{"raftadmin", n.admin.Run})
+	}
+	ctx, n.quit = context.WithCancel(ctx)
+	defer n.quit()
 	cfg := n.current.Load().cfg
 	n.log.Info("rota starts", "version", version(), "node", cfg.Node.Name, "data_dir", cfg.Node.DataDir,
 		"services", len(cfg.Spec.Services), "state_index", n.raft.State().Index())

@@ -217,9 +217,9 @@ func (n *Node) AddNonvoter(ctx context.Context, m Member) error {
 			}
 		}
 		if suffrage == raft.Voter {
-			return r.AddVoter(raft.ServerID(m.ID), raft.ServerAddress(m.Address), 0, enqueue), nil
+			return r.AddVoter(raft.ServerID(m.ID), raft.ServerAddress(m.Address), previous(ctx), enqueue), nil
 		}
-		return r.AddNonvoter(raft.ServerID(m.ID), raft.ServerAddress(m.Address), 0, enqueue), nil
+		return r.AddNonvoter(raft.ServerID(m.ID), raft.ServerAddress(m.Address), previous(ctx), enqueue), nil
 	})
 	if err != nil {
 		return fmt.Errorf("add %s: %w", m.Label(), err)
@@ -238,6 +238,9 @@ func (n *Node) AddVoter(ctx context.Context, m Member) error {
 	fresh := err != nil
 	if err := n.AddNonvoter(ctx, m); err != nil {
 		return err
+	}
+	if previous(ctx) != 0 {
+		ctx = WithMembersIndex(ctx, 0) // for what was asked; its own doing is no obstacle
 	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -289,7 +292,7 @@ func (n *Node) Promote(ctx context.Context, id string) error {
 		if behind := last - min(last, n.wire.contact(s.ID).last); behind > maxTrailing {
 			return nil, fmt.Errorf("%w: %s lacks %d entries of the log", ErrBehind, n.member(s).Label(), behind)
 		}
-		return r.AddVoter(s.ID, s.Address, 0, enqueue), nil
+		return r.AddVoter(s.ID, s.Address, previous(ctx), enqueue), nil
 	})
 }
 
@@ -307,7 +310,7 @@ func (n *Node) Demote(ctx context.Context, id string) error {
 		if err := n.survives(left); err != nil {
 			return nil, err
 		}
-		return r.DemoteVoter(s.ID, 0, enqueue), nil
+		return r.DemoteVoter(s.ID, previous(ctx), enqueue), nil
 	})
 }
 
@@ -345,7 +348,7 @@ func (n *Node) takeOut(ctx context.Context, id string) error {
 				return nil, err
 			}
 		}
-		return r.RemoveServer(s.ID, 0, enqueue), nil
+		return r.RemoveServer(s.ID, previous(ctx), enqueue), nil
 	})
 	if err != nil {
 		return fmt.Errorf("remove %s: %w", id, err)
