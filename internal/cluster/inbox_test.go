@@ -234,6 +234,37 @@ func TestV4_SplitsKeepTheLast(t *testing.T) {
 	})
 }
 
+// TestV3V4_VantagesComeAndGo: a vantage that is added and silent flips nothing, one that is removed takes its voice with it at once, though
+// nobody reports anything new.
+func TestV3V4_VantagesComeAndGo(t *testing.T) {
+	judged(t, spec(1, 3), func(b *bench) {
+		_, v := three(b)
+		among := func(names ...string) {
+			s := b.State().Spec()
+			s.Vantages = nil
+			for _, x := range names {
+				s.Vantages = append(s.Vantages, rota.Vantage{Name: x, Site: x})
+			}
+			mustAppend(b, b.Node, rota.Event{Kind: rota.EventSpec, Spec: &s})
+		}
+		v[2].hold(rota.Down, 0)
+		v[2].must()
+		b.want(0, rota.Up)
+		before := b.State().Index()
+		among("a", "b", "c", "d")
+		b.want(0, rota.Up)
+		among("b", "c")
+		b.want(0, rota.Up)
+		if got := b.State().Index(); got != before+2 {
+			b.Errorf("%d events for two changes of vantages", got-before)
+		}
+		among("c")
+		b.want(0, rota.Down)
+		among("a", "b", "c")
+		b.want(0, rota.Up)
+	})
+}
+
 // TestV6_AllLoseTheirUplink: all see everything fall within seconds, doubt themselves and say so: nothing changes, until they see again.
 func TestV6_AllLoseTheirUplink(t *testing.T) {
 	judged(t, spec(10, 3), func(b *bench) {

@@ -1284,6 +1284,75 @@ func TestBackup(t *testing.T) {
 	}, "a", "b", "c")
 }
 
+// TestDigest: nodes that hold the same say so, however they came by it, and one that holds something else is found.
+func TestDigest(t *testing.T) {
+	bubble(t, func(m *many) {
+		t := m.T
+		l := m.leader()
+		mustAppend(t, l, rota.Event{Kind: rota.EventSpec, Spec: spec(20, 2)})
+		for i := range 40 {
+			mustAppend(t, l, drain(i, l.State()))
+		}
+		mustAppend(t, l, rota.Event{Kind: rota.EventVerdicts, Verdicts: []rota.Verdict{{Target: l.State().Targets()[0].ID, Status: rota.Up, Since: time.Now().In(time.FixedZone("", 3600))}}})
+		n := m.start("spare")
+		c := l.raft.Load().ReloadableConfig()
+		c.TrailingLogs = 1
+		if err := errors.Join(l.raft.Load().ReloadConfig(c), l.raft.Load().Snapshot().Error()); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.AddNonvoter(t.Context(), Member{ID: n.id.Node, Name: "spare", Address: "spare"}); err != nil {
+			t.Fatal(err)
+		}
+		f := m.follower()
+		m.settle()
+		m.stop(f.name) // one from a state file, one from a snapshot, one from the log
+		m.start(f.name)
+		time.Sleep(2 * tendEvery)
+		want := m.settle().Index()
+		sums := map[string]string{}
+		for x, n := range m.nodes {
+			at, sum, err := n.Digest(t.Context(), want)
+			if err != nil || at != want || len(sum) != 64 {
+				t.Errorf("%s: %d, %q, %v", x, at, sum, err)
+			}
+			sums[sum] = x
+		}
+		if len(sums) != 1 {
+			t.Errorf("different: %v", sums)
+		}
+		// It waits for what is to come, and not for ever.
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if at, _, err := n.Digest(short, want+1); !errors.Is(err, context.DeadlineExceeded) || at != want {
+			t.Errorf("of the future: %d, %v", at, err)
+		}
+		got := make(chan string)
+		go func() {
+			_, sum, _ := n.Digest(t.Context(), want+1)
+			got <- sum
+		}()
+		mustAppend(t, l, drain(7, l.State()))
+		now := <-got
+		if _, old := sums[now]; old {
+			t.Error("another state, the same sum")
+		}
+		// A node that holds something else.
+		v, _ := n.view.load()
+		s, err := v.state.Apply(rota.Event{Index: v.state.Index() + 1, At: v.state.At(), Kind: rota.EventTick})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.view.store(view{s, v.term})
+		mustAppend(t, l, drain(8, l.State()))
+		time.Sleep(time.Second)
+		_, a, _ := l.Digest(t.Context(), 0)
+		at, b, err := n.Digest(t.Context(), 0)
+		if err != nil || at != l.State().Index() || a == b {
+			t.Errorf("a difference is not found: %d, %v", at, err)
+		}
+	}, "a", "b", "c")
+}
+
 // TestPokes sends what makes raft panic or believe.
 func TestPokes(t *testing.T) {
 	bubble(t, func(m *many) {

@@ -111,9 +111,11 @@ type Node struct {
 		stay time.Duration
 	}
 
-	changing chan struct{} // held by who changes the members
-	twin     atomic.Int64  // when another with an id that was taken was last seen, in Unix nanoseconds; 0: not lately
-	trouble  trouble
+	changing  chan struct{} // held by who changes the members
+	digesting chan struct{} // held by who makes a digest
+	digested  digest        // guarded by digesting
+	twin      atomic.Int64  // when another with an id that was taken was last seen, in Unix nanoseconds; 0: not lately
+	trouble   trouble
 }
 
 // Open makes or opens a data directory and starts the node. When it returns, State is the whole last state: nothing was asked of any
@@ -186,7 +188,7 @@ func newNode(o Options) *Node {
 	n := &Node{
 		dir: o.Dir, name: o.Node, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 		history: &history{limit: cmp.Or(max(o.History, 0), DefaultHistory)},
-		closing: make(chan struct{}), changing: make(chan struct{}, 1), begun: time.Now(),
+		closing: make(chan struct{}), changing: make(chan struct{}, 1), digesting: make(chan struct{}, 1), begun: time.Now(),
 		alone: o.Network == nil, net: cmp.Or(o.Network, &Network{}),
 	}
 	n.life, n.end = context.WithCancel(context.Background())
