@@ -1,18 +1,21 @@
 package api
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -481,5 +484,48 @@ func BenchmarkDissent(b *testing.B) {
 		for b.Loop() {
 			d.of(v)
 		}
+	})
+}
+
+// A snapshot may take as long as it needs, as long as it moves: the bound on a request's time is for what is small. Who stalls is cut off.
+func TestSlowUpload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &crew{}
+		o := options(t, night(t))
+		o.Operator = c
+		s := server(t, o)
+		srv := s.httpServer()
+		client, conn := net.Pipe()
+		done := make(chan error, 1)
+		go func() { done <- srv.Serve(&onePipe{conn: conn, closed: make(chan struct{})}) }()
+		answers := bufio.NewReader(client)
+		upload := func(pause time.Duration) (int, error) {
+			text := fmt.Sprintf("POST /api/v1/cluster/snapshot HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %s\r\nContent-Type: %s\r\nContent-Length: 10\r\n\r\n",
+				adminToken, octets)
+			_, err := io.WriteString(client, text)
+			for i := 0; i < 10 && err == nil; i++ {
+				time.Sleep(pause)
+				_, err = io.WriteString(client, "x")
+			}
+			if err != nil {
+				return 0, err
+			}
+			resp, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				return 0, err
+			}
+			_, err = io.Copy(io.Discard, resp.Body)
+			return resp.StatusCode, err
+		}
+		if code, err := upload(transferWrite - time.Second); code != 200 || c.taken != "xxxxxxxxxx" {
+			t.Errorf("slow: %d %v, read %q", code, err, c.taken)
+		}
+		go func() { _, _ = io.Copy(io.Discard, answers) }() // who stalls may be told before the end
+		if _, err := upload(transferWrite + time.Second); err == nil {
+			t.Error("a stalled upload was waited for")
+		}
+		_ = client.Close()
+		_ = srv.Close()
+		<-done
 	})
 }
