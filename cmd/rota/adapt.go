@@ -129,6 +129,7 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		},
 		Records:       n.records,
 		Reports:       n.heard,
+		VantageStats:  n.vantageStats,
 		Publishers:    n.publisherStatus,
 		Plan:          n.plan,
 		Cluster:       n.clusterStatus,
@@ -264,6 +265,19 @@ func (n *node) clusterStatus() api.ClusterStatus {
 	}
 	if text := n.differs(); text != "" && n.net != nil {
 		out.Trouble = append(slices.Clone(out.Trouble), text)
+	}
+	return out
+}
+
+// vantageStats is what this node counted of the vantages that it heard.
+func (n *node) vantageStats() []api.VantageStat {
+	stats, _ := n.inbox.Stats()
+	var out []api.VantageStat
+	for _, s := range stats {
+		out = append(out, api.VantageStat{
+			Vantage: s.Vantage, From: s.From, Offset: s.Offset, Taken: s.Taken, LastBytes: s.LastBytes, Refused: s.Refused,
+			Refusal: s.Refusal, Twice: s.Twice,
+		})
 	}
 	return out
 }

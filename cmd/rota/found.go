@@ -357,11 +357,13 @@ still be a majority, and there would be two clusters. They join again with empty
 			if err != nil {
 				return fmt.Errorf("there is no node to recover: %w", err)
 			}
-			if err := a.confirm(yes, fmt.Sprintf("Node %s will be the only one of cluster %s. The other nodes must never run again with their data.", id.Name, id.Cluster), id.Name); err != nil {
-				return err
-			}
-			if err := a.confirm(yes, "Is it certain that no majority of the others can come back, and that none of them runs now?", "certain"); err != nil {
-				return err
+			if !yes {
+				if err := a.confirm(fmt.Sprintf("Node %s will be the only one of cluster %s. The other nodes must never run again with their data.", id.Name, id.Cluster), id.Name); err != nil {
+					return err
+				}
+				if err := a.confirm("Is it certain that no majority of the others can come back, and that none of them runs now?", "certain"); err != nil {
+					return err
+				}
 			}
 			address, err := advertised(cfg.Cluster)
 			if err != nil {
@@ -378,20 +380,6 @@ still be a majority, and there would be two clusters. They join again with empty
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return c
-}
-
-// confirm has a person type a word, unless yes says that it was thought about.
-func (a *app) confirm(yes bool, what, word string) error {
-	if yes {
-		return nil
-	}
-	fmt.Fprintf(a.err, "%s\nType %q to go on: ", what, word)
-	typed := ""
-	_, _ = fmt.Fscanln(a.in, &typed) // reads no further than the line, so that more can be asked
-	if typed != word {
-		return errors.New("nothing was changed (use --yes where nobody can be asked)")
-	}
-	return nil
 }
 
 func (a *app) inspectCommand() *cobra.Command {

@@ -29,6 +29,8 @@ type command struct {
 	Site    string        `json:"site,omitempty"`
 	Voter   bool          `json:"voter,omitempty"`
 	Author  string        `json:"author,omitempty"`
+
+	Previous uint64 `json:"previous,omitempty"` // refused when a later entry of the log changed the members; 0: that does not matter
 }
 
 // changed is what became of a command.

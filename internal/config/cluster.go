@@ -16,6 +16,9 @@ import (
 // defaultClusterListen is where nodes listen for each other when the configuration does not say.
 const defaultClusterListen = ":3648"
 
+// defaultClusterID is the id of a cluster whose certificates are made elsewhere and carry none.
+const defaultClusterID = "rota"
+
 // says reports whether there is a value and it holds something: an empty list or map asks for nothing.
 func says(n *node) bool { return n != nil && (n.text != "" || len(n.items)+len(n.keys) > 0) }
 
@@ -42,12 +45,17 @@ func (b *builder) cluster() {
 	c.CertFile, c.KeyFile, c.CAFile = files.cert, files.key, files.ca
 	b.join(&c, n.get("join"))
 	b.nodes(&c, n)
+	if c.CertFile != "" {
+		c.ID = textOr(n.get("id"), defaultClusterID)
+	} else if v := n.get("id"); says(v) && c.Election == Raft && !n.has("tls") {
+		b.fail(v.at, "remove it", "cluster: id is for certificates of cluster.tls; rota's own carry an id that nobody has to choose")
+	}
 	if v := n.get("raftadmin"); v != nil && v.text != "" {
 		c.RaftAdmin, _ = parseRaftAdmin(v.text)
 	}
 	if c.Election != Raft {
 		known := election != nil || !n.has("election")
-		for _, key := range []string{"listen", "advertise", "join", "tls", "nodes", "raftadmin"} {
+		for _, key := range []string{"listen", "advertise", "join", "tls", "nodes", "id", "raftadmin"} {
 			if v := n.get(key); known && says(v) {
 				b.fail(v.at, "write election: raft, or remove it", "cluster: %s needs election: raft; a node alone has nobody to talk to", key)
 			}
@@ -79,7 +87,6 @@ func (b *builder) join(c *Cluster, n *node) {
 		case twice:
 			b.fail(j.at, "", "cluster: join: %s stands twice: first at line %d", at, first.line)
 		case at == own:
-			b.warn(j.at, "", "cluster: join: %s is this node itself", at)
 		default:
 			c.Join = append(c.Join, at)
 		}
@@ -116,7 +123,7 @@ func (b *builder) vantage() {
 	b.uplink(v.child("uplink"))
 	vantages := []rota.Vantage{{Name: b.c.Node.Name, Site: b.c.Node.Site}}
 	for _, a := range b.c.Agents {
-		vantages = append(vantages, rota.Vantage(a))
+		vantages = append(vantages, rota.Vantage{Name: a.Name, Site: a.Site, Agent: true})
 	}
 	slices.SortFunc(vantages, func(a, b rota.Vantage) int { return cmp.Compare(a.Name, b.Name) })
 	b.c.Spec.Quorum, b.c.Spec.Vantages = q, vantages

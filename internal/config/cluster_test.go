@@ -77,18 +77,25 @@ func TestCluster(t *testing.T) {
 		{
 			"join itself", `{election: raft, advertise: "10.0.0.1:1", join: ["10.0.0.1:1", "10.0.0.2:1"]}`,
 			Cluster{Election: Raft, Listen: ":3648", Advertise: "10.0.0.1:1", Join: []string{"10.0.0.2:1"}},
-			"10.0.0.1:1 is this node itself",
+			"",
 		},
 		{
 			"join where it listens", `{election: raft, listen: "10.0.0.1:1", join: ["10.0.0.1:1"]}`,
 			Cluster{Election: Raft, Listen: "10.0.0.1:1"},
-			"10.0.0.1:1 is this node itself",
+			"",
 		},
 		{
 			"certificates", "{election: raft, " + nodeTLS + ", nodes: [b, a]}",
 			Cluster{
 				Election: Raft, Listen: ":3648", CertFile: "/etc/rota/node.crt", KeyFile: "/etc/rota/node.key", CAFile: "/etc/rota/ca.crt",
-				Nodes: []string{"a", "b"},
+				Nodes: []string{"a", "b"}, ID: "rota",
+			},
+			"",
+		},
+		{
+			"one of two clusters of a CA", "{election: raft, " + nodeTLS + ", id: blue-2}",
+			Cluster{
+				Election: Raft, Listen: ":3648", CertFile: "/etc/rota/node.crt", KeyFile: "/etc/rota/node.key", CAFile: "/etc/rota/ca.crt", ID: "blue-2",
 			},
 			"",
 		},
@@ -129,20 +136,20 @@ func TestVantage(t *testing.T) {
 			"agents", "cluster: {election: raft}\nvantage: {quorum: 7, agents: {accept: [foo, {name: Bar_1.x, site: New York}, {name: 1-a}]}}",
 			Config{
 				Agents: []Agent{{Name: "1-a"}, {Name: "Bar_1.x", Site: "New York"}, {Name: "foo"}},
-				Spec:   rota.Spec{Vantages: []rota.Vantage{{Name: "1-a"}, {Name: "Bar_1.x", Site: "New York"}, self, {Name: "foo"}}},
+				Spec:   rota.Spec{Vantages: []rota.Vantage{{Name: "1-a", Agent: true}, {Name: "Bar_1.x", Site: "New York", Agent: true}, self, {Name: "foo", Agent: true}}},
 			},
 			"",
 		},
 		{
 			"one agent, nowhere to report", "vantage: {quorum: 2, agents: {accept: foo}}",
-			Config{Agents: []Agent{{Name: "foo"}}, Spec: rota.Spec{Vantages: []rota.Vantage{self, {Name: "foo"}}}},
+			Config{Agents: []Agent{{Name: "foo"}}, Spec: rota.Spec{Vantages: []rota.Vantage{self, {Name: "foo", Agent: true}}}},
 			"agents have nowhere to report",
 		},
 		{
 			"healthagent", "vantage: {quorum: all, agents: {accept: [foo], healthagent: {listen: \":3443\", " + agentsTLS + "}}}",
 			Config{
 				Agents: []Agent{{Name: "foo"}}, Healthagent: pem(Healthagent{Listen: ":3443"}),
-				Spec: rota.Spec{Vantages: []rota.Vantage{self, {Name: "foo"}}},
+				Spec: rota.Spec{Vantages: []rota.Vantage{self, {Name: "foo", Agent: true}}},
 			},
 			"",
 		},

@@ -101,6 +101,8 @@ type Cluster struct {
 	CertFile, KeyFile, CAFile string
 	Nodes                     []string // names of nodes in certificates of CAFile, sorted; empty without those files
 
+	ID string // tells clusters of one CAFile apart; empty without those files
+
 	RaftAdmin string // host:port on a loopback address, for raftadmin; empty: off
 }
 

@@ -192,6 +192,9 @@ func (c *Config) clusterNode() *mapping {
 	if len(k.Nodes) > 0 {
 		m.set("nodes", k.Nodes)
 	}
+	if k.ID != "" && k.ID != defaultClusterID {
+		m.set("id", k.ID)
+	}
 	if k.RaftAdmin != "" {
 		m.set("raftadmin", k.RaftAdmin)
 	}

@@ -117,6 +117,7 @@ var (
 
 	raftadmin   = scalar{want: "a loopback ADDRESS:PORT", json: "string", parse: parsed(parseRaftAdmin)}
 	vantageName = scalar{want: "a name", json: "string", pattern: vantageForm.String(), parse: parseVantageName}
+	clusterID   = scalar{want: "an id", json: "string", pattern: clusterIDForm.String(), parse: parseClusterID}
 	site        = scalar{want: "a text", json: "string", parse: parseSite}
 	uplinkCheck = scalar{want: "a URL such as icmp://192.0.2.1", json: "string", parse: parseUplink}
 )
@@ -600,6 +601,7 @@ func grammar() object {
 				key: "nodes", doc: "Names of nodes in certificates of tls.",
 				shape: list{of: vantageName, single: true, most: maxNodes},
 			},
+			{key: "id", doc: "Tells clusters of one CA apart, with tls. Default: rota.", shape: clusterID},
 			{key: "raftadmin", doc: "Loopback address for raftadmin. Default: none.", shape: optional(raftadmin)},
 			{key: "lease", later: filled, shape: object{fields: []field{{key: "namespace", shape: required}, {key: "name", shape: required}}}},
 		}}},

@@ -346,6 +346,16 @@ func parseVantageName(s string) error {
 	return nil
 }
 
+// clusterIDForm is what certificates and the cluster's port take as the id of a cluster.
+var clusterIDForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
+
+func parseClusterID(s string) error {
+	if !clusterIDForm.MatchString(s) {
+		return fmt.Errorf("%q cannot be the id of a cluster: want 1 to 64 lower-case letters, digits and hyphens, beginning with no hyphen", short(s))
+	}
+	return nil
+}
+
 // parseSite reads where a vantage stands, as agents may say it themselves.
 func parseSite(s string) error {
 	if s == "" || len(s) > 64 || rota.CleanReason("%s", s) != s {
