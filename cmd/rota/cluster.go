@@ -570,8 +570,8 @@ func (a *app) confirm(question, word string) error {
 		return err
 	}
 	said := ""
-	_, _ = fmt.Fscanln(io.LimitReader(a.in, 1000), &said) // reads no further than the line, so that more can be asked
-	if said != word {
+	// Fscanln reads no further than the line, so that more can be asked; it fails on more than a word.
+	if _, err := fmt.Fscanln(io.LimitReader(a.in, 1000), &said); err != nil || said != word {
 		return fmt.Errorf("nothing was changed: %q is not %q", said, word)
 	}
 	return nil
