@@ -93,7 +93,7 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 		out = append(out, publish.New(publish.Options{
 			Name: p.Name, Backend: backend, Source: source{n}, Owner: cfg.Owner, Hold: n.seen.held,
 			Record: func(ctx context.Context, done rota.Published) error {
-				_, err := n.raft.Append(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
+				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
 				return err
 			},
 			Confirm: n.raft.Confirm,
