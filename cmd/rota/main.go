@@ -166,7 +166,7 @@ func (a *app) commands() []*cobra.Command {
 		a.overrideCommand("drain", "Send no new clients to endpoints", rota.ActionDrain),
 		a.overrideCommand("maint", "Take endpoints out while they are worked on", rota.ActionMaintenance),
 		a.forceCommand(), a.readyCommand(),
-		a.runCommand(), a.demoCommand(), a.clusterCommand(),
+		a.runCommand(), a.agentCommand(), a.demoCommand(), a.clusterCommand(),
 		a.checkCommand(), a.digCommand(), a.reloadCommand(), a.versionCommand(), a.openapiCommand(),
 		a.validateCommand(), a.configCommand(), a.fmtCommand(), a.schemaCommand(),
 	}

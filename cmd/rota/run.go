@@ -497,6 +497,11 @@ func (n *node) socket() string {
 // notify tells systemd that the node is ready, and that it is alive as long as its state can be read.
 func (n *node) notify(ctx context.Context) error {
 	n.awaitReady(ctx)
+	return tellSystemd(ctx, func() bool { return n.raft.State() != nil })
+}
+
+// tellSystemd says that the process is ready, again and again that it is alive, and at the end that it stops.
+func tellSystemd(ctx context.Context, alive func() bool) error {
 	sdNotify(daemon.SdNotifyReady)
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || every == 0 {
@@ -505,7 +510,7 @@ func (n *node) notify(ctx context.Context) error {
 		t := time.NewTicker(every / 2)
 		defer t.Stop()
 		for ctx.Err() == nil {
-			if n.raft.State() != nil {
+			if alive() {
 				sdNotify(daemon.SdNotifyWatchdog)
 			}
 			select {

@@ -276,7 +276,7 @@ func newRoad(log *slog.Logger, what string, us func() []Upstream) *road {
 func (r *road) failed(err error) time.Duration {
 	all := r.upstreams()
 	if r.failures < len(all) {
-		r.log.Warn("upstream does not take the agent; the next is asked", "what", r.what, "upstream", r.now, "error", rota.CleanReason("%v", err))
+		r.log.Warn("upstream does not take the agent; the next is asked", "what", r.what, "upstream", r.now, "error", err)
 	}
 	r.failures++
 	i := slices.IndexFunc(all, func(u Upstream) bool { return u.String() == r.now.String() })

@@ -164,8 +164,7 @@ func (l *Relay) sent(r *rota.Report, term int, err error) {
 		k.taken, k.next, k.failures = r, time.Time{}, 0
 	default:
 		if k.failures++; k.failures == 1 {
-			l.o.Log.Warn("a healthagent's report is not taken by the leader; it is tried again", "agent", r.Vantage,
-				"error", rota.CleanReason("%v", err))
+			l.o.Log.Warn("a healthagent's report is not taken by the leader; it is tried again", "agent", r.Vantage, "error", err)
 		}
 		k.next = time.Now().Add(relayAgain)
 	}
