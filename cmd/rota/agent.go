@@ -52,7 +52,7 @@ func (a *app) agentCommand() *cobra.Command {
 		Long: `Fetches from a node what is to be checked, checks it from here, and reports: a vantage that has no vote in raft, answers no
 queries and writes to no DNS. When its node is gone it turns to the next.
 
-The first start needs a join token, which ` + "`rota cluster token --role agent`" + ` makes on a node. It is best given in a file
+The first start needs a join token, which ` + "`rota cluster token --agent NAME`" + ` makes on a node. It is best given in a file
 (--join @FILE) or in the environment (ROTA_JOIN_TOKEN), since the arguments of a process can be seen by everyone on the machine.
 The agent then has a certificate of its own in the data directory, which it keeps up to date, and needs no token any more.
 
@@ -289,7 +289,7 @@ func (a *app) joined(ctx context.Context, o agentFlags, log *slog.Logger) (*agen
 
 // joinFirst joins the cluster of the token unless that has been done before.
 func (a *app) joinFirst(ctx context.Context, o agentFlags, files link.Files, nodes *agentNodes, log *slog.Logger) error {
-	text := cmp.Or(o.join, a.getenv("ROTA_JOIN_TOKEN"))
+	text := cmp.Or(o.join, a.getenv(joinTokenEnv))
 	if _, err := os.Stat(files.Cert); !errors.Is(err, fs.ErrNotExist) {
 		if err == nil && text != "" {
 			log.Info("this agent has joined before: the join token is not used", "certificate", files.Cert)
@@ -297,7 +297,7 @@ func (a *app) joinFirst(ctx context.Context, o agentFlags, files link.Files, nod
 		return err
 	}
 	if text == "" {
-		return usagef("no certificate in %s: make a join token on a node with `rota cluster token --role agent`, and start the agent with "+
+		return usagef("no certificate in %s: make a join token on a node with `rota cluster token --agent NAME`, and start the agent with "+
 			"--join @FILE or the environment variable ROTA_JOIN_TOKEN", filepath.Dir(files.Cert))
 	}
 	token, err := readToken(text)
@@ -305,7 +305,7 @@ func (a *app) joinFirst(ctx context.Context, o agentFlags, files link.Files, nod
 		return err
 	}
 	if token.Role != link.Agent {
-		return errors.New("the join token is for a node; for an agent make one with `rota cluster token --role agent`")
+		return errors.New("the join token is for a node; for an agent make one with `rota cluster token --agent NAME`")
 	}
 	name, err := nameOr(o.name)
 	if err != nil {

@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -228,20 +227,13 @@ with ` + "`rota run`" + `, it asks to be taken in and has a vote once it has cau
 	return c
 }
 
-// joinToken returns the text of the token that was given.
+// joinToken returns the token that was given, or @FILE.
 func (a *app) joinToken(args []string) (string, error) {
 	text := a.getenv(joinTokenEnv)
 	if len(args) > 0 {
 		text = args[0]
 	}
-	if path, ok := strings.CutPrefix(text, "@"); ok {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return "", err
-		}
-		text = string(b)
-	}
-	if text = strings.TrimSpace(text); text == "" {
+	if text == "" {
 		return "", usagef("no join token was given: `rota cluster token` on a node of the cluster prints one")
 	}
 	return text, nil
@@ -276,7 +268,7 @@ func join(ctx context.Context, cfg *config.Config, text string, nonvoter bool) (
 		id = cluster.Identity{Cluster: me.Cluster, Node: me.ID, Name: cfg.Node.Name}
 		return id, true, cluster.Join(dir, id)
 	}
-	token, err := link.ParseToken(text)
+	token, err := readToken(text)
 	if err != nil {
 		return id, false, &coded{exitUsage, err}
 	}
