@@ -530,7 +530,7 @@ func (s *State) Judge(targets []TargetID, reports []*Report, now time.Time) []Ve
 	c := s.compiled()
 	voices := c.spec.Quorum.Voices(c.spec.Vantages)
 	if _, err := c.spec.Quorum.Votes(voices); err != nil {
-		return nil // nobody is configured to vote
+		return nil // nobody is configured to vote, or too few are
 	}
 	voters := s.voters(reports, now)
 	votes := make([]Vote, len(voters))
