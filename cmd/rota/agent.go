@@ -55,13 +55,13 @@ func (a *app) agentCommand() *cobra.Command {
 		Long: `Fetches from a node what is to be checked, checks it from here, and reports: a vantage that has no vote in raft, answers no
 queries and writes to no DNS. When its node is gone it turns to the next.
 
-The first start needs a join token, which ` + "`rota cluster token --role agent`" + ` makes on a node. It is best given in a file
+The first start needs a join token, which ` + "`rota cluster token`" + ` makes on a node. It is best given in a file
 (--join @FILE) or in the environment (ROTA_JOIN_TOKEN), since the arguments of a process can be seen by everyone on the machine.
 The agent then has a certificate of its own in the data directory, which it keeps up to date, and needs no token any more.
 
 With --healthd it works for an existing healthd of NectGmbH instead, as their healthagent does.`,
 		Example: `  rota agent --site ams --join @/run/credentials/rota-agent/token
-  rota agent --healthd https://10.0.0.1 --cert agent.crt --key agent.key --ca healthd-ca.crt --name agent1`,
+  rota agent --healthd https://10.0.0.1 --cert agent.crt --key agent.key --ca healthd-ca.crt`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.agent(c.Context(), o) },
 	}
@@ -209,7 +209,11 @@ func feeding(o agentFlags, log *slog.Logger) (*agentWork, error) {
 	if err != nil {
 		return nil, err
 	}
-	name, err := nameOr(o.name)
+	cert, err := tls.GetClientCertificate(nil)
+	if err != nil {
+		return nil, err
+	}
+	name, err := nameOr(cmp.Or(o.name, cert.Leaf.Subject.CommonName))
 	if err != nil {
 		return nil, err
 	}
@@ -300,7 +304,7 @@ func (a *app) joinFirst(ctx context.Context, o agentFlags, files link.Files, nod
 		return err
 	}
 	if text == "" {
-		return usagef("no certificate in %s: make a join token on a node with `rota cluster token --role agent`, and start the agent with "+
+		return usagef("no certificate in %s: make a join token on a node with `rota cluster token`, and start the agent with "+
 			"--join @FILE or the environment variable ROTA_JOIN_TOKEN", filepath.Dir(files.Cert))
 	}
 	token, err := readToken(text)
@@ -308,7 +312,7 @@ func (a *app) joinFirst(ctx context.Context, o agentFlags, files link.Files, nod
 		return err
 	}
 	if token.Role != link.Agent {
-		return errors.New("the join token is for a node; for an agent make one with `rota cluster token --role agent`")
+		return errors.New("the join token is for a node; for an agent make one with `rota cluster token`")
 	}
 	name, err := nameOr(o.name)
 	if err != nil {
