@@ -58,7 +58,7 @@ The agent then has a certificate of its own in the data directory, which it keep
 
 With --healthd it works for an existing healthd of NectGmbH instead, as their healthagent does.`,
 		Example: `  rota agent --site ams --join @/run/credentials/rota-agent/token
-  rota agent --healthd https://10.0.0.1 --cert agent.crt --key agent.key --ca healthd-ca.crt --name agent1`,
+  rota agent --healthd https://10.0.0.1 --cert agent.crt --key agent.key --ca healthd-ca.crt`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.agent(c.Context(), o) },
 	}
@@ -206,7 +206,11 @@ func feeding(o agentFlags, log *slog.Logger) (*agentWork, error) {
 	if err != nil {
 		return nil, err
 	}
-	name, err := nameOr(o.name)
+	cert, err := tls.GetClientCertificate(nil)
+	if err != nil {
+		return nil, err
+	}
+	name, err := nameOr(cmp.Or(o.name, cert.Leaf.Subject.CommonName))
 	if err != nil {
 		return nil, err
 	}
@@ -468,30 +472,4 @@ func (t advising) RoundTrip(r *http.Request) (*http.Response, error) {
 		err = fmt.Errorf("%w; %s", err, t.advice)
 	}
 	return resp, err
-}
-
-// refusalOf says to the sender of a report what to do after an Inbox has refused it, or a node could not hand it on. The leader's word
-// to a node that handed it on stays as it is.
-func refusalOf(err error) *agent.Refusal {
-	r := *agent.RefusalOf(err)
-	for _, k := range []struct {
-		err    error
-		status int
-		word   string
-	}{
-		{cluster.ErrVantage, http.StatusForbidden, ""},
-		{cluster.ErrName, http.StatusForbidden, ""},
-		{cluster.ErrReplay, http.StatusConflict, agent.RefusedReplay},
-		{cluster.ErrTwice, http.StatusConflict, agent.RefusedTwice},
-		{rota.ErrTable, http.StatusConflict, agent.RefusedTable},
-		{cluster.ErrRate, http.StatusTooManyRequests, ""},
-		{rota.ErrReport, http.StatusBadRequest, ""},
-		{cluster.ErrNotLeader, http.StatusMisdirectedRequest, ""},
-	} {
-		if errors.Is(err, k.err) {
-			r.Status, r.Word = k.status, k.word
-			break
-		}
-	}
-	return &r
 }

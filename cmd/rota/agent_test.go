@@ -511,7 +511,7 @@ func TestAgentFeedsHealthd(t *testing.T) {
 	}
 	defer systemd.Close()
 	t.Setenv("NOTIFY_SOCKET", socket)
-	log, _, stop := runAgentVerb(t, nil, "--healthd", healthd.URL, "--cert", files[0], "--key", files[1], "--ca", files[0], "--name", "edge")
+	log, _, stop := runAgentVerb(t, nil, "--healthd", healthd.URL, "--cert", files[0], "--key", files[1], "--ca", files[0])
 	until(t, "a status", func() bool { s := posted.Load(); return s != nil && strings.Contains(*s, `"Healthy":true`) })
 	if code := stop(); code != exitOK {
 		t.Errorf("it ended with %d: %s", code, log)

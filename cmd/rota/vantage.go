@@ -125,19 +125,22 @@ func (n *node) takeFromNode(who link.Identity, r *http.Request, b []byte) error 
 	if vantage == "" {
 		name, ok := n.nameOf(who)
 		if !ok {
-			return refusal(fmt.Errorf("%s is not one of the cluster yet: %w", who, cluster.ErrVantage))
+			return refusalOf(fmt.Errorf("%s is not one of the cluster yet: %w", who, cluster.ErrVantage))
 		}
-		return refusal(n.inbox.Take(name, r.RemoteAddr, 0, b))
+		if err := n.inbox.Take(name, r.RemoteAddr, 0, b); err != nil {
+			return refusalOf(err)
+		}
+		return nil
 	}
 	if !n.isAgent(vantage) {
-		return refusal(fmt.Errorf("%s speaks for %s, which is no agent: %w", who, rota.CleanReason("%s", vantage), cluster.ErrVantage))
+		return refusalOf(fmt.Errorf("%s speaks for %s, which is no agent: %w", who, rota.CleanReason("%s", vantage), cluster.ErrVantage))
 	}
 	age, err := agent.ParseAge(r.Header.Get(agent.AgeHeader))
 	if err != nil {
 		return &agent.Refusal{Status: http.StatusBadRequest, Text: err.Error()}
 	}
 	if err := n.inbox.Take(vantage, r.RemoteAddr+" by "+who.Name, age, b); err != nil {
-		return refusal(err)
+		return refusalOf(err)
 	}
 	n.sites.said(vantage, r.Header.Get(agent.SiteHeader))
 	return nil
@@ -147,37 +150,41 @@ func (n *node) takeFromNode(who link.Identity, r *http.Request, b []byte) error 
 func (n *node) takeReport(ctx context.Context, name, site, from string, b []byte) error {
 	if n.leading.Load() != 0 {
 		if err := n.inbox.Take(name, from, 0, b); err != nil {
-			return refusal(err)
+			return refusalOf(err)
 		}
 		n.sites.said(name, site)
 		return nil
 	}
-	return refusal(n.sendReport(ctx, name, site, 0, b))
+	if err := n.sendReport(ctx, name, site, 0, b); err != nil {
+		return refusalOf(err)
+	}
+	return nil
 }
 
-// refusal says to the sender of a report what became of it.
-func refusal(err error) error {
-	if err == nil {
-		return nil
+// refusalOf says to the sender of a report what to do after an Inbox has refused it, or a node could not hand it on. The leader's word
+// to a node that handed it on stays as it is.
+func refusalOf(err error) *agent.Refusal {
+	r := *agent.RefusalOf(err)
+	for _, k := range []struct {
+		err    error
+		status int
+		word   string
+	}{
+		{cluster.ErrVantage, http.StatusForbidden, ""},
+		{cluster.ErrName, http.StatusForbidden, ""},
+		{cluster.ErrReplay, http.StatusConflict, agent.RefusedReplay},
+		{cluster.ErrTwice, http.StatusConflict, agent.RefusedTwice},
+		{rota.ErrTable, http.StatusConflict, agent.RefusedTable},
+		{cluster.ErrRate, http.StatusTooManyRequests, ""},
+		{rota.ErrReport, http.StatusBadRequest, ""},
+		{cluster.ErrNotLeader, http.StatusMisdirectedRequest, ""},
+	} {
+		if errors.Is(err, k.err) {
+			r.Status, r.Word = k.status, k.word
+			break
+		}
 	}
-	f := agent.RefusalOf(err)
-	switch {
-	case errors.Is(err, rota.ErrTable):
-		f.Status, f.Word = http.StatusConflict, agent.RefusedTable
-	case errors.Is(err, cluster.ErrReplay):
-		f.Status, f.Word = http.StatusConflict, agent.RefusedReplay
-	case errors.Is(err, cluster.ErrTwice):
-		f.Status, f.Word = http.StatusConflict, agent.RefusedTwice
-	case errors.Is(err, cluster.ErrRate):
-		f.Status = http.StatusTooManyRequests
-	case errors.Is(err, cluster.ErrVantage), errors.Is(err, cluster.ErrName):
-		f.Status = http.StatusForbidden
-	case errors.Is(err, rota.ErrReport):
-		f.Status = http.StatusBadRequest
-	case errors.Is(err, cluster.ErrNotLeader):
-		f.Status = http.StatusMisdirectedRequest
-	}
-	return f
+	return &r
 }
 
 // nameOf returns the name of a node that asks, as the cluster knows it.
