@@ -529,3 +529,33 @@ func TestSlowUpload(t *testing.T) {
 		<-done
 	})
 }
+
+// waits is an Operator whose work does not end by itself.
+type waits struct{ crew }
+
+func (w *waits) Change(ctx context.Context, _ ClusterChange) (ClusterChanged, error) {
+	<-ctx.Done()
+	return ClusterChanged{}, ctx.Err()
+}
+
+func (w *waits) Restore(ctx context.Context, r io.Reader, _ bool, _ string) (uint64, error) {
+	_, _ = io.Copy(io.Discard, r)
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+
+// What does not end is answered in time, and as what may still be done.
+func TestOperationsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := options(t, night(t))
+		o.Operator = &waits{}
+		s := server(t, o)
+		for _, path := range []string{"leave", "snapshot"} {
+			begun := time.Now()
+			w := send(s, "POST", "/api/v1/cluster/"+path, octets, map[string]string{"snapshot": "x"}[path])
+			if took := time.Since(begun); w.Code != 503 || took != operate || !strings.Contains(w.Body.String(), "it may still be done") {
+				t.Errorf("%s: %d after %v: %s", path, w.Code, took, w.Body)
+			}
+		}
+	})
+}
