@@ -24,7 +24,7 @@ func (a *app) clusterCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "cluster", Short: "Look after a cluster of rotas", Args: cobra.NoArgs,
 		Long: "Look after a cluster of rotas. Any node takes these and hands them to whom they concern.",
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+		RunE: func(*cobra.Command, []string) error { return usagef("cluster what? `rota cluster --help` lists it") },
 	}
 	c.AddCommand(
 		a.bootstrapCommand(), a.joinCommand(), a.recoverCommand(),
@@ -454,7 +454,9 @@ func (a *app) writeVerification(v api.ClusterVerification) error {
 func (a *app) snapshotCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "snapshot save|restore", Short: "Keep the state in a file, and take it from one", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+		RunE: func(*cobra.Command, []string) error {
+			return usagef("snapshot what? `rota cluster snapshot save FILE` or `rota cluster snapshot restore FILE`")
+		},
 	}
 	c.AddCommand(a.saveCommand(), a.inspectCommand(), a.restoreCommand())
 	return c

@@ -160,6 +160,9 @@ fra1  fra   192.0.2.2:7400  voter     –        –
 	if code, out, errs := rota(nil, "status"); code != 0 || !strings.Contains(out, "vantages: NO LEADER hears them") || !strings.Contains(errs, "since 2026-11-21 02:14:00Z") {
 		t.Errorf("exit code %d\n%s%s", code, out, errs)
 	}
+	if _, out, _ := rota(nil, "explain", "www.example.org"); !strings.Contains(out, "votes of other vantages are those of when the verdicts were taken; what they hold now is unknown here") {
+		t.Error(out)
+	}
 	if _, out, errs := rota(nil, "get", "vantages"); !strings.Contains(out, "unknown here, and there is no leader to ask") || strings.Count(errs, "may be older") != 1 {
 		t.Errorf("%s%s", out, errs)
 	}

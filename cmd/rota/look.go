@@ -241,6 +241,9 @@ func story(x api.Explained, only netip.Addr, now time.Time) string {
 	if x.Index > 0 {
 		line("  changed %s, event %d%s", ago(x.Changed, now), x.Index, lastWhy(x.Transition, only))
 	}
+	if x.Remembered != "" {
+		line("  votes of other vantages are those of when the verdicts were taken; what they hold now is %s", x.Remembered)
+	}
 	for _, e := range x.Endpoints {
 		if only.IsValid() && e.Address != only {
 			continue

@@ -200,8 +200,8 @@ func (in *restoreInput) Resolve(c huma.Context) []error {
 }
 
 const (
-	maxSnapshot   = 1 << 30 // bytes of a snapshot that is restored
-	operate       = 25 * time.Second
+	maxSnapshot   = 1 << 30          // bytes of a snapshot that is restored
+	operate       = 25 * time.Second // for an operation; less than a caller waits for its answer
 	transferWrite = 15 * time.Second // what a reader may take to accept one piece of a snapshot, or a sender to send one
 	octets        = "application/octet-stream"
 )
@@ -274,6 +274,16 @@ func (s *Server) operator() (Operator, error) {
 	return s.o.Operator, nil
 }
 
+// bounded is operator, with a context that ends while the caller still listens.
+func (s *Server) bounded(ctx context.Context) (Operator, context.Context, context.CancelFunc, error) {
+	o, err := s.operator()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, operate)
+	return o, ctx, cancel, nil
+}
+
 // audit writes down who did what, and what came of it.
 func (s *Server) audit(ctx context.Context, what, author string, err error, more ...any) {
 	args := append([]any{"what", what, "author", author, "actor", callerOf(ctx).actor}, more...)
@@ -285,11 +295,10 @@ func (s *Server) audit(ctx context.Context, what, author string, err error, more
 }
 
 func (s *Server) change(ctx context.Context, c ClusterChange) (*ClusterChanged, error) {
-	o, err := s.operator()
+	o, ctx, cancel, err := s.bounded(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, operate)
 	defer cancel()
 	c.Author = callerOf(ctx).author(c.Author)
 	out, err := o.Change(ctx, c)
@@ -302,10 +311,11 @@ func (s *Server) change(ctx context.Context, c ClusterChange) (*ClusterChanged, 
 }
 
 func (s *Server) makeToken(ctx context.Context, in *struct{ Body TokenRequest }) (*TokenReply, error) {
-	o, err := s.operator()
+	o, ctx, cancel, err := s.bounded(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer cancel()
 	r := in.Body
 	if r.For != "" {
 		if r.Life, err = parseLife(r.For); err != nil {
@@ -315,8 +325,6 @@ func (s *Server) makeToken(ctx context.Context, in *struct{ Body TokenRequest })
 	if r.Role == "agent" && strings.TrimSpace(r.Name) == "" {
 		return nil, problem(http.StatusUnprocessableEntity, "name the agent that the token is for")
 	}
-	ctx, cancel := context.WithTimeout(ctx, operate)
-	defer cancel()
 	r.Author = callerOf(ctx).author(r.Author)
 	out, err := o.Token(ctx, r)
 	s.audit(ctx, "token", r.Author, err, "role", r.Role, "name", r.Name, "id", out.ID, "expires", out.Expires)
@@ -327,10 +335,11 @@ func (s *Server) makeToken(ctx context.Context, in *struct{ Body TokenRequest })
 }
 
 func (s *Server) listTokens(ctx context.Context, _ *noInput) (*List[TokenView], error) {
-	o, err := s.operator()
+	o, ctx, cancel, err := s.bounded(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer cancel()
 	v := s.view()
 	out, err := o.Tokens(ctx)
 	if err != nil {
@@ -359,10 +368,11 @@ type RevokeReply struct {
 }
 
 func (s *Server) revokeToken(ctx context.Context, in *tokenInput) (*RevokeReply, error) {
-	o, err := s.operator()
+	o, ctx, cancel, err := s.bounded(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer cancel()
 	author := callerOf(ctx).author(in.Author)
 	err = o.Revoke(ctx, in.ID, author)
 	s.audit(ctx, "revoke token", author, err, "id", in.ID)
@@ -383,17 +393,16 @@ func (s *Server) alone() (done func(), err error) {
 }
 
 func (s *Server) verify(ctx context.Context, _ *noInput) (*ClusterVerification, error) {
-	o, err := s.operator()
+	o, ctx, cancel, err := s.bounded(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer cancel()
 	done, err := s.alone()
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	ctx, cancel := context.WithTimeout(ctx, operate)
-	defer cancel()
 	out, err := o.Verify(ctx)
 	if err != nil {
 		return nil, operatorProblem(err)
@@ -485,7 +494,9 @@ func (s *Server) restoreSnapshot(ctx context.Context, in *restoreInput) (*Restor
 	}
 	defer done()
 	author := callerOf(ctx).author(in.Author)
-	from := &snapshotReader{r: in.request.Body, rc: http.NewResponseController(in.writer)}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	from := &snapshotReader{r: in.request.Body, rc: http.NewResponseController(in.writer), whole: func() { time.AfterFunc(operate, cancel) }}
 	index, err := o.Restore(ctx, from, in.Foreign, author)
 	s.audit(ctx, "restore snapshot", author, err, "foreign", in.Foreign, "event", index, "bytes", from.n)
 	if err != nil {
@@ -496,9 +507,10 @@ func (s *Server) restoreSnapshot(ctx context.Context, in *restoreInput) (*Restor
 
 // snapshotReader reads a snapshot as it comes; who does not send a piece in time loses the connection.
 type snapshotReader struct {
-	r  io.Reader
-	rc *http.ResponseController
-	n  int64
+	r     io.Reader
+	rc    *http.ResponseController
+	whole func() // called at the end
+	n     int64
 }
 
 func (s *snapshotReader) Read(b []byte) (int, error) {
@@ -507,6 +519,9 @@ func (s *snapshotReader) Read(b []byte) (int, error) {
 	_ = s.rc.SetWriteDeadline(now.Add(transferWrite + writeTimeout))
 	n, err := s.r.Read(b)
 	s.n += int64(n)
+	if err == io.EOF {
+		s.whole()
+	}
 	return n, err
 }
 

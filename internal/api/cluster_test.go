@@ -260,6 +260,9 @@ func TestSnapshots(t *testing.T) {
 		}
 	}
 	<-s.costly
+	if b, err := OpenAPI("v1"); err != nil || strings.Count(string(b), `"`+octets+`": {`) != 2 {
+		t.Errorf("the document does not say that a snapshot is octets: %v", err)
+	}
 	if v := decode[ClusterVerification](t, get(s, "/api/v1/cluster/verify")); v.OK || len(v.Problems) != 1 || len(v.Members) != 1 {
 		t.Errorf("verified %+v", v)
 	}
@@ -431,7 +434,7 @@ func TestDissentIsRemembered(t *testing.T) {
 	again("a configuration", at.Add(time.Hour), true)
 }
 
-// BenchmarkDissent is what the comparison adds to a scrape at 100,000 targets and 5 vantages.
+// BenchmarkDissent is what the comparison adds to a scrape at 100,000 targets and 5 vantages, and the whole scrape, without a series an endpoint.
 func BenchmarkDissent(b *testing.B) {
 	f := newFold()
 	spec := &rota.Spec{}
@@ -485,6 +488,18 @@ func BenchmarkDissent(b *testing.B) {
 			d.of(v)
 		}
 	})
+	c := NewCollector(CollectorOptions{Source: f, NoEndpoints: true, Reports: func() []*rota.Report { return rs }, Now: func() time.Time { return t0 }})
+	b.Run("scrape", func(b *testing.B) {
+		for b.Loop() {
+			out := make(chan prometheus.Metric, 100)
+			go func() {
+				c.Collect(out)
+				close(out)
+			}()
+			for range out {
+			}
+		}
+	})
 }
 
 // A snapshot may take as long as it needs, as long as it moves: the bound on a request's time is for what is small. Who stalls is cut off.
@@ -527,5 +542,35 @@ func TestSlowUpload(t *testing.T) {
 		_ = client.Close()
 		_ = srv.Close()
 		<-done
+	})
+}
+
+// waits is an Operator whose work does not end by itself.
+type waits struct{ crew }
+
+func (w *waits) Change(ctx context.Context, _ ClusterChange) (ClusterChanged, error) {
+	<-ctx.Done()
+	return ClusterChanged{}, ctx.Err()
+}
+
+func (w *waits) Restore(ctx context.Context, r io.Reader, _ bool, _ string) (uint64, error) {
+	_, _ = io.Copy(io.Discard, r)
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+
+// What does not end is answered in time, and as what may still be done.
+func TestOperationsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := options(t, night(t))
+		o.Operator = &waits{}
+		s := server(t, o)
+		for _, path := range []string{"leave", "snapshot"} {
+			begun := time.Now()
+			w := send(s, "POST", "/api/v1/cluster/"+path, octets, map[string]string{"snapshot": "x"}[path])
+			if took := time.Since(begun); w.Code != 503 || took != operate || !strings.Contains(w.Body.String(), "it may still be done") {
+				t.Errorf("%s: %d after %v: %s", path, w.Code, took, w.Body)
+			}
+		}
 	})
 }

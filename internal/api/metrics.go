@@ -164,8 +164,14 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	}
 
 	services := s.Services()
+	disputed := map[rota.Name]bool{}
+	if v.heard {
+		for _, d := range c.dissents.of(v).Services {
+			disputed[d.Service] = d.Split > 0
+		}
+	}
 	for i := range services {
-		c.service(v, &services[i], gauge)
+		c.service(v, &services[i], disputed[services[i].Name], gauge)
 	}
 	if c.o.NoEndpoints {
 		return
@@ -219,7 +225,8 @@ func one(b bool) float64 {
 	return 0
 }
 
-func (c *Collector) service(v *view, svc *rota.Service, gauge func(string, string, float64, ...string)) {
+// service emits what is known of a service. disputed: vantages contradict one another on one of its targets, at least.
+func (c *Collector) service(v *view, svc *rota.Service, disputed bool, gauge func(string, string, float64, ...string)) {
 	sel := v.Selection(svc.Name)
 	if sel == nil {
 		return
@@ -246,7 +253,7 @@ func (c *Collector) service(v *view, svc *rota.Service, gauge func(string, strin
 		}
 	}
 	for i := range svc.Endpoints {
-		if v.heard && v.split(&svc.Endpoints[i]) {
+		if disputed && v.split(&svc.Endpoints[i]) {
 			split++
 		}
 	}
@@ -263,9 +270,6 @@ func (c *Collector) service(v *view, svc *rota.Service, gauge func(string, strin
 
 // split reports whether some vantages hold an endpoint up and others down, of the same check.
 func (v *view) split(e *rota.Endpoint) bool {
-	if len(v.reports) < 2 {
-		return false
-	}
 	for _, u := range e.Checks {
 		if u.Observe {
 			continue

@@ -278,6 +278,7 @@ type Explained struct {
 	At         time.Time         `json:"state_at"`
 	Client     string            `json:"client,omitempty" doc:"As asked for. No service places clients in this version, so that it changes nothing."`
 	Now        []CheckView       `json:"now" nullable:"false" doc:"What each vantage holds now of the checks above, and this node's last probes."`
+	Remembered string            `json:"remembered,omitempty" doc:"Of a node that does not lead: the votes of other vantages are those of when the verdicts were taken, and this says who knows what they hold now."`
 	Need       int               `json:"need"`
 	Voices     int               `json:"voices"`
 	Published  []PublisherAnswer `json:"published" nullable:"false"`

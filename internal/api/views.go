@@ -656,6 +656,9 @@ func (v *view) explained(svc *rota.Service, x rota.Explanation, records []Record
 	spec := v.Spec()
 	out.Voices = spec.Quorum.Voices(spec.Vantages)
 	out.Need, _ = spec.Quorum.Votes(out.Voices)
+	if !v.heard {
+		out.Remembered = v.unheard()
+	}
 	uses := v.uses()
 	for _, e := range x.Endpoints {
 		for _, c := range e.Checks {
