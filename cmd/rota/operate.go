@@ -201,13 +201,15 @@ func errorsOf(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, cluster.ErrNotLeader), errors.Is(err, cluster.ErrNoLeader), errors.Is(err, cluster.ErrClosed), errors.Is(err, cluster.ErrUnanswered):
+	case errors.Is(err, cluster.ErrNotLeader), errors.Is(err, cluster.ErrNoLeader), errors.Is(err, cluster.ErrClosed):
 		return fmt.Errorf("%w: %w", api.ErrNoLeader, err)
+	case errors.Is(err, cluster.ErrUnanswered):
+		return fmt.Errorf("%w: %w", context.DeadlineExceeded, err) // it may have happened
 	case errors.Is(err, cluster.ErrNoMember):
 		return fmt.Errorf("%w: %w", api.ErrNoSuch, err)
 	case errors.Is(err, cluster.ErrMajority), errors.Is(err, cluster.ErrTwins), errors.Is(err, cluster.ErrForeign):
 		return fmt.Errorf("%w: %w", api.ErrConflict, err)
-	case errors.Is(err, cluster.ErrBehind):
+	case errors.Is(err, cluster.ErrBehind), errors.Is(err, cluster.ErrUnreachable):
 		return fmt.Errorf("%w: %w", api.ErrBusy, err)
 	}
 	return err
@@ -233,7 +235,11 @@ func (o operator) Token(ctx context.Context, r api.TokenRequest) (api.TokenReply
 	if err != nil {
 		return api.TokenReply{}, err
 	}
-	return api.TokenReply{Token: t.Reveal(), ID: t.ID, Expires: t.Expires}, nil
+	next := "There: `rota cluster join TOKEN`, then `rota run`. Better than in an argument: in a file, as @FILE, or in " + joinTokenEnv + "."
+	if role == link.Agent {
+		next = "There: `rota agent --name " + r.Name + " --join @FILE`, with the token in FILE or in " + joinTokenEnv + "."
+	}
+	return api.TokenReply{Token: t.Reveal(), ID: t.ID, Expires: t.Expires, Notes: []string{next}}, nil
 }
 
 // Tokens lists the join tokens of this node.

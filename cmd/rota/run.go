@@ -232,7 +232,7 @@ func (n *node) open(cfg *config.Config) error {
 	if err := errors.Join(n.openHealthd(cfg), n.openRaftadmin(cfg.Cluster.RaftAdmin)); err != nil {
 		return err
 	}
-	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.heard, Cluster: n.clusterStatus, VantageStats: n.vantageStats, Version: version()})
+	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.heard, Cluster: n.clusterStatus, VantageStats: n.vantageStats, Node: n.name, Version: version()})
 	options, err := n.apiOptions(cfg)
 	if err != nil {
 		return err
