@@ -363,6 +363,9 @@ const electionPause = 2 * time.Second
 func (n *node) membersView() []api.ClusterMember {
 	out := []api.ClusterMember{}
 	for _, m := range n.raft.Members() {
+		if n.net == nil {
+			m.Address = "" // nobody reaches a node alone
+		}
 		out = append(out, api.ClusterMember(m))
 	}
 	return out
