@@ -137,6 +137,9 @@ func (n *node) takeFromNode(who link.Identity, r *http.Request, b []byte) error 
 		}
 		return nil
 	}
+	if !n.hasMember(who) {
+		return refusalOf(fmt.Errorf("%s is not one of the cluster: %w", who, cluster.ErrVantage))
+	}
 	if !n.isAgent(vantage) {
 		return refusalOf(fmt.Errorf("%s speaks for %s, which is no agent: %w", who, rota.CleanReason("%s", vantage), cluster.ErrVantage))
 	}
