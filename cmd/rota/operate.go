@@ -113,7 +113,9 @@ func (n *node) commandFor(ctx context.Context, from link.Identity, c command) (c
 	if err != nil {
 		return changed{}, err
 	}
-	n.net.port.Recheck()
+	if from.ID != m.ID { // who leaves hears first that it may
+		n.net.port.Recheck()
+	}
 	for _, x := range n.raft.Members() {
 		if x.ID == m.ID {
 			m = x
