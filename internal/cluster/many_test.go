@@ -806,7 +806,7 @@ func TestBootstrap(t *testing.T) {
 		_ = r.Close()
 		// One of many does not open as if it were alone.
 		m.stop(f.name)
-		if _, err := Open(Options{Dir: m.dirs[f.name], Node: f.name}); err == nil || !strings.Contains(err.Error(), "cluster.listen") {
+		if _, err := Open(Options{Dir: m.dirs[f.name], Node: f.name}); err == nil || !strings.Contains(err.Error(), "election: raft") {
 			t.Errorf("one of many, alone: %v", err)
 		}
 	}, "a", "b", "c")
