@@ -134,13 +134,14 @@ type node struct {
 	// Replaced as a whole by a reload, read by anyone.
 	current atomic.Pointer[inForce]
 
-	seen    *evidence     // what this process has seen for itself
-	news    broadcast     // fired when the state, who leads or what was seen may have changed
-	opined  broadcast     // fired when this vantage's report may have changed
-	doubt   doubt         // why this vantage abstains
-	doubted broadcast     // fired when that changed
-	sites   sites         // where agents say that they stand
-	leading atomic.Uint64 // the term in which this node leads; 0: it does not
+	seen     *evidence // what this process has seen for itself
+	news     broadcast // fired when the state, who leads or what was seen may have changed
+	opined   broadcast // fired when this vantage's report may have changed
+	doubt    doubt     // why this vantage abstains
+	doubted  broadcast // fired when that changed
+	sites    sites     // where agents say that they stand
+	differed atomic.Pointer[difference]
+	leading  atomic.Uint64 // the term in which this node leads; 0: it does not
 
 	reloading sync.Mutex // held while a configuration is made an event: by each reload for its length, by a new term
 }
@@ -400,7 +401,11 @@ func (n *node) restate(ctx context.Context) error {
 		return nil
 	}
 	cfg := n.current.Load().cfg
-	return errors.Join(n.respec(ctx, cfg), n.spoke(cfg))
+	if err := n.respec(ctx, cfg); err != nil {
+		return err
+	}
+	n.spoke(cfg)
+	return nil
 }
 
 // errReplaced ends the publishers of a configuration that is no longer in force.
