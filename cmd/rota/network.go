@@ -54,7 +54,7 @@ func newNetwork(cfg *config.Config, log *slog.Logger) (*network, error) {
 	}
 	o := link.Options{
 		DialerOptions: link.DialerOptions{Credentials: w.creds, Members: w.members, Allowed: w.allowed, Log: w.log},
-		Listen:        cfg.Cluster.Listen, Advertise: w.address,
+		Listen:        cfg.Cluster.Listen, Advertise: w.address, MaxBody: maxPacked,
 		Peer: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			if h := w.serv.Load(); h != nil {
 				(*h).ServeHTTP(rw, r)

@@ -341,7 +341,7 @@ func (n *node) knowsAll(st *rota.State) bool {
 func (n *node) feed(ctx context.Context) error {
 	var probed []rota.Target
 	for {
-		changed, heard, opined, doubted := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubted.wait()
+		changed, heard, opined, doubted, led := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubted.wait(), n.raft.LeaderChanged()
 		st := n.raft.State()
 		ts := st.Targets()
 		if !n.votes(st) {
@@ -361,6 +361,7 @@ func (n *node) feed(ctx context.Context) error {
 		case <-heard:
 		case <-opined:
 		case <-doubted:
+		case <-led:
 		case <-wake:
 		}
 	}
