@@ -141,7 +141,8 @@ type node struct {
 	doubted  broadcast // fired when that changed
 	sites    sites     // where agents say that they stand
 	differed atomic.Pointer[difference]
-	leading  atomic.Uint64 // the term in which this node leads; 0: it does not
+	able     atomic.Pointer[able] // who is fit to lead instead
+	leading  atomic.Uint64        // the term in which this node leads; 0: it does not
 
 	reloading sync.Mutex // held while a configuration is made an event: by each reload for its length, by a new term
 }
@@ -174,6 +175,7 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 			return nil, err
 		}
 		o.Network = n.net.options()
+		o.Network.Fit = n.fit
 	}
 	if n.raft, err = cluster.Open(o); err != nil {
 		return nil, errors.Join(err, n.unbind())
