@@ -263,7 +263,7 @@ func (n *node) clusterStatus() api.ClusterStatus {
 		LastContact: s.LastContact, Voters: s.Voters, Voter: s.Voter, Removed: s.Removed, Behind: s.Behind, Since: s.Since,
 		Healthy: s.Healthy, Trouble: s.Trouble, Members: n.membersView(),
 	}
-	if text := n.differs(); text != "" && n.net != nil {
+	if text := n.differs(); text != "" {
 		out.Trouble = append(slices.Clone(out.Trouble), text)
 	}
 	return out
