@@ -25,7 +25,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rota-dns/rota/internal/agent"
-	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/link"
 	"github.com/rota-dns/rota/internal/probe"
 	"github.com/rota-dns/rota/internal/rota"

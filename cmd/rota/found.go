@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/hashicorp/raft"
 	"github.com/spf13/cobra"
 
 	"github.com/rota-dns/rota/internal/cluster"
@@ -124,17 +123,9 @@ func bootstrap(ctx context.Context, cfg *config.Config, log *slog.Logger) (bool,
 		}
 	}
 	if err != nil {
-		n, err := cluster.Open(cluster.Options{Dir: dir, Node: cfg.Node.Name, Log: log, Network: &cluster.Network{
-			Address: address, Bootstrap: true, Site: cfg.Node.Site, Cluster: externalID(cfg),
-			Transport: func(cluster.Identity) (raft.Transport, error) {
-				_, t := raft.NewInmemTransport(raft.ServerAddress(address))
-				return t, nil
-			},
-		}})
-		if err != nil {
-			return false, err
-		}
-		if err := n.Close(); err != nil {
+		if err := cluster.Begin(cluster.Options{Dir: dir, Node: cfg.Node.Name, Log: log, Network: &cluster.Network{
+			Address: address, Site: cfg.Node.Site, Cluster: externalID(cfg),
+		}}); err != nil {
 			return false, err
 		}
 		if id, err = cluster.ReadIdentity(dir); err != nil {

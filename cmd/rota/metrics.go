@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/rota-dns/rota/internal/link"
 	"github.com/rota-dns/rota/internal/nameserver"
 	"github.com/rota-dns/rota/internal/probe"
 	"github.com/rota-dns/rota/internal/publish"
@@ -39,7 +40,7 @@ func (r rooms) Collect(out chan<- prometheus.Metric) {
 	}
 	r.cluster(m)
 	if r.n.net != nil {
-		r.port(m)
+		port(m, r.n.net.port.Stats(), r.n.net.creds.Expires())
 	}
 	ok := 1.0
 	if now.failed != nil {
@@ -137,14 +138,13 @@ func (r rooms) cluster(m emitter) {
 const heardWithin = 5 * time.Second
 
 // port counts who came to the cluster's port.
-func (r rooms) port(m emitter) {
-	s := r.n.net.port.Stats()
+func port(m emitter, s link.Stats, expires time.Time) {
 	m.counter("rota_port_accepted_total", "Connections to the cluster's port, whatever became of them.", s.Accepted)
 	m.gauge("rota_port_connections", "Connections of peers that were let in.", float64(s.Open))
 	for why, n := range s.Refused {
 		m.counter("rota_port_refused_total", "Connections refused, in both directions.", n, "reason", string(why))
 	}
-	m.gauge("rota_certificate_expiry_timestamp_seconds", "When this node's certificate ends.", seconds(r.n.net.creds.Expires()))
+	m.gauge("rota_certificate_expiry_timestamp_seconds", "When this node's certificate ends.", seconds(expires))
 }
 
 func seconds(t time.Time) float64 {

@@ -13,13 +13,14 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/link"
 	"github.com/rota-dns/rota/internal/nameserver"
 	"github.com/rota-dns/rota/internal/probe"
 	"github.com/rota-dns/rota/internal/publish"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// busy emits what a node has that probes, publishes and answers.
+// busy emits what a node of a cluster has that probes, publishes and answers.
 type busy struct{ n *node }
 
 func (busy) Describe(chan<- *prometheus.Desc) {}
@@ -29,6 +30,7 @@ func (b busy) Collect(out chan<- prometheus.Metric) {
 	rooms(b).probes(m, probe.Stats{Kinds: []probe.KindStats{{Kind: rota.KindTCP, Results: []probe.ResultCount{{Class: rota.ClassOK}}}}})
 	publishers(m, publish.Status{Publisher: "bind", Zones: []publish.ZoneStatus{{Zone: "example.org."}}})
 	queries(m, nameserver.Stats{Queries: []nameserver.QueryCount{{Zone: "example.org.", Proto: "udp", Rcode: "NOERROR"}}})
+	port(m, link.Stats{Refused: map[link.Reason]uint64{link.NotTLS: 1}}, time.Now())
 }
 
 // hearing is the collector of a leader that hears the reports of another vantage.

@@ -15,10 +15,6 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"time"
-
-	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/raft"
 
 	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/config"
@@ -130,14 +126,9 @@ func (w *network) credentials(cfg *config.Config) error {
 func (w *network) options() *cluster.Network {
 	return &cluster.Network{
 		Address: w.address, Site: w.site, Cluster: w.creds.Identity().Cluster,
-		Transport: func(cluster.Identity) (raft.Transport, error) {
-			return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-				Stream: link.Raft[raft.ServerAddress](w.port), MaxPool: 3, Timeout: 10 * time.Second,
-				Logger: hclog.NewNullLogger(), MsgpackUseNewTimeFormat: true,
-			}), nil
-		},
-		Forward: w.forward,
-		Fit:     w.askFit,
+		Transport: cluster.Over(func() cluster.Streams { return link.Raft[cluster.Address](w.port) }),
+		Forward:   w.forward,
+		Fit:       w.askFit,
 	}
 }
 

@@ -109,7 +109,7 @@ func Recover(o Options) (Backup, error) {
 		return Backup{}, err
 	}
 	defer n.disk.Close()
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(n.dir, raftDir), 2, &raftLog{log: n.log})
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(n.dir, raftDir), 2, newRaftLog(n.log))
 	if err != nil {
 		return Backup{}, fmt.Errorf("recover: snapshots: %w", err)
 	}

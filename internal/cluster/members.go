@@ -164,7 +164,7 @@ func (n *Node) change(ctx context.Context, f func(r *raft.Raft, servers []raft.S
 }
 
 // ErrAlone says that a node without a Network was asked for what takes others.
-var ErrAlone = errors.New("this node runs alone, without a cluster port: set cluster.listen in the configuration")
+var ErrAlone = errors.New("this node runs alone, without a cluster port: write cluster: {election: raft} in the configuration")
 
 func find(servers []raft.Server, id string) (raft.Server, error) {
 	for _, s := range servers {

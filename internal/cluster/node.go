@@ -134,7 +134,7 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 		}
 	}()
 	if !n.alone && (n.net.Address == "" || n.net.Transport == nil) {
-		return nil, errors.New("the node is one of many, but has no address: set cluster.listen and cluster.advertise in the configuration")
+		return nil, errors.New("the node is one of many, but has no address: set cluster.advertise in the configuration")
 	}
 	if o.Node == "" {
 		return nil, errors.New("the node has no name: set node.name in the configuration")
@@ -167,7 +167,7 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 			return nil, fmt.Errorf("snapshots: %w", err)
 		}
 	}
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(n.dir, raftDir), 2, &raftLog{log: n.log})
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(n.dir, raftDir), 2, newRaftLog(n.log))
 	if err != nil {
 		return nil, fmt.Errorf("snapshots: %w", err)
 	}
@@ -221,7 +221,7 @@ func (n *Node) raftConfig() *raft.Config {
 	c.TrailingLogs = uint64(n.history.limit)
 	c.NoSnapshotRestoreOnStart = true // replay did it, and more
 	c.NoLegacyTelemetry = true
-	c.Logger = &raftLog{log: n.log}
+	c.Logger = newRaftLog(n.log)
 	return c
 }
 
