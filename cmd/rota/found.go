@@ -207,7 +207,8 @@ with ` + "`rota run`" + `, it asks to be taken in and has a vote once it has cau
 				return err
 			}
 			if !joined {
-				fmt.Fprintf(a.err, "Node %s is of cluster %s already; the token was not used. Start it with `rota run`.\n", id.Name, id.Cluster)
+				fmt.Fprintf(a.err, "Node %s is of cluster %s already; the token was not used. Start it with `rota run`. If it was removed from\n"+
+					"the cluster: move its data directory %s away, and join again.\n", id.Name, id.Cluster, cfg.Node.DataDir)
 				return nil
 			}
 			fmt.Fprintf(a.err, "Node %s may join cluster %s. Start it with `rota run`; `rota cluster status` shows it come in.\n", id.Name, id.Cluster)

@@ -113,7 +113,9 @@ func (n *node) commandFor(ctx context.Context, from link.Identity, c command) (c
 	if err != nil {
 		return changed{}, err
 	}
-	n.net.port.Recheck()
+	if c.Op != api.OpLeave { // who leaves is answered first; its connections end when the port looks by itself
+		n.net.port.Recheck()
+	}
 	for _, x := range n.raft.Members() {
 		if x.ID == m.ID {
 			m = x
