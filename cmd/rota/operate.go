@@ -113,7 +113,7 @@ func (n *node) commandFor(ctx context.Context, from link.Identity, c command) (c
 	if err != nil {
 		return changed{}, err
 	}
-	if c.Op != api.OpLeave { // who leaves is answered first; its connections end when the port looks by itself
+	if from.ID != m.ID { // who leaves hears first that it may
 		n.net.port.Recheck()
 	}
 	for _, x := range n.raft.Members() {
@@ -153,7 +153,7 @@ func (n *node) memberOf(ctx context.Context, c command) (cluster.Member, error) 
 
 // takeIn takes in a node that waits for it and has a certificate of this cluster. Any node may be asked.
 func (n *node) takeIn(ctx context.Context, from link.Identity, c command) (changed, error) {
-	if from.ID != "" && from.ID != c.ID {
+	if from.ID != "" && from.ID != c.ID || from.ID == "" && from.Name != c.Name {
 		return changed{}, fmt.Errorf("%s asks for another node, %s", from, rota.CleanReason("%s", c.ID))
 	}
 	if c.ID == "" || c.Name == "" || c.Address == "" {

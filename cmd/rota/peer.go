@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/rota-dns/rota/internal/agent"
@@ -154,6 +155,24 @@ func peerAsked[In, Out any](do func(ctx context.Context, from link.Identity, in 
 	}
 }
 
+// ofMember lets only nodes ask that are in the cluster: one that waits to be taken in has a good certificate, too.
+func ofMember[In, Out any](n *node, do func(context.Context, link.Identity, In) (Out, error)) func(context.Context, link.Identity, In) (Out, error) {
+	return func(ctx context.Context, from link.Identity, in In) (Out, error) {
+		if !n.hasMember(from) {
+			var none Out
+			return none, fmt.Errorf("%w: %s, as far as this node knows", cluster.ErrNoMember, from)
+		}
+		return do(ctx, from, in)
+	}
+}
+
+// hasMember reports whether a node is one of the cluster.
+func (n *node) hasMember(who link.Identity) bool {
+	return slices.ContainsFunc(n.raft.Members(), func(m cluster.Member) bool {
+		return who.ID != "" && m.ID == who.ID || who.ID == "" && who.Name != "" && m.Name == who.Name
+	})
+}
+
 // serve answers peers from now on.
 func (n *node) serve() error {
 	agents, err := agent.NewServer(agent.ServerOptions{
@@ -166,11 +185,11 @@ func (n *node) serve() error {
 	mux := http.NewServeMux()
 	mux.Handle(agent.TargetsPath, agents)
 	mux.Handle(agent.ReportPath, n.reports(agents))
-	mux.HandleFunc("POST "+appendPath, peerAsked(n.appendFor))
-	mux.HandleFunc("POST "+commandPath, peerAsked(n.commandFor))
+	mux.HandleFunc("POST "+appendPath, peerAsked(ofMember(n, n.appendFor)))
+	mux.HandleFunc("POST "+commandPath, peerAsked(ofMember(n, n.commandFor)))
 	mux.HandleFunc("POST "+joinPath, peerAsked(n.takeIn))
 	mux.HandleFunc("GET "+nodePath, peerAsked(n.describe))
-	mux.HandleFunc("GET "+fitPath, peerAsked(n.fitFor))
+	mux.HandleFunc("GET "+fitPath, peerAsked(ofMember(n, n.fitFor)))
 	if n.net.own {
 		mux.Handle("POST "+renewPath, link.RenewHandler(func() (*link.CA, error) { return link.LoadCA(n.net.files) }, n.net.log))
 	}

@@ -342,7 +342,11 @@ func (n *node) feed(ctx context.Context) error {
 	for {
 		changed, heard, opined, doubted := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubted.wait()
 		st := n.raft.State()
-		if ts := st.Targets(); !sameSlice(ts, probed) {
+		ts := st.Targets()
+		if !n.votes(st) {
+			ts = nil
+		}
+		if !sameSlice(ts, probed) {
 			n.prober.Set(ts)
 			probed = ts
 		}

@@ -38,7 +38,8 @@ func fingerprint(cfg *config.Config) (string, error) {
 	b, err := json.Marshal(struct {
 		Spec   rota.Spec
 		Agents []config.Agent
-	}{spec, cfg.Agents})
+		Nodes  bool
+	}{spec, cfg.Agents, cfg.NodesVote})
 	if err != nil {
 		return "", err
 	}

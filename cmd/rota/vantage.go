@@ -55,10 +55,15 @@ func (n *node) report(ctx context.Context) error {
 
 // reportTo says who leads, as leadWord does; nobody while this node is not among those who vote: it has just come, or was removed.
 func (n *node) reportTo() string {
-	if !slices.ContainsFunc(n.raft.State().Spec().Vantages, func(v rota.Vantage) bool { return v.Name == n.name }) {
+	if !n.votes(n.raft.State()) {
 		return ""
 	}
 	return n.leadWord()
+}
+
+// votes reports whether this node is among those who vote.
+func (n *node) votes(st *rota.State) bool {
+	return slices.ContainsFunc(st.Spec().Vantages, func(v rota.Vantage) bool { return v.Name == n.name && !v.Agent })
 }
 
 // heard are the reports that this node knows: where it leads, all; elsewhere its own.
@@ -131,6 +136,9 @@ func (n *node) takeFromNode(who link.Identity, r *http.Request, b []byte) error 
 			return refusalOf(err)
 		}
 		return nil
+	}
+	if !n.hasMember(who) {
+		return refusalOf(fmt.Errorf("%s is not one of the cluster: %w", who, cluster.ErrVantage))
 	}
 	if !n.isAgent(vantage) {
 		return refusalOf(fmt.Errorf("%s speaks for %s, which is no agent: %w", who, rota.CleanReason("%s", vantage), cluster.ErrVantage))
@@ -205,16 +213,18 @@ func (n *node) isAgent(name string) bool {
 // vantagesOf returns who votes: the nodes of the cluster and the agents that are accepted, sorted by name. A node alone is the one that
 // the file names.
 func (n *node) vantagesOf(st *rota.State, cfg *config.Config) []rota.Vantage {
-	var out []rota.Vantage
+	var nodes, out []rota.Vantage
 	for _, x := range st.Nodes() {
-		out = append(out, rota.Vantage{Name: x.Name, Site: x.Site})
+		nodes = append(nodes, rota.Vantage{Name: x.Name, Site: x.Site})
 	}
-	if len(out) == 0 {
-		out = append(out, rota.Vantage{Name: cfg.Node.Name, Site: cfg.Node.Site})
+	if len(nodes) == 0 {
+		nodes = append(nodes, rota.Vantage{Name: cfg.Node.Name, Site: cfg.Node.Site})
 	}
-	nodes := len(out)
+	if cfg.NodesVote {
+		out = slices.Clone(nodes)
+	}
 	for _, a := range cfg.Agents {
-		if slices.ContainsFunc(out[:nodes], func(v rota.Vantage) bool { return v.Name == a.Name }) {
+		if slices.ContainsFunc(nodes, func(v rota.Vantage) bool { return v.Name == a.Name }) {
 			continue // whoever bears a node's name would have its vote
 		}
 		site := a.Site
@@ -269,18 +279,20 @@ func (n *node) keepVantages(ctx context.Context) error {
 	}
 }
 
-// vantagesWanted is vantagesOf by what the state knows of agents: their names stand in it, and this node's file says where they are
-// only if it is the one in force.
+// vantagesWanted is vantagesOf by what the state knows: agents stand in it by name, and nodes if they vote. Where agents are this node's
+// file may say.
 func (n *node) vantagesWanted(st *rota.State) []rota.Vantage {
 	cfg := *n.current.Load().cfg
 	known := make(map[string]string, len(cfg.Agents))
 	for _, a := range cfg.Agents {
 		known[a.Name] = a.Site
 	}
-	cfg.Agents = nil
+	cfg.Agents, cfg.NodesVote = nil, false
 	for _, v := range st.Spec().Vantages {
 		if v.Agent {
 			cfg.Agents = append(cfg.Agents, config.Agent{Name: v.Name, Site: known[v.Name]})
+		} else {
+			cfg.NodesVote = true
 		}
 	}
 	return n.vantagesOf(st, &cfg)

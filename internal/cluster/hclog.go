@@ -40,7 +40,9 @@ const (
 	maxSayings = 256
 )
 
-func newRaftLog(l *slog.Logger) *raftLog { return &raftLog{log: l, said: &said{last: map[string]*saying{}}} }
+func newRaftLog(l *slog.Logger) *raftLog {
+	return &raftLog{log: l, said: &said{last: map[string]*saying{}}}
+}
 
 // again reports whether a message has been logged lately, and if not, how often it came since.
 func (s *said) again(key string, now time.Time) (lately bool, dropped int) {
@@ -127,8 +129,11 @@ func (l *raftLog) With(args ...any) hclog.Logger {
 	return &raftLog{l.log.With(args...), l.name, append(l.args[:len(l.args):len(l.args)], args...), l.said}
 }
 
-func (l *raftLog) Name() string                        { return l.name }
-func (l *raftLog) Named(name string) hclog.Logger      { return &raftLog{l.log, l.name + name, l.args, l.said} }
+func (l *raftLog) Name() string { return l.name }
+func (l *raftLog) Named(name string) hclog.Logger {
+	return &raftLog{l.log, l.name + name, l.args, l.said}
+}
+
 func (l *raftLog) ResetNamed(name string) hclog.Logger { return &raftLog{l.log, name, l.args, l.said} }
 func (l *raftLog) SetLevel(hclog.Level)                {} // slog's handler decides
 func (l *raftLog) GetLevel() hclog.Level               { return hclog.Trace }

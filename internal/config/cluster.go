@@ -121,7 +121,16 @@ func (b *builder) vantage() {
 	}
 	whole := b.agents(v)
 	b.uplink(v.child("uplink"))
-	vantages := []rota.Vantage{{Name: b.c.Node.Name, Site: b.c.Node.Site}}
+	b.c.NodesVote = true
+	var vantages []rota.Vantage
+	if n := v.get("nodes"); n != nil && n.text == "false" {
+		if b.c.NodesVote = whole && len(b.c.Agents) == 0; b.c.NodesVote {
+			b.fail(n.at, "write agents: {accept: [NAME]}, or remove it", "vantage: nodes: false leaves nobody who votes: no agents are accepted")
+		}
+	}
+	if b.c.NodesVote {
+		vantages = []rota.Vantage{{Name: b.c.Node.Name, Site: b.c.Node.Site}}
+	}
 	for _, a := range b.c.Agents {
 		vantages = append(vantages, rota.Vantage{Name: a.Name, Site: a.Site, Agent: true})
 	}

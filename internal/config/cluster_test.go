@@ -141,6 +141,11 @@ func TestVantage(t *testing.T) {
 			"",
 		},
 		{
+			"only agents vote", "cluster: {election: raft}\nvantage: {nodes: false, agents: {accept: foo}}",
+			Config{Agents: []Agent{{Name: "foo"}}, Spec: rota.Spec{Vantages: []rota.Vantage{{Name: "foo", Agent: true}}}},
+			"",
+		},
+		{
 			"one agent, nowhere to report", "vantage: {quorum: 2, agents: {accept: foo}}",
 			Config{Agents: []Agent{{Name: "foo"}}, Spec: rota.Spec{Vantages: []rota.Vantage{self, {Name: "foo", Agent: true}}}},
 			"agents have nowhere to report",
@@ -261,6 +266,8 @@ func TestBadVantage(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{"{quorum: 3, agents: {accept: [a]}}", "quorum 3 is larger than the 2 configured vantages"},
 		{"{quorum: 3, of: sites, agents: {accept: [{name: a, site: x}, {name: b, site: x}]}}", "quorum 3 is larger than the 2 configured sites"},
+		{"{nodes: false}", "nodes: false leaves nobody who votes"},
+		{"{nodes: false, agents: {accept: []}}", "nodes: false leaves nobody who votes"},
 		{"{agents: {accept: [a, a]}}", `agent "a" stands twice: first at line 1`},
 		{"{agents: {accept: [a, {name: a, site: x}]}}", `agent "a" stands twice`},
 		{"{agents: {accept: [ams1]}}", `agent "ams1" has the name of this node, and a name is one vantage (give one of them another name)`},

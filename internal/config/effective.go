@@ -207,6 +207,9 @@ func (c *Config) clusterNode() *mapping {
 
 func (c *Config) vantageNode() *mapping {
 	m := mapOf("quorum", c.Spec.Quorum.Need, "of", c.Spec.Quorum.Of, "max_age", c.Spec.Quorum.MaxAge)
+	if !c.NodesVote {
+		m.set("nodes", false)
+	}
 	if u := c.Uplink; u != nil {
 		var checks []string
 		for _, t := range u.Checks {

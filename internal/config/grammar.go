@@ -611,6 +611,7 @@ func grammar() object {
 				shape: scalar{want: "any, majority, all, a count or a share such as 60%", parse: parseQuorum},
 			},
 			{key: "of", doc: "nodes (default) or sites: one vote a site.", shape: word("nodes", "sites")},
+			{key: "nodes", doc: "Whether nodes have a voice. Default: true. false: agents only; nodes do not probe then.", shape: boolean},
 			{key: "max_age", doc: "An older report is no vote. Default: 45s.", shape: duration(time.Second, day)},
 			{key: "uplink", doc: "How this node finds out that it is cut off itself: then it abstains.", shape: object{fields: []field{
 				{
