@@ -117,9 +117,12 @@ func bootstrap(ctx context.Context, cfg *config.Config, log *slog.Logger) (bool,
 		if at == address {
 			continue
 		}
-		if of, ok := clusterAt(ctx, at); ok {
-			return false, fmt.Errorf("%s is a node of cluster %s already: a second cluster would fight it over the DNS. Let this node join that one: "+
-				"`rota cluster token` there, `rota cluster join TOKEN` here", at, of)
+		if of, ok := clusterAt(ctx, at, own); ok {
+			how := "`rota cluster token` there, `rota cluster join TOKEN` here"
+			if !own {
+				how = "start it with `rota run`, and cluster.join leads it"
+			}
+			return false, fmt.Errorf("%s is a node of %s already: a second cluster would fight it over the DNS. Let this node join that one: %s", at, of, how)
 		}
 	}
 	if err != nil {
@@ -157,8 +160,12 @@ func externalID(cfg *config.Config) string {
 }
 
 // clusterAt looks whether a node of a cluster answers at an address, and of which. It asks for nothing: the certificate that is shown to
-// everybody who wants to join says it.
-func clusterAt(ctx context.Context, address string) (string, bool) {
+// everybody who calls says it. Where rota made no certificates, nobody is let join, and the protocol of peers is what a node answers.
+func clusterAt(ctx context.Context, address string, own bool) (string, bool) {
+	protocol := link.ProtocolJoin
+	if !own {
+		protocol = link.ProtocolPeer
+	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	var d net.Dialer
@@ -168,7 +175,7 @@ func clusterAt(ctx context.Context, address string) (string, bool) {
 	}
 	defer c.Close()
 	t := tls.Client(c, &tls.Config{
-		MinVersion: tls.VersionTLS13, NextProtos: []string{link.ProtocolJoin},
+		MinVersion: tls.VersionTLS13, NextProtos: []string{protocol},
 		InsecureSkipVerify: true, // whoever it is, nothing is said or believed but that a node is there
 	})
 	if err := t.HandshakeContext(ctx); err != nil {
@@ -177,11 +184,11 @@ func clusterAt(ctx context.Context, address string) (string, bool) {
 	if certs := t.ConnectionState().PeerCertificates; len(certs) > 0 {
 		for _, u := range certs[0].URIs {
 			if u.Scheme == "rota" {
-				return u.Host, true
+				return "cluster " + u.Host, true
 			}
 		}
 	}
-	return "that is not named", true
+	return "a cluster", true
 }
 
 func (a *app) joinCommand() *cobra.Command {
@@ -207,7 +214,8 @@ with ` + "`rota run`" + `, it asks to be taken in and has a vote once it has cau
 				return err
 			}
 			if !joined {
-				fmt.Fprintf(a.err, "Node %s is of cluster %s already; the token was not used. Start it with `rota run`.\n", id.Name, id.Cluster)
+				fmt.Fprintf(a.err, "Node %s is of cluster %s already; the token was not used. Start it with `rota run`. If it was removed from\n"+
+					"the cluster: move its data directory %s away, and join again.\n", id.Name, id.Cluster, cfg.Node.DataDir)
 				return nil
 			}
 			fmt.Fprintf(a.err, "Node %s may join cluster %s. Start it with `rota run`; `rota cluster status` shows it come in.\n", id.Name, id.Cluster)

@@ -316,6 +316,7 @@ type description struct {
 func (n *node) describe(ctx context.Context, _ link.Identity, _ struct{}) (description, error) {
 	id := n.net.creds.Identity()
 	st := n.raft.Status()
+	st.Trouble = n.trouble(st)
 	d := description{
 		ID: st.NodeID, Name: st.Node, Site: n.net.site, Version: version(), Now: time.Now(), Expires: n.net.creds.Expires(), Status: st,
 	}

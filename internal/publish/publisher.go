@@ -32,6 +32,9 @@ type Options struct {
 	Source  Source
 	Owner   string // names the installation in fence records, the same on all its nodes; at most 128 bytes when URL-encoded
 
+	// Formerly, when set, gives names that the installation had before it was called Owner: a zone that one of them owns is taken over.
+	Formerly func() []string
+
 	// Record is told of every write once it was read back. Its error is logged; the DNS stays as it is.
 	Record func(context.Context, rota.Published) error
 	// Confirm returns nil only after making sure that this node leads at this moment, in the term that Run was given. It is asked
@@ -308,14 +311,22 @@ func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) Zone
 		return ZonePlan{Zone: name, Changes: []rota.Change{}, Reasons: []*Reason{ReasonOf(err)}}
 	}
 	plan := d.plan(name, have)
-	if _, r := heldBy(name, p.o.Owner, have.Sets); r != nil {
+	if _, r := heldBy(name, p.o.Owner, p.o.formerly(), have.Sets); r != nil {
 		plan.Reasons = append(plan.Reasons, r)
 	}
 	return plan
 }
 
+// formerly are the names that the installation had before.
+func (o *Options) formerly() []string {
+	if o.Formerly == nil {
+		return nil
+	}
+	return o.Formerly()
+}
+
 // heldBy reads the fence among the sets; the zero fence when there is none. The reason says that somebody else owns the zone.
-func heldBy(zone rota.Name, owner string, sets []rota.RRset) (Fence, *Reason) {
+func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) (Fence, *Reason) {
 	set := find(sets, FenceKey(zone))
 	if len(set.Data) == 0 {
 		return Fence{}, nil
@@ -326,7 +337,7 @@ func heldBy(zone rota.Name, owner string, sets []rota.RRset) (Fence, *Reason) {
 		return Fence{}, &Reason{
 			Code: CodeConflict, Zone: zone, Text: err.Error(), Advice: "nothing is written; remove that record if nobody needs it",
 		}
-	case f.Owner != owner:
+	case f.Owner != owner && !slices.Contains(formerly, f.Owner):
 		return f, &Reason{
 			Code: CodeConflict, Zone: zone, Text: fmt.Sprintf("the zone is written by rota %q, this is %q", rota.CleanReason("%s", f.Owner), owner),
 			Advice: "nothing is written; if that installation is gone, remove the TXT record " + set.Name.Short(),

@@ -308,13 +308,13 @@ func (z *zone) because(err error) *Reason {
 	return &r
 }
 
-// take makes the fence ours, once a term: from whoever of the same owner holds it, or anew.
+// take makes the fence ours, once a term: from whoever of the same owner holds it, under a former name of it too, or anew.
 func (z *zone) take(ctx context.Context) (*Reason, error) {
 	have, err := z.o.Backend.Read(ctx, z.name, []rota.Key{FenceKey(z.name)})
 	if err != nil {
 		return z.because(err), nil
 	}
-	old, conflict := heldBy(z.name, z.o.Owner, have.Sets)
+	old, conflict := heldBy(z.name, z.o.Owner, z.o.formerly(), have.Sets)
 	if conflict != nil {
 		return conflict, nil
 	}
@@ -332,7 +332,7 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 		if rerr != nil {
 			return z.because(rerr), nil
 		}
-		now, conflict := heldBy(z.name, z.o.Owner, have.Sets)
+		now, conflict := heldBy(z.name, z.o.Owner, z.o.formerly(), have.Sets)
 		switch {
 		case conflict != nil:
 			return conflict, nil
@@ -354,7 +354,7 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 
 // still looks whether the fence is ours, and follows a write of our own that arrived late.
 func (z *zone) still(sets []rota.RRset) *Reason {
-	now, conflict := heldBy(z.name, z.o.Owner, sets)
+	now, conflict := heldBy(z.name, z.o.Owner, nil, sets)
 	switch {
 	case conflict != nil:
 		z.held = false
