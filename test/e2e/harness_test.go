@@ -23,12 +23,12 @@ import (
 	"github.com/rota-dns/rota/internal/peers"
 )
 
-// binary is the command under test, built once.
-var binary string
+// binary is the command under test, built once, or an existing one that the environment variable ROTA_BINARY names.
+var binary = os.Getenv("ROTA_BINARY")
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
-		if os.Getenv(worldChild) != "" {
+		if binary != "" || os.Getenv(worldChild) != "" {
 			return m.Run()
 		}
 		dir, err := os.MkdirTemp("", "rota-e2e-")
@@ -51,7 +51,7 @@ func TestMain(m *testing.M) {
 const patience = 60 * time.Second
 
 // eventually waits until ok returns true.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if ok() {
@@ -63,7 +63,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // node is a running rota.
 type node struct {
-	t      *testing.T
+	t      testing.TB
+	name   string
 	config string // path
 	data   string // directory
 	dns    string // host:port of its name server; empty: none
@@ -91,7 +92,7 @@ func (l *logBuffer) String() string {
 }
 
 // newNode writes a configuration. DATA and DNS in it stand for the data directory and the name server's address.
-func newNode(t *testing.T, config string) *node {
+func newNode(t testing.TB, config string) *node {
 	t.Helper()
 	dir := t.TempDir()
 	n := &node{t: t, config: filepath.Join(dir, "rota.yaml"), data: filepath.Join(dir, "data")}
@@ -132,13 +133,13 @@ func (n *node) start() {
 	})
 }
 
-// launch runs the node.
-func (n *node) launch() {
+// launch runs the node, with more flags.
+func (n *node) launch(flags ...string) {
 	n.t.Helper()
 	if n.log == nil {
 		n.log = &logBuffer{}
 	}
-	c := exec.Command(binary, "run", "--config", n.config)
+	c := exec.Command(binary, append([]string{"run", "--config", n.config}, flags...)...)
 	c.Stdout, c.Stderr = n.log, n.log
 	n.process = launch(n.t, n.place, c)
 }
@@ -177,8 +178,16 @@ func (n *node) stop() *os.ProcessState {
 
 // get asks the API over the unix socket.
 func (n *node) get(path string, into any) error {
+	r, err := http.NewRequest(http.MethodGet, "http://localhost"+path, nil)
+	if err != nil {
+		return err
+	}
+	return n.roundTrip(r, into)
+}
+
+func (n *node) roundTrip(r *http.Request, into any) error {
 	c := http.Client{
-		Timeout: 5 * time.Second,
+		Timeout: apiLimit,
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -186,7 +195,7 @@ func (n *node) get(path string, into any) error {
 			},
 		},
 	}
-	resp, err := c.Get("http://localhost" + path)
+	resp, err := c.Do(r)
 	if err != nil {
 		return err
 	}
@@ -195,14 +204,25 @@ func (n *node) get(path string, into any) error {
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %s", path, resp.Status, body)
+	if resp.StatusCode/100 != 2 {
+		return &statusError{resp.StatusCode, string(body)}
 	}
 	if into == nil {
 		return nil
 	}
 	return json.Unmarshal(body, into)
 }
+
+// apiLimit bounds one question to the API.
+const apiLimit = 30 * time.Second
+
+// statusError is a refusal of the API.
+type statusError struct {
+	status int
+	body   string
+}
+
+func (e *statusError) Error() string { return fmt.Sprintf("%d: %s", e.status, e.body) }
 
 // rota runs a client verb against the node and returns what it prints.
 func (n *node) rota(args ...string) string {

@@ -44,14 +44,14 @@ type sighted struct {
 
 // watch asks server for the addresses of name until the test ends. allowed are the only addresses that may be seen. Only an answer can
 // be wrong: silence while a server is down is not.
-func watch(t *testing.T, server, name string, allowed ...string) *watcher {
+func watch(t testing.TB, server, name string, allowed ...string) *watcher {
 	w := watchFrom(t, nil, server, name, allowed...)
 	w.excuse(true)
 	return w
 }
 
 // watchFrom is watch from a place, and silence is wrong too: of a server that is not excused.
-func watchFrom(t *testing.T, p *place, server, name string, allowed ...string) *watcher {
+func watchFrom(t testing.TB, p *place, server, name string, allowed ...string) *watcher {
 	t.Helper()
 	w := &watcher{server: server, name: name, allowed: allowed, stop: make(chan struct{}), done: make(chan struct{}), last: time.Now()}
 	var c net.Conn
@@ -181,13 +181,18 @@ func (w *watcher) since(at time.Time, want ...string) time.Time {
 	return time.Time{}
 }
 
-// answering reports whether the newest answer is exactly want.
-func (w *watcher) answering(want ...string) bool {
+// newest returns the newest answer.
+func (w *watcher) newest() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := len(w.answers)
-	return n > 0 && slices.Equal(w.answers[n-1].addresses, want)
+	if n := len(w.answers); n > 0 {
+		return w.answers[n-1].addresses
+	}
+	return nil
 }
+
+// answering reports whether the newest answer is exactly want.
+func (w *watcher) answering(want ...string) bool { return slices.Equal(w.newest(), want) }
 
 func (w *watcher) note(what string) {
 	w.mu.Lock()
@@ -198,7 +203,7 @@ func (w *watcher) note(what string) {
 }
 
 // clean ends the watch and fails the test when anything was wrong, or nothing was seen.
-func (w *watcher) clean(t *testing.T) {
+func (w *watcher) clean(t testing.TB) {
 	t.Helper()
 	select {
 	case <-w.stop:
