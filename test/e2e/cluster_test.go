@@ -27,7 +27,7 @@ type shape struct {
 	bind      bool   // a BIND is kept true, too
 	road      bool   // there is a road that can hold messages before the BIND
 	cluster   string // more keys of the cluster section, beginning with a comma
-	fast      bool   // checks as quick as the machine can take, for measuring
+	uplink    bool   // every node has a check that tells it whether it is cut off itself
 }
 
 // cluster is nodes of rota that are one, each at a place of its own, with the endpoints they check, the BIND they keep true, and a
@@ -39,6 +39,7 @@ type cluster struct {
 	nodes     []*node
 	endpoints []*endpoint
 	all       []string // addresses of the endpoints
+	uplink    *endpoint
 	bind      *peers.NameServer
 	bindAt    *place
 	road      *peers.Road
@@ -76,6 +77,9 @@ func newCluster(t testing.TB, s shape) *cluster {
 		c.endpoints, c.all = append(c.endpoints, e), append(c.all, e.addr)
 	}
 	slices.Sort(c.all)
+	if s.uplink {
+		c.uplink = c.endpoint("up1")
+	}
 	if s.bind {
 		c.bindAt = c.place("dns1")
 		c.bind = peers.Start(t, peers.BIND, peers.Config{
@@ -109,15 +113,16 @@ func (c *cluster) add(name, site string) *node {
 
 func (c *cluster) configOf(n *node, site string) string {
 	pace := "interval: 1s, timeout: 1s, fast_interval: 250ms, fall: 2, rise: 2, ok: 2"
-	if c.shape.fast {
-		pace = "interval: 1s, timeout: 900ms, fast_interval: 200ms, fall: 2, rise: 2, ok: 2"
+	addresses, uplink := strings.Join(c.all, ", "), ""
+	if c.uplink != nil {
+		pace = "interval: 1s, timeout: 1s, fast_interval: 500ms, fall: 3, rise: 2, ok: 2" // later than a node finds out that it is cut off
+		uplink = fmt.Sprintf(", uplink: {checks: [\"tcp://%s:80\"]}", c.uplink.addr)
 	}
-	addresses := strings.Join(c.all, ", ")
 	text := fmt.Sprintf(`
-node: {name: %s, site: %s, data_dir: DATA}
+node: {name: %s, site: %s, data_dir: "DATA"}
 api: {listen: ""}
 cluster: {election: raft, listen: "%s:3648", advertise: "%[3]s:3648"%s}
-vantage: {of: %s, max_age: 15s}
+vantage: {of: %s, max_age: 15s%s}
 dns:
   listen: "DNS"
   zones: {lb.test: {ns: [ns1.lb.test], soa: {minimum: 1s}, records: "ns1 60 IN A 127.0.0.1"}}
@@ -125,7 +130,7 @@ defaults: {ttl: 1s, %s}
 safety: {min_hold: 0s}
 services:
   %s: {endpoints: [%s], check: "http://{}:80/"}
-`, n.name, site, n.place.addr, c.shape.cluster, cmp.Or(c.shape.of, "nodes"), pace, www, addresses)
+`, n.name, site, n.place.addr, c.shape.cluster, cmp.Or(c.shape.of, "nodes"), uplink, pace, www, addresses)
 	if c.bind != nil {
 		k, server := peers.DefaultKey(), c.bind.Addr()
 		if c.road != nil {
@@ -305,13 +310,13 @@ func (c *cluster) others(but ...*node) []*node {
 	return slices.DeleteFunc(slices.Clone(c.nodes), func(n *node) bool { return slices.Contains(but, n) })
 }
 
-// healthy waits until nodes know a leader and are up to date.
+// healthy waits until nodes know a leader, are up to date and know of as many nodes as there are.
 func (c *cluster) healthy(nodes ...*node) {
 	c.t.Helper()
 	for _, n := range nodes {
 		eventually(c.t, n.name+" is in step", func() bool {
 			s, err := n.standing()
-			return err == nil && s.Healthy && s.Voters == len(c.nodes)
+			return err == nil && s.Leader != "" && s.Since.IsZero() && s.Voters == len(c.nodes)
 		})
 	}
 }
@@ -359,6 +364,10 @@ func (n *node) standing() (standing, error) {
 
 // do asks the API over the unix socket. A refusal is a *statusError.
 func (n *node) do(method, path string, body, into any) error {
+	return n.doWithin(apiLimit, method, path, body, into)
+}
+
+func (n *node) doWithin(limit time.Duration, method, path string, body, into any) error {
 	var b io.Reader
 	if body != nil {
 		text, err := json.Marshal(body)
@@ -372,12 +381,16 @@ func (n *node) do(method, path string, body, into any) error {
 		return err
 	}
 	r.Header.Set("Content-Type", "application/json")
-	return n.roundTrip(r, into)
+	return n.roundTrip(limit, r, into)
 }
 
 // override says on a node that an endpoint is under an action, and reports whether that was taken.
 func (n *node) override(e *endpoint, action, reason string) error {
-	return n.do(http.MethodPost, "/api/v1/overrides", map[string]any{
+	return n.overrideWithin(apiLimit, e, action, reason)
+}
+
+func (n *node) overrideWithin(limit time.Duration, e *endpoint, action, reason string) error {
+	return n.doWithin(limit, http.MethodPost, "/api/v1/overrides", map[string]any{
 		"match": www + "/" + e.addr, "action": action, "for": "1h", "reason": reason, "force": true,
 	}, nil)
 }
@@ -457,7 +470,7 @@ func (c *cluster) write(e *endpoint) *writer {
 			case <-time.After(50 * time.Millisecond):
 			}
 			reason := fmt.Sprintf("write %d", i)
-			err := c.nodes[i%len(c.nodes)].override(e, "force-up", reason)
+			err := c.nodes[i%len(c.nodes)].overrideWithin(writeLimit, e, "force-up", reason)
 			w.mu.Lock()
 			w.tried++
 			if w.last = err; err == nil {
@@ -468,6 +481,9 @@ func (c *cluster) write(e *endpoint) *writer {
 	}()
 	return w
 }
+
+// writeLimit is how long a writer waits for an answer. It does not know then what became of the write, and goes on with the next.
+const writeLimit = 3 * time.Second
 
 // count returns how many writes were taken.
 func (w *writer) count() int {

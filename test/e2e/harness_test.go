@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -23,10 +24,14 @@ import (
 	"github.com/rota-dns/rota/internal/peers"
 )
 
-// binary is the command under test, built once, or an existing one that the environment variable ROTA_BINARY names.
-var binary = os.Getenv("ROTA_BINARY")
+// binary is the command under test, built once, or an existing one that the environment variable ROTA_E2E_BINARY names.
+var binary = os.Getenv("ROTA_E2E_BINARY")
 
 func TestMain(m *testing.M) {
+	// Tests of a cluster wait most of the time. The command line still decides when it says something.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
 	os.Exit(func() int {
 		if binary != "" || os.Getenv(worldChild) != "" {
 			return m.Run()
@@ -182,12 +187,12 @@ func (n *node) get(path string, into any) error {
 	if err != nil {
 		return err
 	}
-	return n.roundTrip(r, into)
+	return n.roundTrip(apiLimit, r, into)
 }
 
-func (n *node) roundTrip(r *http.Request, into any) error {
+func (n *node) roundTrip(limit time.Duration, r *http.Request, into any) error {
 	c := http.Client{
-		Timeout: apiLimit,
+		Timeout: limit,
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -213,7 +218,7 @@ func (n *node) roundTrip(r *http.Request, into any) error {
 	return json.Unmarshal(body, into)
 }
 
-// apiLimit bounds one question to the API.
+// apiLimit bounds one question to the API, unless said otherwise.
 const apiLimit = 30 * time.Second
 
 // statusError is a refusal of the API.

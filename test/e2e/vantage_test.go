@@ -118,25 +118,48 @@ func TestVantages(t *testing.T) {
 	e[2].start()
 	c.until("the endpoint is back", c.all)
 
-	// V6: nobody reaches any endpoint. That is more likely the network's fault than theirs. From the moment this is seen nothing changes.
-	var ways []way
-	for _, x := range n {
-		for _, y := range e {
-			ways = append(ways, both(x.place, y.place)...)
-		}
-	}
-	c.set(func(f fault) fault { f.cut = true; return f }, ways...)
-	eventually(t, "the loss of all is seen and not believed", func() bool {
-		return strings.Contains(c.leader().rota("explain", www), "PANIC")
-	})
-	c.until("all name servers agree", c.byNode[n[0]].newest())
-	c.stays(c.byNode[n[0]].newest()...)
-	c.heal()
-	eventually(t, "they are believed again", func() bool {
-		return !strings.Contains(c.leader().rota("explain", www), "PANIC")
-	})
 	c.until("all is well in the end", c.all)
 	c.same()
+}
+
+// V6: all nodes lose the network of the endpoints at once. That is more likely the network's fault than theirs.
+func TestNetworkLost(t *testing.T) {
+	for name, uplink := range map[string]bool{"with-uplink-checks": true, "without": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := startCluster(t, shape{sites: threeSites, endpoints: 3, bind: true, uplink: uplink})
+			var ways []way
+			for _, n := range c.nodes {
+				for _, e := range c.endpoints {
+					ways = append(ways, both(n.place, e.place)...)
+				}
+				if uplink {
+					ways = append(ways, both(n.place, c.uplink.place)...)
+				}
+			}
+			if uplink {
+				c.hold(c.all...) // they know that it is they who are cut off
+			}
+			c.set(func(f fault) fault { f.cut = true; return f }, ways...)
+			disbelieved := func() bool {
+				story := c.leader().rota("explain", www)
+				return strings.Contains(story, "PANIC") || uplink && strings.Contains(story, "abstain")
+			}
+			eventually(t, "the loss of all is seen and not believed", disbelieved)
+			if !uplink {
+				time.Sleep(several) // what fell before the rest leaves, everywhere; from then on nothing changes
+				for _, w := range c.watchers {
+					w.hold(w.newest()...)
+				}
+			}
+			time.Sleep(several) // the watchers judge
+			c.hold()
+			c.heal()
+			eventually(t, "they are believed again", func() bool { return !disbelieved() })
+			c.until("all is well in the end", c.all)
+			c.same()
+		})
+	}
 }
 
 // vantages returns the state of each vantage as the leader, of those given, sees it.
@@ -163,8 +186,8 @@ func TestVoices(t *testing.T) {
 		blind []int // nodes that do not reach the endpoint and change nothing
 		more  int   // one more that does not, and with it a majority
 	}{
-		{"two of four nodes", "nodes", []string{"a", "b", "c", "d"}, []int{0, 1}, 2},
-		{"three of five nodes, all in one site of three", "sites", []string{"a", "a", "a", "b", "c"}, []int{0, 1, 2}, 3},
+		{"two-of-four-nodes", "nodes", []string{"a", "b", "c", "d"}, []int{0, 1}, 2},
+		{"three-nodes-of-one-site", "sites", []string{"a", "a", "a", "b", "c"}, []int{0, 1, 2}, 3},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			t.Parallel()
