@@ -68,6 +68,8 @@ var forbidden = map[string]struct {
 	"github.com/spf13/cobra":        {"the command line is cmd/rota's business", []string{"cmd/rota"}},
 	"go.yaml.in/yaml/v4":            {"text becomes values in internal/config; cmd/rota prints", []string{"internal/config", "cmd/rota"}},
 	"github.com/danielgtaylor/huma": {"HTTP is internal/api's business", []string{"internal/api"}},
+	"google.golang.org/grpc":        {"nodes and agents speak over internal/link's port; gRPC is for the stock raftadmin", []string{"internal/raftadmin"}},
+	"github.com/Jille/raftadmin":    {"the stock raftadmin is internal/raftadmin's business", []string{"internal/raftadmin"}},
 }
 
 // bare rooms import no module at all, with the reason.
@@ -89,6 +91,10 @@ var narrow = map[string]struct {
 	"agent": {
 		"talks HTTP over connections and identities that are given to it; probing, raft and the cluster's port are wired by cmd/rota",
 		[]string{"github.com/cenkalti/backoff/v5", "golang.org/x/net", "golang.org/x/sync"},
+	},
+	"raftadmin": {
+		"speaks the stock raftadmin's protocol about a Node that is given to it; raft itself is wired by cmd/rota",
+		[]string{"github.com/Jille/raftadmin/proto", "golang.org/x/net/netutil", "golang.org/x/sync", "google.golang.org/grpc"},
 	},
 }
 
@@ -377,6 +383,11 @@ func TestImportLawBites(t *testing.T) {
 		{"internal/link/port.go", module + "/internal/cluster"},
 		{"internal/agent/healthd.go", module + "/internal/probe"},
 		{"internal/agent/healthd.go", "github.com/prometheus/client_golang/prometheus"},
+		{"internal/raftadmin/service.go", "github.com/hashicorp/raft"},
+		{"internal/raftadmin/service.go", "github.com/Jille/raftadmin"},
+		{"internal/raftadmin/service.go", module + "/internal/cluster"},
+		{"internal/cluster/node.go", "google.golang.org/grpc"},
+		{"cmd/rota/run.go", "github.com/Jille/raftadmin/proto"},
 	} {
 		f := file{name: c.file, dir: path.Dir(c.file), test: strings.HasSuffix(c.file, "_test.go")}
 		if breaks(f, c.imports) == "" {
@@ -396,6 +407,8 @@ func TestImportLawBites(t *testing.T) {
 		{"internal/link/raft_test.go", "github.com/hashicorp/raft"},
 		{"internal/agent/healthd.go", "golang.org/x/net/netutil"},
 		{"internal/agent/healthd.go", module + "/internal/rota"},
+		{"internal/raftadmin/service.go", "github.com/Jille/raftadmin/proto"},
+		{"internal/raftadmin/service.go", "google.golang.org/grpc/codes"},
 	} {
 		f := file{name: c.file, dir: path.Dir(c.file), test: strings.HasSuffix(c.file, "_test.go")}
 		if bad := breaks(f, c.imports); bad != "" {

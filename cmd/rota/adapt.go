@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/rota-dns/rota/internal/api"
-	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/nameserver"
 	"github.com/rota-dns/rota/internal/probe"
@@ -94,7 +93,7 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 		out = append(out, publish.New(publish.Options{
 			Name: p.Name, Backend: backend, Source: source{n}, Owner: cfg.Owner, Hold: n.seen.held,
 			Record: func(ctx context.Context, done rota.Published) error {
-				_, err := n.raft.Append(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
+				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
 				return err
 			},
 			Confirm: n.raft.Confirm,
@@ -126,13 +125,11 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		Source: n.raft,
 		Append: func(ctx context.Context, e rota.Event) (rota.Event, error) {
 			e, err := n.raft.Append(ctx, e)
-			if errors.Is(err, cluster.ErrNotLeader) || errors.Is(err, cluster.ErrClosed) {
-				err = fmt.Errorf("%w: %w", api.ErrNoLeader, err)
-			}
-			return e, err
+			return e, errorsOf(err)
 		},
 		Records:       n.records,
-		Reports:       n.raft.Reports,
+		Reports:       n.heard,
+		VantageStats:  n.vantageStats,
 		Publishers:    n.publisherStatus,
 		Plan:          n.plan,
 		Cluster:       n.clusterStatus,
@@ -161,6 +158,9 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		token, err := api.NewToken(t.Name, role, t.Token.Reveal())
 		errs = append(errs, err)
 		o.Tokens = append(o.Tokens, token)
+	}
+	if n.net != nil {
+		o.Operator = operator{n}
 	}
 	if n.dns != nil {
 		o.NameServer = func() api.NameServer {
@@ -257,11 +257,29 @@ func (n *node) plan(ctx context.Context) ([]api.Plan, error) {
 
 func (n *node) clusterStatus() api.ClusterStatus {
 	s := n.raft.Status()
-	return api.ClusterStatus{
+	out := api.ClusterStatus{
 		Cluster: s.Cluster, NodeID: s.NodeID, Node: s.Node, Raft: s.Raft, Term: s.Term, Leader: s.Leader, Leading: s.Leading,
 		Last: s.Last, Commit: s.Commit, Applied: s.Applied, Snapshot: s.Snapshot,
-		LastContact: s.LastContact, Voters: s.Voters, Healthy: s.Healthy, Trouble: s.Trouble,
+		LastContact: s.LastContact, Voters: s.Voters, Voter: s.Voter, Removed: s.Removed, Behind: s.Behind, Since: s.Since,
+		Healthy: s.Healthy, Trouble: s.Trouble, Members: n.membersView(),
 	}
+	if text := n.differs(); text != "" && n.net != nil {
+		out.Trouble = append(slices.Clone(out.Trouble), text)
+	}
+	return out
+}
+
+// vantageStats is what this node counted of the vantages that it heard.
+func (n *node) vantageStats() []api.VantageStat {
+	stats, _ := n.inbox.Stats()
+	var out []api.VantageStat
+	for _, s := range stats {
+		out = append(out, api.VantageStat{
+			Vantage: s.Vantage, From: s.From, Offset: s.Offset, Taken: s.Taken, LastBytes: s.LastBytes, Refused: s.Refused,
+			Refusal: s.Refusal, Twice: s.Twice,
+		})
+	}
+	return out
 }
 
 // probes shows what this node remembers of a target.

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -30,6 +31,8 @@ type client struct {
 	where string // for people
 	token string
 	quiet bool // no hint about starting rota: the address was given
+
+	stale func(since time.Time) // told when an answer may be older than the cluster's state
 }
 
 const maxReply = 256 << 20 // bytes of an answer
@@ -37,6 +40,10 @@ const maxReply = 256 << 20 // bytes of an answer
 // client makes a client of the address in --addr or ROTA_ADDR, else of the socket in the data directory.
 func (a *app) client() (*client, error) {
 	c := &client{http: &http.Client{}}
+	var once sync.Once
+	c.stale = func(since time.Time) {
+		once.Do(func() { _, _ = fmt.Fprintln(a.err, "rota: "+staleWords(since, a.now())) })
+	}
 	var err error
 	if c.token, err = a.token(); err != nil {
 		return nil, err
@@ -70,6 +77,11 @@ func (a *app) client() (*client, error) {
 		return nil, usagef("--addr %q: want unix:///PATH, http://HOST:PORT or https://HOST:PORT", addr)
 	}
 	return c, nil
+}
+
+// staleWords says since when what is shown may be older than the cluster's state.
+func staleWords(since, now time.Time) string {
+	return fmt.Sprintf("what this node knows may be older than the cluster's state, since %s (%s)", since.UTC().Format("2006-01-02 15:04:05Z"), age(since, now))
 }
 
 func loopback(host string) bool {
@@ -148,14 +160,18 @@ func (p *apiProblem) code() int {
 
 // request sends one request; the caller closes the answer's body. Answers that are no success become errors with an exit code.
 func (c *client) request(ctx context.Context, method, path string, query url.Values, in any, header ...string) (*http.Response, error) {
-	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return nil, err
-		}
-		body = bytes.NewReader(b)
+	if in == nil {
+		return c.send(ctx, method, path, query, nil, 0, header...)
 	}
+	b, err := json.Marshal(in)
+	if err != nil {
+		return nil, err
+	}
+	return c.send(ctx, method, path, query, bytes.NewReader(b), int64(len(b)), append(header, "Content-Type", "application/json")...)
+}
+
+// send is request with a body of a given size.
+func (c *client) send(ctx context.Context, method, path string, query url.Values, body io.Reader, size int64, header ...string) (*http.Response, error) {
 	target := c.base + path
 	if len(query) > 0 {
 		target += "?" + query.Encode()
@@ -164,9 +180,7 @@ func (c *client) request(ctx context.Context, method, path string, query url.Val
 	if err != nil {
 		return nil, err
 	}
-	if in != nil {
-		r.Header.Set("Content-Type", "application/json")
-	}
+	r.ContentLength = size
 	for i := 0; i+1 < len(header); i += 2 {
 		r.Header.Set(header[i], header[i+1])
 	}
@@ -176,6 +190,9 @@ func (c *client) request(ctx context.Context, method, path string, query url.Val
 	resp, err := c.http.Do(r)
 	if err != nil {
 		return nil, c.explainDial(err)
+	}
+	if since, err := http.ParseTime(resp.Header.Get("Rota-State-Since")); err == nil && c.stale != nil {
+		c.stale(since)
 	}
 	if resp.StatusCode < 300 {
 		return resp, nil

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -72,14 +74,11 @@ func resources() []resource {
 		listOf("checks", "/api/v1/checks", 6,
 			[]string{"ADDRESS", "CHECK", "KIND", "VERDICT", "SINCE", "LAST", "INTERVAL", "TIMEOUT", "SERVICES", "TARGET"},
 			checkRow, func(c api.CheckView) string { return string(c.Target) }).matching(),
-		listOf("vantages", "/api/v1/vantages", 5,
-			[]string{"VANTAGE", "SITE", "STATE", "REPORT", "CHECKS", "UP", "DOWN", "UNKNOWN", "SEQ", "REASON"},
-			func(v api.VantageView, now time.Time) []string {
-				return []string{
-					v.Vantage, v.Site, v.State, age(v.Report, now), fmt.Sprint(v.Checks), fmt.Sprint(v.Up), fmt.Sprint(v.Down), fmt.Sprint(v.Unknown),
-					fmt.Sprint(v.Seq), v.Reason,
-				}
-			}, func(v api.VantageView) string { return v.Vantage }),
+		listOf("vantages", "/api/v1/vantages", 8,
+			[]string{
+				"VANTAGE", "SITE", "STATE", "KIND", "REPORT", "CHECKS", "AGAINST", "REASON",
+				"UP", "DOWN", "UNKNOWN", "SEQ", "CLOCK", "BYTES", "REFUSED", "LAST REFUSAL", "FROM",
+			}, vantageRow, func(v api.VantageView) string { return v.Vantage }),
 		{name: "publishers", path: "/api/v1/publishers", table: publisherTable, names: publisherNames},
 		listOf("zones", "/api/v1/zones", 5,
 			[]string{"ZONE", "PUBLISHER", "STATE", "SERVICES", "WRITTEN", "SERIAL", "SERVERS", "ERROR"},
@@ -158,6 +157,34 @@ func checkRow(c api.CheckView, now time.Time) []string {
 	return []string{
 		c.Address.String(), c.Check, string(c.Kind), loud(c.Verdict.String()), age(c.Since, now), last, c.Interval.String(), c.Timeout.String(),
 		strings.Join(c.Services, " "), string(c.Target),
+	}
+}
+
+func vantageRow(v api.VantageView, now time.Time) []string {
+	against, seq, clock, size := "", "", "", ""
+	if v.Compared > 0 {
+		against = fmt.Sprintf("%d/%d", v.Against, v.Compared)
+	}
+	if v.Outlier {
+		against += " OUTLIER"
+	}
+	if v.Seq > 0 {
+		seq = fmt.Sprint(v.Seq)
+	}
+	if v.Taken > 0 {
+		clock, size = v.Offset.Round(time.Millisecond).String(), fmt.Sprint(v.Bytes)
+	}
+	var refused []string
+	for _, kind := range slices.Sorted(maps.Keys(v.Refused)) {
+		refused = append(refused, fmt.Sprintf("%s %d", kind, v.Refused[kind]))
+	}
+	reason := v.Reason
+	if !v.Twice.IsZero() {
+		reason = strings.TrimPrefix(reason+"; ", "; ") + "TWO PROCESSES report under this name, last " + age(v.Twice, now) + " ago"
+	}
+	return []string{
+		v.Vantage, v.Site, loud(v.State), v.Kind, age(v.Report, now), fmt.Sprint(v.Checks), against, reason,
+		fmt.Sprint(v.Up), fmt.Sprint(v.Down), fmt.Sprint(v.Unknown), seq, clock, size, strings.Join(refused, ", "), v.LastRefusal, v.From,
 	}
 }
 

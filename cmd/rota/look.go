@@ -112,16 +112,18 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 	if c := o.Cluster; c != nil {
 		leader := cmp.Or(c.Leader, "NONE")
 		fmt.Fprintf(&b, "node %s, leader %s, term %d, event %d\n", c.Node, leader, c.Term, c.Applied)
-		for _, t := range c.Trouble {
-			fmt.Fprintf(&b, "TROUBLE: %s\n", t)
-		}
+		warnings(&b, c)
 	}
-	vs := o.Vantages
-	fmt.Fprintf(&b, "vantages: %d of %d voices heard, %d needed", vs.Voting, vs.Voices, vs.Need)
-	if vs.Voting < vs.Need {
-		b.WriteString(": NO QUORUM, verdicts stay as they are")
+	switch vs := o.Vantages; {
+	case vs.Voting < 0 && vs.Ask == "":
+		fmt.Fprintf(&b, "vantages: NO LEADER hears them, verdicts stay as they are\n")
+	case vs.Voting < 0:
+		fmt.Fprintf(&b, "vantages: the leader %s hears them; %d of %d voices needed\n", vs.Ask, vs.Need, vs.Voices)
+	case vs.Voting < vs.Need:
+		fmt.Fprintf(&b, "vantages: %d of %d voices heard, %d needed: NO QUORUM, verdicts stay as they are\n", vs.Voting, vs.Voices, vs.Need)
+	default:
+		fmt.Fprintf(&b, "vantages: %d of %d voices heard, %d needed\n", vs.Voting, vs.Voices, vs.Need)
 	}
-	b.WriteByte('\n')
 	for _, p := range o.Publishers.Items {
 		for _, z := range p.Zones {
 			fmt.Fprintf(&b, "publisher %s: %s %s", p.Publisher, z.Zone.Short(), loud(z.State))
@@ -238,6 +240,9 @@ func story(x api.Explained, only netip.Addr, now time.Time) string {
 	line("  because %s", x.Summary)
 	if x.Index > 0 {
 		line("  changed %s, event %d%s", ago(x.Changed, now), x.Index, lastWhy(x.Transition, only))
+	}
+	if x.Remembered != "" {
+		line("  votes of other vantages are those of when the verdicts were taken; what they hold now is %s", x.Remembered)
 	}
 	for _, e := range x.Endpoints {
 		if only.IsValid() && e.Address != only {

@@ -58,7 +58,8 @@ type app struct {
 	addr    string // --addr
 	dataDir string // --data-dir
 
-	once onceFunc // runs one probe; nil: this build cannot
+	in   io.Reader // where a person answers questions; nil: nobody can be asked
+	once onceFunc  // runs one probe; nil: this build cannot
 }
 
 // onceFunc runs one probe of a target and returns its log, a line a step.
@@ -68,6 +69,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	a := &app{out: os.Stdout, err: os.Stderr, getenv: os.Getenv, now: time.Now, version: version(), once: probeOnce}
+	if info, err := os.Stdin.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		a.in = os.Stdin
+	}
 	os.Exit(a.main(ctx, os.Args[1:]))
 }
 
@@ -162,7 +166,7 @@ func (a *app) commands() []*cobra.Command {
 		a.overrideCommand("drain", "Send no new clients to endpoints", rota.ActionDrain),
 		a.overrideCommand("maint", "Take endpoints out while they are worked on", rota.ActionMaintenance),
 		a.forceCommand(), a.readyCommand(),
-		a.runCommand(), a.demoCommand(),
+		a.runCommand(), a.agentCommand(), a.demoCommand(), a.clusterCommand(),
 		a.checkCommand(), a.digCommand(), a.reloadCommand(), a.versionCommand(), a.openapiCommand(),
 		a.validateCommand(), a.configCommand(), a.fmtCommand(), a.schemaCommand(),
 	}

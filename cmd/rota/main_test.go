@@ -140,9 +140,12 @@ func serve(env *testscript.Env, socket string) error {
 			}}, nil
 		},
 		Cluster: func() api.ClusterStatus {
-			return api.ClusterStatus{Node: "ams1", Leader: "ams1", Raft: "leader", Term: 4, Applied: f.State().Index(), Healthy: true}
+			s := new(crew).status()
+			s.Applied = f.State().Index()
+			return s
 		},
-		Config: func() []byte { return []byte("version: 1\n") }, Reload: func(context.Context) error { return nil },
+		Operator: new(crew),
+		Config:   func() []byte { return []byte("version: 1\n") }, Reload: func(context.Context) error { return nil },
 		Socket: socket, Now: func() time.Time { return t0.Add(time.Minute) },
 	})
 	if err != nil {

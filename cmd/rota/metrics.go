@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/rota-dns/rota/internal/link"
 	"github.com/rota-dns/rota/internal/nameserver"
 	"github.com/rota-dns/rota/internal/probe"
 	"github.com/rota-dns/rota/internal/publish"
@@ -38,6 +39,9 @@ func (r rooms) Collect(out chan<- prometheus.Metric) {
 		queries(m, r.n.dns.Stats())
 	}
 	r.cluster(m)
+	if r.n.net != nil {
+		port(m, r.n.net.port.Stats(), r.n.net.creds.Expires())
+	}
 	ok := 1.0
 	if now.failed != nil {
 		ok = 0
@@ -111,11 +115,36 @@ func (r rooms) cluster(m emitter) {
 	m.gauge("rota_raft_commit_index", "Index that a majority holds.", float64(s.Commit))
 	m.gauge("rota_raft_voters", "Voters there are.", float64(s.Voters))
 	healthy := 0
-	if s.Healthy {
-		healthy = s.Voters
+	for _, x := range r.n.raft.Members() {
+		if x.Voter && (x.Self && (s.Leading || s.Leader != "") || s.Leading && x.LastContact >= 0 && x.LastContact < heardWithin) {
+			healthy++
+		}
 	}
-	m.gauge("rota_raft_healthy_voters", "Voters that are heard.", float64(healthy))
+	if s.Leading || s.Voters <= 1 {
+		m.gauge("rota_raft_healthy_voters", "Voters that are heard; only who leads knows.", float64(healthy))
+	}
+	m.gauge("rota_raft_has_leader", "1 while a node leads, as far as this one knows.", flag(s.Leader != ""))
+	m.gauge("rota_raft_behind_entries", "Entries that are known to be ordered and are not in this node's state yet.", float64(s.Behind))
+	stale := 0.0
+	if !s.Since.IsZero() {
+		stale = time.Since(s.Since).Seconds()
+	}
+	m.gauge("rota_state_stale_seconds", "How long this node's state may have been older than the cluster's; 0: it is current.", stale)
+	m.gauge("rota_vantage_self_abstains", "1 while this node abstains.", flag(r.n.doubt.why() != ""))
 	m.gauge("rota_node_troubles", "What is wrong although the node serves.", float64(len(s.Trouble)))
+}
+
+// heardWithin is how lately a voter must have answered to count as heard.
+const heardWithin = 5 * time.Second
+
+// port counts who came to the cluster's port.
+func port(m emitter, s link.Stats, expires time.Time) {
+	m.counter("rota_port_accepted_total", "Connections to the cluster's port, whatever became of them.", s.Accepted)
+	m.gauge("rota_port_connections", "Connections of peers that were let in.", float64(s.Open))
+	for why, n := range s.Refused {
+		m.counter("rota_port_refused_total", "Connections refused, in both directions.", n, "reason", string(why))
+	}
+	m.gauge("rota_certificate_expiry_timestamp_seconds", "When this node's certificate ends.", seconds(expires))
 }
 
 func seconds(t time.Time) float64 {

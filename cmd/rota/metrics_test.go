@@ -12,13 +12,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.yaml.in/yaml/v4"
 
+	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/link"
 	"github.com/rota-dns/rota/internal/nameserver"
 	"github.com/rota-dns/rota/internal/probe"
 	"github.com/rota-dns/rota/internal/publish"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// busy emits what a node has that probes, publishes and answers.
+// busy emits what a node of a cluster has that probes, publishes and answers.
 type busy struct{ n *node }
 
 func (busy) Describe(chan<- *prometheus.Desc) {}
@@ -28,6 +30,16 @@ func (b busy) Collect(out chan<- prometheus.Metric) {
 	rooms(b).probes(m, probe.Stats{Kinds: []probe.KindStats{{Kind: rota.KindTCP, Results: []probe.ResultCount{{Class: rota.ClassOK}}}}})
 	publishers(m, publish.Status{Publisher: "bind", Zones: []publish.ZoneStatus{{Zone: "example.org."}}})
 	queries(m, nameserver.Stats{Queries: []nameserver.QueryCount{{Zone: "example.org.", Proto: "udp", Rcode: "NOERROR"}}})
+	port(m, link.Stats{Refused: map[link.Reason]uint64{link.NotTLS: 1}}, time.Now())
+}
+
+// hearing is the collector of a leader that hears the reports of another vantage.
+func hearing() *api.Collector {
+	f, reports := night()
+	return api.NewCollector(api.CollectorOptions{
+		Source: f, Reports: func() []*rota.Report { return reports }, Version: "v1", Node: "ams",
+		VantageStats: func() []api.VantageStat { return []api.VantageStat{{Vantage: "fra", From: "192.0.2.2:1", Taken: 1}} },
+	})
 }
 
 // metricsOf returns the names of the metrics a registry gives, with their labels.
@@ -54,7 +66,7 @@ func TestMetricsAreOnThePage(t *testing.T) {
 	led(t, n)
 	there := metricsOf(t, n.registry())
 	more := prometheus.NewRegistry()
-	more.MustRegister(busy{n})
+	more.MustRegister(busy{n}, hearing())
 	for name, labels := range metricsOf(t, more) {
 		there[name] = labels
 	}

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"reflect"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -132,6 +133,7 @@ func (n *node) tryReload(ctx context.Context) error {
 		err = n.dns.SetZones(zonesOf(next.DNS)) // compiled above; it cannot fail
 	}
 	logWarnings(n.log, next)
+	err = errors.Join(err, n.spoke(next))
 	n.current.Store(&inForce{cfg: next, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
 	close(old.replaced)
 	return err
@@ -139,7 +141,7 @@ func (n *node) tryReload(ctx context.Context) error {
 
 // respec makes the configuration an event, unless it is in force already.
 func (n *node) respec(ctx context.Context, cfg *config.Config) error {
-	spec, old := specOf(cfg), n.raft.State().Spec()
+	spec, old := n.specOf(cfg), n.raft.State().Spec()
 	same, err := sameSpec(old, spec)
 	if err != nil || same {
 		return err
@@ -175,9 +177,15 @@ func sameSpec(a, b rota.Spec) (bool, error) {
 // needsRestart names every setting that differs and cannot change while the node runs.
 func needsRestart(old, next *config.Config) error {
 	var errs []error
+	shown := func(v any) string {
+		if s := fmt.Sprint(v); strings.Trim(s, "[ ]") != "" {
+			return s
+		}
+		return "nothing"
+	}
 	fixed := func(key string, a, b any) {
 		if !reflect.DeepEqual(a, b) {
-			errs = append(errs, fmt.Errorf("%s changed from %v to %v: restart rota for that, or take it back; nothing was changed", key, a, b))
+			errs = append(errs, fmt.Errorf("%s changed from %s to %s: restart rota for that, or take it back; nothing was changed", key, shown(a), shown(b)))
 		}
 	}
 	listen := func(c *config.Config) []string {
@@ -189,10 +197,21 @@ func needsRestart(old, next *config.Config) error {
 	fixed("node", old.Node, next.Node)
 	fixed("log", old.Log, next.Log)
 	fixed("metrics", old.Metrics, next.Metrics)
-	fixed("cluster", old.Cluster, next.Cluster)
+	a, b := old.Cluster, next.Cluster
+	fixed("cluster.election", a.Election, b.Election)
+	fixed("cluster.listen", a.Listen, b.Listen)
+	fixed("cluster.advertise", a.Advertise, b.Advertise)
+	fixed("cluster.join", a.Join, b.Join)
+	fixed("cluster.tls", []string{a.CertFile, a.KeyFile, a.CAFile}, []string{b.CertFile, b.KeyFile, b.CAFile})
+	fixed("cluster.nodes", a.Nodes, b.Nodes)
+	fixed("cluster.raftadmin", a.RaftAdmin, b.RaftAdmin)
 	fixed("dns.listen", listen(old), listen(next))
-	if !reflect.DeepEqual(old.API, next.API) {
-		errs = append(errs, errors.New("api changed: restart rota for that, or take it back; nothing was changed"))
+	unshown := func(key string, a, b any) {
+		if !reflect.DeepEqual(a, b) {
+			errs = append(errs, fmt.Errorf("%s changed: restart rota for that, or take it back; nothing was changed", key))
+		}
 	}
+	unshown("api", old.API, next.API)
+	unshown("vantage.agents.healthagent", old.Healthagent, next.Healthagent)
 	return errors.Join(errs...)
 }

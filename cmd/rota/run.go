@@ -18,34 +18,74 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/rota-dns/rota/internal/agent"
 	"github.com/rota-dns/rota/internal/api"
 	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/nameserver"
 	"github.com/rota-dns/rota/internal/probe"
 	"github.com/rota-dns/rota/internal/publish"
+	"github.com/rota-dns/rota/internal/raftadmin"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
 // reloadEvery is how often the configuration's files are looked at for a change of content.
 const reloadEvery = 5 * time.Second
 
-// reportEvery is how often this vantage reports although nothing changed.
-const reportEvery = 10 * time.Second
-
 func (a *app) runCommand() *cobra.Command {
-	return &cobra.Command{
+	begin, token := false, ""
+	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run a node: check, decide, publish and answer",
 		Long: `Reads the configuration, serves the last state from the data directory at once, and keeps the DNS true until it is told to
 stop. SIGHUP reloads the configuration, all of it or nothing; so does a change of its content. SIGTERM and SIGINT stop in
 order and leave the DNS as it is.`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return runNode(c.Context(), a.configPath(), a.err) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			return runNode(c.Context(), a.configPath(), a.err, func(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+				return a.enter(ctx, cfg, log, begin, token)
+			})
+		},
 	}
+	c.Flags().BoolVar(&begin, "bootstrap", false, "begin a cluster with this node if it is of none yet, as `rota cluster bootstrap` does;\nleft on for ever it does no harm")
+	c.Flags().StringVar(&token, "join", "", "join a cluster with this token, or @FILE, if this node is of none yet, as `rota cluster join` does;\nleft on for ever it does no harm")
+	return c
 }
 
-func runNode(ctx context.Context, path string, stderr io.Writer) error {
+// enter makes the node one of a cluster, if it is of none yet and somebody said how.
+func (a *app) enter(ctx context.Context, cfg *config.Config, log *slog.Logger, begin bool, token string) error {
+	if !begin && token == "" && (a.getenv(joinTokenEnv) == "" || cfg.Cluster.Election != config.Raft) {
+		return nil
+	}
+	if cfg.Cluster.Election != config.Raft {
+		return usagef("--bootstrap and --join are for a node with `cluster: {election: raft}` in its configuration")
+	}
+	if begin {
+		if token != "" {
+			return usagef("--bootstrap begins a cluster and --join joins one: give one of them")
+		}
+		begun, err := bootstrap(ctx, cfg, log)
+		if err == nil && !begun {
+			log.Info("bootstrap was asked for, but this node is of a cluster already; there is nothing to do")
+		}
+		return err
+	}
+	var args []string
+	if token != "" {
+		args = []string{token}
+	}
+	text, err := a.joinToken(args)
+	if err != nil {
+		return err
+	}
+	id, joined, err := join(ctx, cfg, text, false)
+	if err == nil {
+		log.Info("join was asked for", "cluster", id.Cluster, "joined_now", joined)
+	}
+	return err
+}
+
+func runNode(ctx context.Context, path string, stderr io.Writer, enter func(context.Context, *config.Config, *slog.Logger) error) error {
 	cfg, err := config.Load(path, config.Options{})
 	if err != nil {
 		if _, missing := os.Stat(path); errors.Is(missing, fs.ErrNotExist) {
@@ -59,6 +99,9 @@ func runNode(ctx context.Context, path string, stderr io.Writer) error {
 		return err
 	}
 	defer logs.Close()
+	if err := enter(ctx, cfg, log); err != nil {
+		return err
+	}
 	n, err := newNode(cfg, log)
 	if err != nil {
 		return err
@@ -72,7 +115,15 @@ func runNode(ctx context.Context, path string, stderr io.Writer) error {
 type node struct {
 	// Set by newNode and fixed from then on.
 	log       *slog.Logger
+	name      string           // of the node
+	dir       string           // its data directory
+	net       *network         // nil: alone
+	healthd   *agent.Healthd   // nil: no healthagents
+	relay     *agent.Relay     // with healthd
+	admin     *raftadmin.Admin // nil: off
+	quit      func()           // stops the process in order
 	raft      *cluster.Node
+	inbox     *cluster.Inbox
 	prober    *probe.Prober
 	dns       *nameserver.Server // nil: answers no queries
 	api       *api.Server
@@ -83,8 +134,13 @@ type node struct {
 	// Replaced as a whole by a reload, read by anyone.
 	current atomic.Pointer[inForce]
 
-	seen *evidence // what this process has seen for itself
-	news broadcast // fired when the state or what was seen may have changed
+	seen    *evidence     // what this process has seen for itself
+	news    broadcast     // fired when the state, who leads or what was seen may have changed
+	opined  broadcast     // fired when this vantage's report may have changed
+	doubt   doubt         // why this vantage abstains
+	doubted broadcast     // fired when that changed
+	sites   sites         // where agents say that they stand
+	leading atomic.Uint64 // the term in which this node leads; 0: it does not
 
 	reloading sync.Mutex // held while a configuration is made an event: by each reload for its length, by a new term
 }
@@ -105,23 +161,46 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	logWarnings(log, cfg)
-	raft, err := cluster.Open(cluster.Options{Dir: cfg.Node.DataDir, Node: cfg.Node.Name, Log: log.With("room", "cluster")})
-	if err != nil {
-		return nil, err
-	}
 	n := &node{
-		log: log, raft: raft, prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
-		seen: newEvidence(time.Now()),
+		log: log, name: cfg.Node.Name, dir: cfg.Node.DataDir,
+		prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
+		seen:   newEvidence(time.Now()),
+	}
+	o := cluster.Options{Dir: n.dir, Node: n.name, Log: log.With("room", "cluster")}
+	var err error
+	if cfg.Cluster.Election == config.Raft {
+		if n.net, err = newNetwork(cfg, log); err != nil {
+			return nil, err
+		}
+		o.Network = n.net.options()
+	}
+	if n.raft, err = cluster.Open(o); err != nil {
+		return nil, errors.Join(err, n.unbind())
 	}
 	if err := n.open(cfg); err != nil {
-		if n.dns != nil {
-			ended, end := context.WithCancel(context.Background())
-			end()
-			err = errors.Join(err, n.dns.Run(ended)) // closes what Listen bound
-		}
-		return nil, errors.Join(err, raft.Close())
+		return nil, errors.Join(err, n.raft.Close(), n.unbind())
 	}
 	return n, nil
+}
+
+// unbind lets go of sockets that were bound by a node that does not run.
+func (n *node) unbind() error {
+	ended, end := context.WithCancel(context.Background())
+	end()
+	var err error
+	if n.dns != nil {
+		err = n.dns.Run(ended)
+	}
+	if n.net != nil {
+		err = errors.Join(err, n.net.close())
+	}
+	if n.healthd != nil {
+		err = errors.Join(err, n.healthd.Run(ended))
+	}
+	if n.admin != nil {
+		err = errors.Join(err, n.admin.Run(ended))
+	}
+	return err
 }
 
 // open makes what a configuration asks for, and binds its sockets.
@@ -143,7 +222,17 @@ func (n *node) open(cfg *config.Config) error {
 		return err
 	}
 	n.current.Store(&inForce{cfg: cfg, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
-	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.raft.Reports, Version: version()})
+	n.inbox = cluster.NewInbox(n.raft, nil)
+	if n.net != nil {
+		n.net.node.Store(n.raft)
+		if err := n.serve(); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(n.openHealthd(cfg), n.openRaftadmin(cfg.Cluster.RaftAdmin)); err != nil {
+		return err
+	}
+	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.heard, Cluster: n.clusterStatus, VantageStats: n.vantageStats, Node: n.name, Version: version()})
 	options, err := n.apiOptions(cfg)
 	if err != nil {
 		return err
@@ -167,16 +256,35 @@ func (n *node) run(ctx context.Context) error {
 	if n.dns != nil {
 		parts = append(parts, part{"name server", n.answer})
 	}
+	if n.net != nil {
+		// raft hands its leadership over through the port, so it ends first.
+		parts = append(parts, part{"cluster port", n.net.run}, part{"raft", n.hold}, part{"newcomer", n.askIn})
+	}
 	parts = append(parts,
 		part{"api", n.api.Run},
 		part{"metrics", n.collector.Run},
 		part{"narrator", n.narrate},
 		part{"prober", n.prober.Run},
 		part{"vantage", n.feed},
+		part{"uplink", n.watchUplink},
+		part{"reports", n.report},
+	)
+	if n.net != nil {
+		parts = append(parts, part{"configuration", n.speak})
+	}
+	if n.healthd != nil {
+		parts = append(parts, part{"healthagents", n.healthagents})
+	}
+	parts = append(parts,
 		part{"leader", n.lead},
 		part{"reload", n.watch},
 		part{"systemd", n.notify},
 	)
+	if n.admin != nil {
+		parts = append(parts, part{"raftadmin", n.admin.Run})
+	}
+	ctx, n.quit = context.WithCancel(ctx)
+	defer n.quit()
 	cfg := n.current.Load().cfg
 	n.log.Info("rota starts", "version", version(), "node", cfg.Node.Name, "data_dir", cfg.Node.DataDir,
 		"services", len(cfg.Spec.Services), "state_index", n.raft.State().Index())
@@ -184,6 +292,12 @@ func (n *node) run(ctx context.Context) error {
 	err = errors.Join(err, n.raft.Close())
 	n.log.Info("rota stopped; the DNS stays as it is")
 	return err
+}
+
+// hold keeps raft until ctx ends.
+func (n *node) hold(ctx context.Context) error {
+	<-ctx.Done()
+	return n.raft.Close()
 }
 
 // firstWait bounds how long queries wait in the sockets for a configured name that the state on disk does not know yet.
@@ -222,27 +336,30 @@ func (n *node) knowsAll(st *rota.State) bool {
 	return true
 }
 
-// feed tells the prober what to probe, the cluster what this vantage holds, and the publishers that there is news.
+// feed tells the prober what to probe, and the publishers that there is news.
 func (n *node) feed(ctx context.Context) error {
-	tick := time.NewTicker(reportEvery)
-	defer tick.Stop()
 	var probed []rota.Target
 	for {
-		changed, opined := n.raft.Changed(), n.prober.Changed()
+		changed, heard, opined, doubted := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubted.wait()
 		st := n.raft.State()
-		if ts := st.Targets(); !sameSlice(ts, probed) {
+		ts := st.Targets()
+		if !n.votes(st) {
+			ts = nil
+		}
+		if !sameSlice(ts, probed) {
 			n.prober.Set(ts)
 			probed = ts
 		}
-		n.raft.Report(n.prober.Report())
+		n.opined.fire()
 		wake := n.seen.look(st, n.raft.Reports(), time.Now())
 		n.news.fire()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-heard:
 		case <-opined:
-		case <-tick.C:
+		case <-doubted:
 		case <-wake:
 		}
 	}
@@ -256,22 +373,34 @@ func sameSlice[T any](a, b []T) bool {
 // lead runs what only a leader does.
 func (n *node) lead(ctx context.Context) error {
 	return n.raft.Lead(ctx, func(ctx context.Context, term uint64) error {
+		n.leading.Store(term)
+		n.news.fire()
+		defer func() {
+			n.leading.Store(0)
+			n.news.fire()
+		}()
 		if err := n.restate(ctx); err != nil {
 			return err
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return n.raft.Judge(ctx) })
 		g.Go(func() error { return n.publish(ctx, term) })
+		g.Go(func() error { return n.keepVantages(ctx) })
+		g.Go(func() error { return n.watchFitness(ctx) })
 		return g.Wait()
 	})
 }
 
-// restate makes the configuration in force an event at the begin of a term. It waits for a reload under way, whose event it would
-// take back otherwise.
+// restate makes the configuration in force an event at the begin of a term, where no other node's file could matter or none ever
+// spoke. It waits for a reload under way, whose event it would take back otherwise.
 func (n *node) restate(ctx context.Context) error {
 	n.reloading.Lock()
 	defer n.reloading.Unlock()
-	return n.respec(ctx, n.current.Load().cfg)
+	if !n.alone() && len(n.raft.State().Spec().Services) > 0 {
+		return nil
+	}
+	cfg := n.current.Load().cfg
+	return errors.Join(n.respec(ctx, cfg), n.spoke(cfg))
 }
 
 // errReplaced ends the publishers of a configuration that is no longer in force.
@@ -372,6 +501,11 @@ func (n *node) socket() string {
 // notify tells systemd that the node is ready, and that it is alive as long as its state can be read.
 func (n *node) notify(ctx context.Context) error {
 	n.awaitReady(ctx)
+	return tellSystemd(ctx, func() bool { return n.raft.State() != nil })
+}
+
+// tellSystemd says that the process is ready, again and again that it is alive, and at the end that it stops.
+func tellSystemd(ctx context.Context, alive func() bool) error {
 	sdNotify(daemon.SdNotifyReady)
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || every == 0 {
@@ -380,7 +514,7 @@ func (n *node) notify(ctx context.Context) error {
 		t := time.NewTicker(every / 2)
 		defer t.Stop()
 		for ctx.Err() == nil {
-			if n.raft.State() != nil {
+			if alive() {
 				sdNotify(daemon.SdNotifyWatchdog)
 			}
 			select {

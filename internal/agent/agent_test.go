@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,6 +25,9 @@ type node struct {
 	fail    error // of every call
 	hang    bool  // calls never come back
 	deaf    error // of Report only
+	strict  bool  // takes no report by another table
+	stuck   bool  // Report never comes back
+	posted  int   // reports, taken or not
 	news    chan struct{}
 	asked   atomic.Int64
 	reports []rota.Report
@@ -30,7 +35,12 @@ type node struct {
 }
 
 func newNode(name string, ts ...rota.Target) *node {
-	return &node{name: name, table: Table{Fingerprint: fmt.Sprint(ts), Lead: "n1/1", Targets: ts}, news: make(chan struct{})}
+	return &node{name: name, table: tableOf("n1/1", ts...), news: make(chan struct{})}
+}
+
+func tableOf(lead string, ts ...rota.Target) Table {
+	t := rota.TableOf(ts)
+	return Table{Fingerprint: t.Fingerprint().String(), Lead: lead, Targets: ts, Given: t}
 }
 
 func (n *node) String() string { return n.name }
@@ -56,7 +66,7 @@ func (n *node) Targets(ctx context.Context, known Table) (Table, error) {
 			return Table{}, ctx.Err()
 		case fail != nil:
 			return Table{}, fail
-		case t.Fingerprint != known.Fingerprint || t.Lead != known.Lead:
+		case t.Fingerprint != known.Fingerprint || t.Lead != known.Lead || known.Lead == "":
 			return t, nil
 		}
 		select {
@@ -69,9 +79,13 @@ func (n *node) Targets(ctx context.Context, known Table) (Table, error) {
 	}
 }
 
-func (n *node) Report(ctx context.Context, r *rota.Report) error {
+func (n *node) Report(ctx context.Context, t *rota.Table, r *rota.Report) error {
 	n.mu.Lock()
-	fail, hang := errors.Join(n.fail, n.deaf), n.hang
+	n.posted++
+	fail, hang := cmp.Or(n.fail, n.deaf), n.hang || n.stuck
+	if fail == nil && n.strict && t.Fingerprint().String() != n.table.Fingerprint {
+		fail = fmt.Errorf("the leader says: %w", rota.ErrTable)
+	}
 	if fail == nil && !hang {
 		n.reports = append(n.reports, *r)
 		n.times = append(n.times, time.Now())
@@ -100,11 +114,12 @@ func (n *node) got() []rota.Report {
 func bubble(t *testing.T, us []*node, f func(t *testing.T, p *prober)) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProber()
-		a := Agent{Name: "edge", Prober: p}
+		var all []Upstream
 		for _, u := range us {
 			u.news = make(chan struct{}) // of this bubble
-			a.Upstreams = append(a.Upstreams, u)
+			all = append(all, u)
 		}
+		a := Agent{Name: "edge", Prober: p, Upstreams: func() []Upstream { return all }}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- a.Run(ctx) }()
@@ -136,19 +151,20 @@ func TestAgentPace(t *testing.T) {
 			}
 		}
 		for i, r := range n.got() {
-			if r.Seq != uint64(i+1) || r.Vantage != "edge" {
+			if r.Seq != uint64(i+1) || r.Vantage != "edge" || r.Incarnation == 0 || r.Incarnation != n.got()[0].Incarnation || r.Sent.IsZero() {
 				t.Errorf("report %d is number %d of %s", i, r.Seq, r.Vantage)
 			}
 		}
 		if n.asked.Load() > 8 {
 			t.Errorf("asked for the targets %d times in a quiet minute", n.asked.Load())
 		}
-		// A change is told at once; a burst is one more report.
+		// A change is told soon; a burst is two more reports.
+		wait(reportGap)
 		before := len(n.got())
 		began := time.Now()
 		p.hold("-")
-		synctest.Wait()
-		if got := n.got(); len(got) != before+1 || got[before].Opinions[0].Status != rota.Down || !n.when()[before].Equal(began) {
+		wait(reportGather)
+		if got := n.got(); len(got) != before+1 || got[before].Opinions[0].Status != rota.Down || n.when()[before].Sub(began) != reportGather {
 			t.Errorf("a change was told with %d reports", len(got)-before)
 		}
 		for range 50 {
@@ -158,11 +174,11 @@ func TestAgentPace(t *testing.T) {
 			synctest.Wait()
 		}
 		wait(reportGap)
-		if got := n.got(); len(got) > before+3 || got[len(got)-1].Opinions[0].Status != rota.Down {
+		if got := n.got(); len(got) != before+2 || got[len(got)-1].Opinions[0].Status != rota.Down {
 			t.Errorf("a burst of a hundred changes was told with %d reports", len(got)-before-1)
 		}
 		// Other targets and another leader: at once.
-		n.change(func(n *node) { n.table = Table{Fingerprint: "2", Lead: "n1/1", Targets: []rota.Target{one, two}} })
+		n.change(func(n *node) { n.table = tableOf("n1/1", one, two) })
 		wait(askGap)
 		if c, _ := p.counts(); c != 2 {
 			t.Errorf("the prober has %d targets", c)
@@ -228,17 +244,104 @@ func TestAgentDeafNode(t *testing.T) {
 		if len(b.got()) < 6 || b.asked.Load() != 0 {
 			t.Errorf("b got %d reports and %d questions", len(b.got()), b.asked.Load())
 		}
-		if got := b.got(); got[0].Seq != 1 || got[1].Seq != 2 {
-			t.Errorf("numbers %d, %d", got[0].Seq, got[1].Seq)
+		for i, r := range b.got()[1:] {
+			if r.Seq <= b.got()[i].Seq {
+				t.Errorf("number %d after %d", r.Seq, b.got()[i].Seq)
+			}
 		}
-		// Overtaken: it begins anew.
-		b.change(func(n *node) { n.deaf = fmt.Errorf("%w: 99", ErrOvertaken) })
-		wait(ReportEvery)
-		b.change(func(n *node) { n.deaf = nil })
-		before := len(b.got())
+	})
+}
+
+// A leader with other targets refuses the report; who said so is asked for them, and the next report fits.
+func TestAgentStaleTargets(t *testing.T) {
+	a, b := newNode("a", one), newNode("b", one, two)
+	a.deaf, b.strict = errors.New("503 no leader"), true
+	bubble(t, []*node{a, b}, func(t *testing.T, p *prober) {
+		// a still gives old targets, and cannot hand on reports.
+		wait(time.Second)
+		if got := b.got(); len(got) == 0 {
+			t.Error("no report fits after a second")
+		}
+		if n, _ := p.counts(); n != 2 {
+			t.Errorf("%d targets are probed, want the leader's", n)
+		}
+		// Targets change while the question is open: at once.
+		b.mu.Lock()
+		b.table = tableOf("n1/1", one) // without a word
+		before := len(b.reports)
+		b.mu.Unlock()
+		p.hold("--")
+		wait(reportGap + reportGather)
+		if len(b.got()) != before+1 {
+			t.Errorf("%d reports were taken after the change", len(b.got())-before)
+		}
+		// One whose own answers do not fit each other is left for the next, and nobody is stormed.
+		a.change(func(n *node) { n.deaf = nil })
+		b.mu.Lock()
+		b.deaf = fmt.Errorf("forwarded: %w", rota.ErrTable)
+		posted, had := b.posted, len(a.reports)
+		b.mu.Unlock()
 		wait(2 * ReportEvery)
-		if got := b.got(); got[before].Seq != 1 {
-			t.Errorf("after being overtaken the number is %d", got[before].Seq)
+		if len(a.got()) == had {
+			t.Error("the other upstream got no report")
+		}
+		if n := b.posted - posted; n > maxStale+1 {
+			t.Errorf("%d reports were sent to one that refuses all", n)
+		}
+	})
+}
+
+// Another leader hears at once, even while a report to the one before hangs; too many reports are a reason to wait, not to turn.
+func TestAgentNewsWhileSending(t *testing.T) {
+	a := newNode("a", one)
+	b := newNode("b", one)
+	bubble(t, []*node{a, b}, func(t *testing.T, p *prober) {
+		wait(2 * time.Second)
+		a.mu.Lock()
+		a.stuck = true
+		a.mu.Unlock()
+		p.hold("-")
+		wait(reportGather)
+		before := len(a.got())
+		a.change(func(n *node) { n.table.Lead, n.stuck = "n2/2", false })
+		synctest.Wait()
+		if got := len(a.got()) - before; got != 1 {
+			t.Errorf("the new leader heard %d reports", got)
+		}
+		a.change(func(n *node) { n.deaf = &Refusal{Status: http.StatusTooManyRequests} })
+		wait(ReportEvery + 2*time.Second)
+		if len(b.got()) != 0 || a.posted > 10 {
+			t.Errorf("%d reports to the other upstream, %d to this one", len(b.got()), a.posted)
+		}
+	})
+}
+
+// When there are other nodes, the agent turns to them as soon as the one in use fails.
+func TestAgentOtherNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old, fresh := newNode("old", one), newNode("new", one)
+		var all atomic.Pointer[[]Upstream]
+		all.Store(&[]Upstream{old})
+		p := newProber()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- Agent{Name: "edge", Prober: p, Upstreams: func() []Upstream { return *all.Load() }}.Run(ctx)
+		}()
+		wait(time.Second)
+		all.Store(&[]Upstream{fresh})
+		wait(time.Minute)
+		if len(fresh.got()) != 0 {
+			t.Error("it left a node that works")
+		}
+		old.change(func(n *node) { n.fail = errors.New("gone") })
+		wait(ReportEvery)
+		if len(fresh.got()) == 0 || fresh.asked.Load() == 0 {
+			t.Error("the new node hears nothing")
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"encoding/json"
 	"net/netip"
 	"testing"
@@ -37,21 +36,5 @@ func BenchmarkHealthagentPost(b *testing.B) {
 			b.Fatal(err)
 		}
 		last = &rota.Report{Vantage: "foo", Seq: 1, Opinions: m.opine(m, said, last, time.Now())}
-	}
-}
-
-// One report in JSON on 100,000 targets, of which nothing moved.
-func BenchmarkReadReport(b *testing.B) {
-	ts := manyTargets(100_000)
-	body, err := json.Marshal(reportOf("edge", 1, string(bytes.Repeat([]byte("+"), len(ts))), ts...))
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.SetBytes(int64(len(body)))
-	var last *rota.Report
-	for b.Loop() {
-		if last, _, err = readReport(bytes.NewReader(body), ts, last, time.Now().Add(time.Hour)); err != nil {
-			b.Fatal(err)
-		}
 	}
 }

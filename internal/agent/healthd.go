@@ -50,7 +50,7 @@ type HealthdOptions struct {
 	Accept  func() []string      // names of healthagents that may report, as in their certificates
 	Nodes   func() []string      // names of nodes: no agent may bear one, even if it is accepted; nil: none
 	Targets func() []rota.Target // all targets, the same slice until they change; nil: not known yet
-	Report  func(r *rota.Report) // takes an agent's report; one agent's reports come one after the other
+	Report  func(r *rota.Report) // takes an agent's report, each once; one agent's reports come one after the other
 	Log     *slog.Logger         // nil: silent
 }
 
@@ -62,6 +62,10 @@ type HealthdOptions struct {
 // in by this machine's clock, and whoever judges lets it age. Statuses are read in the light of the list that this process gave the
 // agent last; one of an address and port that is not in it is refused and counted, and so is all that an agent says before it has
 // asked for the list, since a status does not tell what was asked.
+//
+// A healthagent does not number what it says, and turns to another node and back as it likes. So each POST is an incarnation of its
+// own, by the time it came in: reports that came in at different nodes overtake each other as they should, as far as the nodes'
+// clocks agree.
 type Healthd struct {
 	// Immutable.
 	o     HealthdOptions
@@ -233,18 +237,6 @@ func (m *monitors) same(o *monitors) bool {
 	return slices.EqualFunc(m.entries, o.entries, func(a, b entry) bool { return a.id == b.id && *a.mute == *b.mute })
 }
 
-// refusal is why a request is not served.
-type refusal struct {
-	status int
-	text   string
-}
-
-func (r *refusal) Error() string { return r.text }
-
-func refuse(status int, format string, args ...any) *refusal {
-	return &refusal{status, fmt.Sprintf(format, args...)}
-}
-
 // ServeHTTP serves one request.
 func (h *Healthd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -263,9 +255,8 @@ func (h *Healthd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.count(func(s *HealthdStats) { s.Refused++ })
-	h.log.Info("healthagent refused", "agent", name, "from", r.RemoteAddr, "status", err.status, "why", err.text)
-	w.Header().Set("Connection", "close") // what is left of a body is nobody's next request
-	http.Error(w, err.text, err.status)
+	h.log.Info("healthagent refused", "agent", name, "from", r.RemoteAddr, "status", err.Status, "why", err.Text)
+	err.Answer(w)
 }
 
 func (h *Healthd) count(f func(*HealthdStats)) {
@@ -276,7 +267,7 @@ func (h *Healthd) count(f func(*HealthdStats)) {
 
 // identify returns the agent's name: what the header says, if the certificate says so too and the configuration accepts it. The name
 // in an error has been cleaned for the log.
-func (h *Healthd) identify(r *http.Request) (string, *refusal) {
+func (h *Healthd) identify(r *http.Request) (string, *Refusal) {
 	names := r.Header.Values(agentHeader)
 	if len(names) != 1 || names[0] == "" {
 		return "", refuse(http.StatusBadRequest, "want one header %s", agentHeader)
@@ -324,7 +315,7 @@ func (h *Healthd) verify(certs []*x509.Certificate) error {
 }
 
 // agent returns what is known of an accepted agent.
-func (h *Healthd) agent(name string) (*reporter, *refusal) {
+func (h *Healthd) agent(name string) (*reporter, *Refusal) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if a := h.agents[name]; a != nil {
@@ -347,7 +338,7 @@ func (h *Healthd) agent(name string) (*reporter, *refusal) {
 }
 
 // get gives the list. An agent that is given another list rebuilds its checks, so the same targets are the same bytes.
-func (h *Healthd) get(w http.ResponseWriter, name string) *refusal {
+func (h *Healthd) get(w http.ResponseWriter, name string) *Refusal {
 	m := h.monitors()
 	if m == nil {
 		return refuse(http.StatusInternalServerError, "the targets are not known yet; ask again")
@@ -369,7 +360,7 @@ func (h *Healthd) get(w http.ResponseWriter, name string) *refusal {
 	return nil
 }
 
-func (h *Healthd) post(w http.ResponseWriter, r *http.Request, name string) *refusal {
+func (h *Healthd) post(w http.ResponseWriter, r *http.Request, name string) *Refusal {
 	if r.ContentLength <= 0 || r.ContentLength > maxPost {
 		return refuse(http.StatusBadRequest, "want a Content-Length of 1 to %d", maxPost)
 	}
@@ -403,9 +394,11 @@ func (h *Healthd) post(w http.ResponseWriter, r *http.Request, name string) *ref
 	}
 	last := a.report.Load()
 	now := time.Now()
-	report := &rota.Report{Vantage: name, Seq: 1, At: now, Opinions: m.opine(a.given, said, last, now.Round(0).UTC())}
+	report := &rota.Report{
+		Vantage: name, Incarnation: uint64(now.UnixNano()), Seq: 1, Sent: now, At: now, Opinions: m.opine(a.given, said, last, now.Round(0).UTC()),
+	}
 	if last != nil {
-		report.Seq = last.Seq + 1
+		report.Incarnation, report.Seq = max(report.Incarnation, last.Incarnation+1), last.Seq+1
 	}
 	a.report.Store(report)
 	h.o.Report(report)

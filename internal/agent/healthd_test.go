@@ -5,11 +5,13 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
@@ -458,4 +460,45 @@ func TestNectScenarios(t *testing.T) {
 		}
 	}
 	judge(reports, "unknown unknown up")
+}
+
+// Each POST is newer than the one before, whichever node takes it.
+func TestHealthdNumbers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got []*rota.Report
+		h := func() *Healthd {
+			h, err := NewHealthd(HealthdOptions{
+				Accept:  func() []string { return []string{"foo"} },
+				Targets: func() []rota.Target { return sorted(one) },
+				Report:  func(r *rota.Report) { got = append(got, r) },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h
+		}
+		say := func(h *Healthd, method, body string) {
+			r := httptest.NewRequest(method, "/", strings.NewReader(body))
+			r.Header.Set("X-Agent-Name", "foo")
+			cert := &x509.Certificate{Subject: pkix.Name{CommonName: "foo"}, NotAfter: time.Now().Add(time.Hour)}
+			r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}, VerifiedChains: [][]*x509.Certificate{{cert}}}
+			w := httptest.NewRecorder()
+			if h.ServeHTTP(w, r); w.Code != http.StatusOK {
+				t.Fatal(w.Code, w.Body)
+			}
+		}
+		a, b := h(), h()
+		for _, h := range []*Healthd{a, b, a, a, b} {
+			say(h, "GET", "")
+			say(h, "POST", "[]")
+			time.Sleep(time.Millisecond)
+		}
+		say(a, "POST", "[]")
+		say(a, "POST", "[]") // at the same moment
+		for i, r := range got[1:] {
+			if r.Incarnation <= got[i].Incarnation || r.Seq == 0 || r.At.IsZero() {
+				t.Errorf("report %d is %d of incarnation %d after %d", i+1, r.Seq, r.Incarnation, got[i].Incarnation)
+			}
+		}
+	})
 }

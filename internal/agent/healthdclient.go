@@ -131,7 +131,7 @@ func (c *HealthdClient) parse(word string) (rota.Target, listed, error) {
 }
 
 // Report posts the statuses. A body that healthd would refuse for its size is sent without messages.
-func (c *HealthdClient) Report(ctx context.Context, r *rota.Report) error {
+func (c *HealthdClient) Report(ctx context.Context, _ *rota.Table, r *rota.Report) error {
 	c.mu.Lock()
 	list, before, mark := c.listed, c.healthy, c.finished
 	c.mu.Unlock()
@@ -205,7 +205,7 @@ func (c *HealthdClient) do(ctx context.Context, method string, body []byte) ([]b
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, refused(resp)
+		return nil, ReadRefusal(resp)
 	}
 	out, err := io.ReadAll(io.LimitReader(resp.Body, maxList+1))
 	if err == nil && len(out) > maxList {

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -24,13 +26,15 @@ type hub struct {
 	ca  *authority
 	url string
 
-	mu      sync.Mutex
-	targets []rota.Target
-	lead    string
-	changed chan struct{}
-	fail    error
-	reports []*rota.Report
-	sites   []string
+	mu       sync.Mutex
+	targets  []rota.Target
+	lead     string
+	nodes    []string
+	changed  chan struct{}
+	fail     error
+	unpacker rota.Unpacker
+	reports  []*rota.Report
+	said     []string // name and site, a report each
 }
 
 func newHub(t *testing.T, targets []rota.Target) *hub {
@@ -46,14 +50,22 @@ func newHub(t *testing.T, targets []rota.Target) *hub {
 		},
 		Targets: func() []rota.Target { h.mu.Lock(); defer h.mu.Unlock(); return h.targets },
 		Lead:    func() string { h.mu.Lock(); defer h.mu.Unlock(); return h.lead },
+		Nodes:   func() []string { h.mu.Lock(); defer h.mu.Unlock(); return h.nodes },
 		Changed: func() <-chan struct{} { h.mu.Lock(); defer h.mu.Unlock(); return h.changed },
-		Report: func(_ context.Context, site string, r *rota.Report) error {
+		Report: func(_ context.Context, name, site, from string, body []byte) error {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			if h.fail != nil {
 				return h.fail
 			}
-			h.reports, h.sites = append(h.reports, r), append(h.sites, site)
+			r, err := h.unpacker.Unpack(rota.TableOf(h.targets), body, time.Now())
+			if err != nil {
+				return &Refusal{Status: http.StatusConflict, Word: RefusedTable, Text: err.Error()}
+			}
+			if _, err := netip.ParseAddrPort(from); err != nil {
+				t.Error(err)
+			}
+			h.reports, h.said = append(h.reports, r), append(h.said, name+"@"+site)
 			return nil
 		},
 	})
@@ -108,14 +120,24 @@ func TestServerAndUpstream(t *testing.T) {
 	h := newHub(t, nil)
 	h.run(t)
 	ctx := t.Context()
-	up := &HTTPUpstream{Client: client(t, h.ca, h.ca.issue(t, "edge", time.Hour, "agent.edge")), Base: h.url, Site: "ams"}
+	var heard [][]string
+	up := &HTTPUpstream{
+		Client: client(t, h.ca, h.ca.issue(t, "edge", time.Hour, "agent.edge")), Base: h.url, Site: "ams",
+		Nodes: func(nodes []string) { heard = append(heard, nodes) },
+	}
 	if _, err := up.Targets(ctx, Table{}); err == nil || !strings.Contains(err.Error(), "503") {
 		t.Errorf("before there is a state: %v", err)
 	}
-	h.change(func() { h.targets = sorted(one, full, later) })
+	h.change(func() { h.targets, h.nodes = sorted(one, full, later), slices.Repeat([]string{"10.0.0.1:3648"}, 100) })
 	known, err := up.Targets(ctx, Table{})
 	if err != nil || len(known.Targets) != 2 || known.Lead != "n1/1" {
 		t.Fatalf("%+v, %v", known, err)
+	}
+	if mark := rota.TableOf(h.targets).Fingerprint(); known.Given.Fingerprint() != mark || known.Fingerprint != mark.String() {
+		t.Errorf("the fingerprint is %s, want %s", known.Fingerprint, mark)
+	}
+	if len(heard) != 1 || len(heard[0]) != maxNodes {
+		t.Errorf("it heard of the nodes %v", heard)
 	}
 	for _, tg := range known.Targets {
 		if rota.NewTarget(tg.Address, tg.Check).ID != tg.ID {
@@ -138,55 +160,56 @@ func TestServerAndUpstream(t *testing.T) {
 		case <-time.After(100 * time.Millisecond):
 		}
 		h.change(f)
-		known = <-answer
+		next := <-answer
+		if next.Given == nil {
+			next.Given, next.Targets = known.Given, known.Targets
+		}
+		known = next
 	}
 	if known.Lead != "n2/2" || len(known.Targets) != 2 {
 		t.Errorf("now %+v", known)
 	}
-	if err := up.Report(ctx, reportOf("edge", 1, "+-", one, two)); err != nil {
+	// Who does not know of a leader, or asks without one, is not kept waiting.
+	if again, err := up.Targets(ctx, Table{Fingerprint: known.Fingerprint}); err != nil || again.Lead != "n2/2" || again.Targets != nil {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if err := up.Report(ctx, known.Given, reportOf("edge", 1, "+-", one, two)); err != nil {
 		t.Fatal(err)
 	}
-	if got := h.got()[0]; statusesOf(got) != "up down" || h.sites[0] != "ams" || got.At.IsZero() {
-		t.Errorf("%+v of %s", got, h.sites)
+	if got := h.got()[0]; statusesOf(got) != "up down" || h.said[0] != "edge@ams" || got.Vantage != "edge" || got.Seq != 1 {
+		t.Errorf("%+v of %s", got, h.said)
 	}
-	// Opinions keep their pointers although zones of time travelled, and one that lies about the future does not move.
-	again := reportOf("edge", 2, "+-", one, two)
-	for i := range again.Opinions {
-		again.Opinions[i].Since = h.got()[0].Opinions[i].Since.In(time.FixedZone("y", 7200))
-	}
-	if err := up.Report(ctx, again); err != nil {
-		t.Fatal(err)
-	}
-	for i := range again.Opinions {
-		again.Opinions[i].Since = time.Now().Add(time.Hour)
-	}
-	again.Seq, again.At = 3, time.Now().Add(1000*time.Hour)
-	if err := up.Report(ctx, again); err != nil {
-		t.Fatal(err)
-	}
-	for i, r := range h.got()[1:] {
-		if r.Opinions[0] != h.got()[0].Opinions[0] || time.Until(r.At) > 0 {
-			t.Errorf("report %d: moved %v, at %v", i, rota.Moved(h.got()[0], r), r.At)
+	// What became of it comes back as it was meant.
+	for _, c := range []struct {
+		fail  error
+		want  Refusal
+		table bool
+	}{
+		{errors.New("no leader\x1b[31m"), Refusal{Status: 503, Text: "no leader?[31m"}, false},
+		{fmt.Errorf("forwarded: %w", &Refusal{Status: 409, Word: RefusedTable, Text: "fetch"}), Refusal{Status: 409, Word: RefusedTable, Text: "fetch"}, true},
+		{&Refusal{Status: 409, Word: RefusedTwice, Text: "another process"}, Refusal{Status: 409, Word: RefusedTwice, Text: "another process"}, false},
+		{&Refusal{Status: 429}, Refusal{Status: 429, Text: "no reason given"}, false},
+	} {
+		h.change(func() { h.fail = c.fail })
+		err := up.Report(ctx, known.Given, reportOf("edge", 3, "++", one, two))
+		got, ok := errors.AsType[*Refusal](err)
+		if !ok || *got != c.want || errors.Is(err, rota.ErrTable) != c.table {
+			t.Errorf("%v came back as %+v, %v", c.fail, got, err)
 		}
 	}
-	// A replay and an older one are refused; number 1 begins anew.
-	if err := up.Report(ctx, again); !errors.Is(err, ErrOvertaken) {
-		t.Errorf("a replay: %v", err)
+	if s := h.Stats(); s.Reports != 1 || s.Refused != 5 {
+		t.Errorf("counted %+v", s)
 	}
-	if err := up.Report(ctx, reportOf("edge", 1, "+-", one, two)); err != nil {
-		t.Error(err)
-	}
-	// Targets that are not in force are refused one by one.
-	if err := up.Report(ctx, reportOf("edge", 2, "-+-", one, two, full)); err != nil {
-		t.Error(err)
-	}
-	if got := h.got(); len(got[len(got)-1].Opinions) != 2 || h.Stats().Strangers != 1 {
-		t.Errorf("%+v, %+v", got[len(got)-1], h.Stats())
-	}
-	// A node that cannot hand on says so.
-	h.change(func() { h.fail = errors.New("no leader") })
-	if err := up.Report(ctx, reportOf("edge", 3, "++", one, two)); err == nil || !strings.Contains(err.Error(), "503") || !strings.Contains(err.Error(), "no leader") {
-		t.Errorf("without a leader: %v", err)
+}
+
+// An answer whose targets are not those of its fingerprint is none: a report by them would be of other targets.
+func TestUpstreamThatLies(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(w).Encode(tableBody{Fingerprint: rota.TableOf(sorted(one, two)).Fingerprint().String(), Targets: sorted(one)})
+	}))
+	defer srv.Close()
+	if _, err := (&HTTPUpstream{Client: srv.Client(), Base: srv.URL}).Targets(t.Context(), Table{}); err == nil || !strings.Contains(err.Error(), "fingerprint") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -195,54 +218,30 @@ func TestServerRefuses(t *testing.T) {
 	h.run(t)
 	edge := client(t, h.ca, h.ca.issue(t, "edge", time.Hour, "agent.edge"))
 	other := newAuthority(t, "other")
-	good, _ := json.Marshal(reportOf("edge", 1, "+-", one, two))
-	o := func(id string) string { return fmt.Sprintf(`{"target":%q,"status":"up"}`, id) }
-	in := func(opinions string) string { return `{"vantage":"edge","seq":1,"opinions":[` + opinions + `]}` }
-	var many strings.Builder
-	for i := range 5000 {
-		fmt.Fprintf(&many, "%s,", o(fmt.Sprintf("x%08d", i)))
-	}
+	good := string(rota.TableOf(h.targets).Pack(reportOf("edge", 1, "+-", one, two)))
 	for _, c := range []struct {
 		what         string
 		client       *http.Client
 		method, path string
 		body         string
-		want         int
+		want         int // 0: no answer
 	}{
-		{"no certificate", client(t, h.ca), "POST", ReportPath, string(good), 0},
-		{"a foreign CA", client(t, h.ca, other.issue(t, "edge", time.Hour, "agent.edge")), "POST", ReportPath, string(good), 0},
-		{"expired", client(t, h.ca, h.ca.issue(t, "edge", -time.Minute, "agent.edge")), "POST", ReportPath, string(good), 0},
-		{"a node's certificate", client(t, h.ca, h.ca.issue(t, "n1", time.Hour, "node.n1")), "POST", ReportPath, string(good), 403},
-		{"another agent's report", client(t, h.ca, h.ca.issue(t, "b", time.Hour, "agent.b")), "POST", ReportPath, string(good), 403},
-		{"a node's report", edge, "POST", ReportPath, strings.Replace(string(good), "edge", "n1", 1), 403},
-		{"a path", edge, "GET", "/v1/raft", "", 404},
-		{"GET of the report", edge, "GET", ReportPath, "", 405},
-		{"POST of the targets", edge, "POST", TargetsPath, string(good), 405},
-		{"a wait that is none", edge, "GET", TargetsPath + "?known=x&wait=-1", "", 400},
-		{"truncated", edge, "POST", ReportPath, string(good[:len(good)-5]), 400},
-		{"nothing", edge, "POST", ReportPath, "", 400},
-		{"HTML", edge, "POST", ReportPath, "<html>", 400},
-		{"an array", edge, "POST", ReportPath, "[]", 400},
-		{"null", edge, "POST", ReportPath, "null", 400},
-		{"without opinions", edge, "POST", ReportPath, `{"vantage":"edge","seq":1}`, 400},
-		{"null for opinions", edge, "POST", ReportPath, `{"vantage":"edge","seq":1,"opinions":null}`, 400},
-		{"number 0", edge, "POST", ReportPath, `{"vantage":"edge","opinions":[]}`, 400},
-		{"opinions twice", edge, "POST", ReportPath, `{"vantage":"edge","seq":1,"opinions":[],"opinions":[]}`, 400},
-		{"vantage twice", edge, "POST", ReportPath, `{"vantage":"edge","vantage":"n1","seq":1,"opinions":[]}`, 400},
-		{"two reports", edge, "POST", ReportPath, string(good) + string(good), 400},
-		{"out of order", edge, "POST", ReportPath, in(o("b") + "," + o("a")), 400},
-		{"twice the same", edge, "POST", ReportPath, in(o("a") + "," + o("a")), 400},
-		{"a null opinion", edge, "POST", ReportPath, in("null"), 400},
-		{"far more opinions than targets", edge, "POST", ReportPath, in(strings.TrimSuffix(many.String(), ",")), 400},
-		{"deep", edge, "POST", ReportPath, `{"x":` + strings.Repeat("[", 12000) + strings.Repeat("]", 12000) + `,"vantage":"edge","seq":1,"opinions":[]}`, 400},
-		{"more than there is to say", edge, "POST", ReportPath, `{"vantage":"edge","seq":1,"opinions":[` + strings.Repeat(" ", 1<<20) + `]}`, 413},
-		{"a huge field", edge, "POST", ReportPath, `{"x":"` + strings.Repeat("x", 10000) + `","vantage":"edge","seq":1,"opinions":[]}`, 400},
+		{"no certificate", client(t, h.ca), "GET", TargetsPath, "", 0},
+		{"another CA's certificate", client(t, h.ca, other.issue(t, "edge", time.Hour, "agent.edge")), "GET", TargetsPath, "", 0},
+		{"a node's certificate", client(t, h.ca, h.ca.issue(t, "n1", time.Hour, "n1")), "POST", ReportPath, good, 403},
+		{"another path", edge, "GET", "/v1/append", "", 404},
+		{"another method", edge, "DELETE", TargetsPath, "", 405},
+		{"a GET of reports", edge, "GET", ReportPath, "", 405},
+		{"a wait that is none", edge, "GET", TargetsPath + "?wait=x", "", 400},
+		{"a wait below nothing", edge, "GET", TargetsPath + "?wait=-1", "", 400},
+		{"too large", edge, "POST", ReportPath, strings.Repeat("x", rota.MaxPacked+1), 413},
+		{"garbage, which is Report's to refuse", edge, "POST", ReportPath, "x", 409},
 	} {
 		req, err := http.NewRequest(c.method, h.url+c.path, strings.NewReader(c.body))
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", ReportType)
 		resp, err := c.client.Do(req)
 		code, text := 0, ""
 		if err == nil {
@@ -259,11 +258,11 @@ func TestServerRefuses(t *testing.T) {
 		t.Errorf("%d reports were taken", n)
 	}
 	for header, want := range map[[2]string]int{
-		{"Content-Type", "text/plain"}: 415, {"Content-Encoding", "gzip"}: 415, {SiteHeader, strings.Repeat("x", 65)}: 400,
-		{"X-Unknown", "1"}: 204,
+		{"Content-Type", "application/json"}: 415, {"Content-Encoding", "gzip"}: 415, {SiteHeader, strings.Repeat("x", 65)}: 400,
+		{VantageHeader, "foo"}: 403, {AgeHeader, "0"}: 403, {"X-Unknown", "1"}: 204,
 	} {
-		req, _ := http.NewRequest("POST", h.url+ReportPath, strings.NewReader(string(good)))
-		req.Header.Set("Content-Type", "application/json")
+		req, _ := http.NewRequest("POST", h.url+ReportPath, strings.NewReader(good))
+		req.Header.Set("Content-Type", ReportType)
 		req.Header.Set(header[0], header[1])
 		resp, err := edge.Do(req)
 		if err != nil {
@@ -274,31 +273,25 @@ func TestServerRefuses(t *testing.T) {
 			t.Errorf("%s: %d, want %d", header, resp.StatusCode, want)
 		}
 	}
-	// A million opinions are given up long before their end, and a field of a later version is skipped.
-	r, n, err := readReport(strings.NewReader(`{"new":{"a":[1]},"vantage":"edge","seq":7,"opinions":[`+o(string(one.ID))+`]}`), sorted(one, two), nil, time.Now())
-	if err != nil || n != 0 || r.Seq != 7 || statusesOf(r) != "up" {
-		t.Errorf("%+v, %d, %v", r, n, err)
-	}
-	read := &counting{}
-	if _, _, err := readReport(read, sorted(one), nil, time.Now()); err == nil || read.n > 1<<20 {
-		t.Errorf("an endless report was read for %d bytes: %v", read.n, err)
-	}
 }
 
-// counting is an endless report.
-type counting struct{ n int }
-
-func (c *counting) Read(b []byte) (int, error) {
-	s := `{"vantage":"e","seq":1,"opinions":[`
-	if c.n > 0 {
-		s = fmt.Sprintf(`{"target":"x%09d"},`, c.n)
+func TestAge(t *testing.T) {
+	for _, d := range []time.Duration{0, time.Millisecond, 1500 * time.Millisecond, 15 * time.Second, maxAge} {
+		if got, err := ParseAge(FormatAge(d)); err != nil || got != d {
+			t.Errorf("%v became %v, %v", d, got, err)
+		}
 	}
-	n := copy(b, s)
-	if n < len(s) {
-		return 0, io.ErrShortBuffer
+	if got, err := ParseAge(""); err != nil || got != 0 {
+		t.Errorf("no age is %v, %v", got, err)
 	}
-	c.n += n
-	return n, nil
+	if got := FormatAge(-time.Second); got != "0.000" {
+		t.Errorf("an age below nothing is written %s", got)
+	}
+	for _, s := range []string{"-1", "x", "NaN", "Inf", "86401", "1e300", "1s", " 1"} {
+		if got, err := ParseAge(s); err == nil {
+			t.Errorf("%q is an age of %v", s, got)
+		}
+	}
 }
 
 // The whole way: rota's agent works for a node over TLS.
@@ -312,8 +305,8 @@ func TestAgentOverTLS(t *testing.T) {
 	}
 	_ = dead.Close()
 	c := client(t, h.ca, h.ca.issue(t, "edge", time.Hour, "agent.edge"))
-	a := Agent{Name: "edge", Prober: p, Upstreams: []Upstream{
-		&HTTPUpstream{Client: c, Base: "https://" + dead.Addr().String()}, &HTTPUpstream{Client: c, Base: h.url},
+	a := Agent{Name: "edge", Prober: p, Upstreams: func() []Upstream {
+		return []Upstream{&HTTPUpstream{Client: c, Base: "https://" + dead.Addr().String()}, &HTTPUpstream{Client: c, Base: h.url}}
 	}}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

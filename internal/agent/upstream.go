@@ -1,33 +1,23 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// The paths that a node offers agents, and the header with an agent's site.
-const (
-	TargetsPath = "/v1/targets"
-	ReportPath  = "/v1/report"
-	SiteHeader  = "Rota-Site"
-)
-
 // Bounds of what one side takes from the other.
 const (
 	maxTable    = 256 << 20 // bytes of targets
-	maxReport   = 64 << 20  // bytes of a report
 	maxRefusal  = 4 << 10   // bytes read of an answer that says no
+	maxNodes    = 64        // addresses of nodes told to an agent
 	waitForNews = 10 * time.Second
 )
 
@@ -35,14 +25,16 @@ const (
 type tableBody struct {
 	Fingerprint string        `json:"fingerprint"`
 	Lead        string        `json:"lead"`
+	Nodes       []string      `json:"nodes,omitempty"`
 	Targets     []rota.Target `json:"targets,omitempty"`
 }
 
 // HTTPUpstream is a node as an agent sees it.
 type HTTPUpstream struct {
-	Client *http.Client // proves who the agent is, and knows whom to trust
-	Base   string       // such as https://10.0.0.1:3648
-	Site   string       // of the agent; empty: what the configuration says
+	Client *http.Client         // proves who the agent is, and knows whom to trust
+	Base   string               // such as https://10.0.0.1:3648
+	Site   string               // of the agent; empty: what the configuration says
+	Nodes  func(nodes []string) // told with each answer where the cluster's nodes are, at most 64 and never none; nil: nobody asks
 }
 
 func (u *HTTPUpstream) String() string { return u.Base }
@@ -62,7 +54,9 @@ func (u *HTTPUpstream) Targets(ctx context.Context, known Table) (Table, error) 
 		q := req.URL.Query()
 		q.Set("known", known.Fingerprint)
 		q.Set("lead", known.Lead)
-		q.Set("wait", strconv.Itoa(int(waitForNews/time.Second)))
+		if known.Lead != "" {
+			q.Set("wait", strconv.Itoa(int(waitForNews/time.Second)))
+		}
 		req.URL.RawQuery = q.Encode()
 	}
 	resp, err := u.Client.Do(req)
@@ -71,16 +65,25 @@ func (u *HTTPUpstream) Targets(ctx context.Context, known Table) (Table, error) 
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return Table{}, refused(resp)
+		return Table{}, ReadRefusal(resp)
 	}
-	var t tableBody
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxTable)).Decode(&t); err != nil {
+	var b tableBody
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxTable)).Decode(&b); err != nil {
 		return Table{}, fmt.Errorf("targets of %s: %w", u.Base, err)
 	}
-	if t.Fingerprint != known.Fingerprint {
-		t.Targets = slices.DeleteFunc(t.Targets, func(t rota.Target) bool { return !understood(t) })
+	if len(b.Nodes) > 0 && u.Nodes != nil {
+		u.Nodes(b.Nodes[:min(len(b.Nodes), maxNodes)])
 	}
-	return Table(t), nil
+	t := Table{Fingerprint: b.Fingerprint, Lead: b.Lead}
+	if b.Fingerprint == known.Fingerprint {
+		return t, nil
+	}
+	t.Given = rota.TableOf(b.Targets) // those too that are not understood: a report has a place for each
+	if got := t.Given.Fingerprint().String(); got != b.Fingerprint {
+		return Table{}, fmt.Errorf("targets of %s: their fingerprint is %s, and it says %s", u.Base, got, rota.CleanReason("%.64s", b.Fingerprint))
+	}
+	t.Targets = slices.DeleteFunc(b.Targets, func(t rota.Target) bool { return !understood(t) })
+	return t, nil
 }
 
 // understood reports whether this version would ask what the target's name says. A later version's check may hold more than is known
@@ -89,36 +92,11 @@ func understood(t rota.Target) bool {
 	return slices.Contains(rota.Kinds(), t.Check.Kind) && t.Address.IsValid() && rota.NewTarget(t.Address, t.Check).ID == t.ID
 }
 
-// Report sends the node a report.
-func (u *HTTPUpstream) Report(ctx context.Context, r *rota.Report) error {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.Base+ReportPath, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
+// Report sends the node a report, packed.
+func (u *HTTPUpstream) Report(ctx context.Context, t *rota.Table, r *rota.Report) error {
+	h := http.Header{}
 	if u.Site != "" {
-		req.Header.Set(SiteHeader, u.Site)
+		h.Set(SiteHeader, u.Site)
 	}
-	resp, err := u.Client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	switch resp.StatusCode {
-	case http.StatusOK, http.StatusNoContent:
-		return nil
-	case http.StatusConflict:
-		return fmt.Errorf("%w (%w)", ErrOvertaken, refused(resp))
-	}
-	return refused(resp)
-}
-
-// refused makes an error of an answer that says no.
-func refused(resp *http.Response) error {
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
-	return errors.New(rota.CleanReason("%s: %s", resp.Status, strings.TrimSpace(string(text))))
+	return PostReport(ctx, u.Client, u.Base, h, t.Pack(r))
 }

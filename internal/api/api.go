@@ -36,15 +36,17 @@ type Options struct {
 	// have gaps. An event is among them before Source says that the state changed.
 	Records func(after uint64, limit int) []Record
 
-	Reports    func() []*rota.Report                       // the newest report of each vantage that was heard
-	Publishers func() []PublisherStatus                    // sorted by name
-	Plan       func(ctx context.Context) ([]Plan, error)   // what publishers would write now; reads the DNS
-	NameServer func() NameServer                           // rota's own name server; nil when there is none
-	Cluster    func() ClusterStatus                        //
-	Probes     func(id rota.TargetID) (TargetProbes, bool) // what this node remembers of a target
-	Config     func() []byte                               // the configuration in force as YAML, secrets hidden
-	Reload     func(ctx context.Context) error             // reads the configuration again; the error is for people
-	Ready      func() error                                // nil: ready; else what is missing, for people
+	Reports      func() []*rota.Report                       // what this node knows: the newest report of each vantage where it leads, else its own
+	VantageStats func() []VantageStat                        // what this node counted of the vantages it heard
+	Publishers   func() []PublisherStatus                    // sorted by name
+	Plan         func(ctx context.Context) ([]Plan, error)   // what publishers would write now; reads the DNS
+	NameServer   func() NameServer                           // rota's own name server; nil when there is none
+	Cluster      func() ClusterStatus                        // nil: this node is in no cluster
+	Operator     Operator                                    // changes the cluster; nil: this node runs alone
+	Probes       func(id rota.TargetID) (TargetProbes, bool) // what this node remembers of a target
+	Config       func() []byte                               // the configuration in force as YAML, secrets hidden
+	Reload       func(ctx context.Context) error             // reads the configuration again; the error is for people
+	Ready        func() error                                // nil: ready; else what is missing, for people
 
 	Registry    prometheus.Gatherer // nil: no metrics
 	MetricsPath string              // default /metrics
@@ -76,9 +78,13 @@ type Server struct {
 	openapi []byte
 	guard   guard
 
-	started  atomic.Bool   // Ready was nil once
-	panics   atomic.Uint64 // requests that panicked
+	started  atomic.Bool     // Ready was nil once
+	panics   atomic.Uint64   // requests that panicked
+	uploads  map[string]bool // mux patterns whose body is a snapshot
+	dissents dissents
+
 	planning chan struct{} // holds one token while a plan is made
+	costly   chan struct{} // holds one token while the cluster is verified, saved or restored
 	streams  chan struct{} // one token an open event stream
 	closing  chan struct{} // closed when Run begins to stop: streams end
 
@@ -106,6 +112,9 @@ func New(o Options) (*Server, error) {
 	if o.Reports == nil {
 		o.Reports = func() []*rota.Report { return nil }
 	}
+	if o.VantageStats == nil {
+		o.VantageStats = func() []VantageStat { return nil }
+	}
 	if o.Publishers == nil {
 		o.Publishers = func() []PublisherStatus { return nil }
 	}
@@ -119,7 +128,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		o: o, log: o.Log, mux: http.NewServeMux(), access: map[string]Access{}, guard: g,
-		planning: make(chan struct{}, 1), streams: make(chan struct{}, maxStreams), closing: make(chan struct{}),
+		uploads: map[string]bool{}, planning: make(chan struct{}, 1), costly: make(chan struct{}, 1), streams: make(chan struct{}, maxStreams), closing: make(chan struct{}),
 	}
 	a := s.newAPI()
 	s.routes(a)

@@ -199,7 +199,7 @@ func options(t *testing.T, f *fold) Options {
 			return NameServer{Addresses: []string{"127.0.0.1:53"}, Zones: []rota.Name{"lb.example.org."}}
 		},
 		Cluster: func() ClusterStatus {
-			return ClusterStatus{Node: "ams1", Raft: "leader", Leader: "ams1", Healthy: true}
+			return ClusterStatus{Node: "ams1", Raft: "leader", Leader: "ams1", Leading: true, Healthy: true}
 		},
 		Config:   func() []byte { return []byte("version: 1\n") },
 		Reload:   func(context.Context) error { return nil },
@@ -458,6 +458,11 @@ func TestAccess(t *testing.T) {
 		"GET /api/v1/events": AccessRead, "GET /metrics": AccessRead,
 		"GET /api/v1/plan": AccessKnown, "GET /api/v1/config": AccessKnown,
 		"POST /api/v1/overrides": AccessOperator, "DELETE /api/v1/overrides": AccessOperator, "POST /api/v1/reload": AccessAdmin,
+		"POST /api/v1/cluster/members": AccessAdmin, "DELETE /api/v1/cluster/members/{node}": AccessAdmin,
+		"POST /api/v1/cluster/members/{node}/promote": AccessAdmin, "POST /api/v1/cluster/members/{node}/demote": AccessAdmin,
+		"POST /api/v1/cluster/transfer": AccessAdmin, "POST /api/v1/cluster/leave": AccessAdmin,
+		"POST /api/v1/cluster/tokens": AccessAdmin, "GET /api/v1/cluster/tokens": AccessAdmin, "DELETE /api/v1/cluster/tokens/{id}": AccessAdmin,
+		"GET /api/v1/cluster/verify": AccessAdmin, "GET /api/v1/cluster/snapshot": AccessAdmin, "POST /api/v1/cluster/snapshot": AccessAdmin,
 		"GET /openapi.json": AccessPublic, "GET /livez": AccessPublic, "GET /readyz": AccessPublic, "GET /startupz": AccessPublic,
 		"GET /health": AccessPublic, "GET /healthz": AccessPublic, "GET /-/healthy": AccessPublic, "GET /-/ready": AccessPublic,
 	}

@@ -25,7 +25,7 @@ const (
 	RoleAnonymous      // over TCP without a token, where anonymous reads are allowed
 	RoleViewer         // read everything
 	RoleOperator       // override endpoints
-	RoleAdmin          // reload the configuration
+	RoleAdmin          // reload the configuration, change the cluster
 )
 
 var roleNames = [...]string{"none", "anonymous", "viewer", "operator", "admin"}
@@ -225,8 +225,8 @@ func (g guard) host(r *http.Request) *refusal {
 	return &refusal{http.StatusMisdirectedRequest, "this host name is not one of this server's; use its address, or add the name to the allowed hosts"}
 }
 
-// origin refuses writes that a browser sends for a page of another site, and bodies that a form can make.
-func (g guard) origin(r *http.Request) *refusal {
+// origin refuses writes that a browser sends for a page of another site, and bodies that a form can make. An upload's body is octets.
+func (g guard) origin(r *http.Request, upload bool) *refusal {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 		return nil
@@ -235,8 +235,12 @@ func (g guard) origin(r *http.Request) *refusal {
 		return &refusal{http.StatusForbidden, "refused: sent for a page of another site"}
 	}
 	ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	if r.ContentLength != 0 && !strings.EqualFold(strings.TrimSpace(ct), "application/json") {
-		return &refusal{http.StatusUnsupportedMediaType, "want Content-Type: application/json"}
+	want := "application/json"
+	if upload {
+		want = octets
+	}
+	if r.ContentLength != 0 && !strings.EqualFold(strings.TrimSpace(ct), want) {
+		return &refusal{http.StatusUnsupportedMediaType, "want Content-Type: " + want}
 	}
 	if e := r.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
 		return &refusal{http.StatusUnsupportedMediaType, "want a body without Content-Encoding"}

@@ -15,12 +15,15 @@ import (
 
 // CollectorOptions are what a Collector reads. Source is required.
 type CollectorOptions struct {
-	Source      Source
-	Records     func(after uint64, limit int) []Record // as in Options
-	Reports     func() []*rota.Report                  // as in Options
-	Version     string
-	NoEndpoints bool             // leave out the metrics that have a series an endpoint
-	Now         func() time.Time // default time.Now
+	Source       Source
+	Records      func(after uint64, limit int) []Record // as in Options
+	Reports      func() []*rota.Report                  // as in Options
+	Cluster      func() ClusterStatus                   // as in Options
+	VantageStats func() []VantageStat                   // as in Options
+	Node         string                                 // this node's name
+	Version      string
+	NoEndpoints  bool             // leave out the metrics that have a series an endpoint
+	Now          func() time.Time // default time.Now
 }
 
 // Collector turns the state into metrics when it is asked (rota_state_*, rota_service_*, rota_endpoint_*, rota_vantage_*,
@@ -32,6 +35,8 @@ type Collector struct {
 	mu    sync.Mutex // guards what follows
 	after uint64     // index of the last event that was counted
 	moves map[rota.EndpointID]uint64
+
+	dissents dissents
 }
 
 // NewCollector makes a collector that counts transitions from now on.
@@ -41,6 +46,9 @@ func NewCollector(o CollectorOptions) *Collector {
 	}
 	if o.Reports == nil {
 		o.Reports = func() []*rota.Report { return nil }
+	}
+	if o.VantageStats == nil {
+		o.VantageStats = func() []VantageStat { return nil }
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -114,7 +122,8 @@ func (c *Collector) Describe(chan<- *prometheus.Desc) {}
 // Collect computes all metrics from one state.
 func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	s := c.o.Source.State()
-	v := &view{State: s, now: c.o.Now(), reports: c.o.Reports()}
+	v := &view{State: s, now: c.o.Now(), reports: c.o.Reports(), node: c.o.Node}
+	v.hear(c.o.Cluster)
 	emit := func(name, help string, kind prometheus.ValueType, value float64, labels ...string) {
 		var keys, values []string
 		for i := 0; i+1 < len(labels); i += 2 {
@@ -145,20 +154,24 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 		gauge("rota_overrides", "Endpoints under an override.", float64(n), "action", string(a))
 	}
 
-	vs := v.vantages()
-	gauge("rota_vantage_voting", "Voices that can be heard now.", float64(vs.Voting))
+	vs := v.vantages(c.o.VantageStats(), &c.dissents)
+	if v.heard {
+		gauge("rota_vantage_voting", "Voices that can be heard now.", float64(vs.Voting))
+	}
 	gauge("rota_vantage_quorum", "Voices that a change of verdict needs.", float64(vs.Need))
 	for _, x := range vs.Items {
-		at := 0.0
-		if !x.Report.IsZero() {
-			at = seconds(x.Report)
-		}
-		gauge("rota_vantage_last_report_timestamp_seconds", "When the vantage was last heard; 0: never.", at, "vantage", x.Vantage)
+		c.vantage(v, x, emit)
 	}
 
 	services := s.Services()
+	disputed := map[rota.Name]bool{}
+	if v.heard {
+		for _, d := range c.dissents.of(v).Services {
+			disputed[d.Service] = d.Split > 0
+		}
+	}
 	for i := range services {
-		c.service(v, &services[i], gauge)
+		c.service(v, &services[i], disputed[services[i].Name], gauge)
 	}
 	if c.o.NoEndpoints {
 		return
@@ -173,7 +186,47 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-func (c *Collector) service(v *view, svc *rota.Service, gauge func(string, string, float64, ...string)) {
+// vantage emits what is known of a vantage. Of what is not heard here nothing is said, so that nobody takes silence for a fault.
+func (c *Collector) vantage(v *view, x VantageView, emit func(string, string, prometheus.ValueType, float64, ...string)) {
+	if x.State == "unknown" {
+		return
+	}
+	gauge := func(name, help string, value float64) {
+		emit(name, help, prometheus.GaugeValue, value, "vantage", x.Vantage)
+	}
+	at := 0.0
+	if !x.Report.IsZero() {
+		at = seconds(x.Report)
+		gauge("rota_vantage_report_age_seconds", "Since its last report was taken in; absent while there was none.", v.now.Sub(x.Report).Seconds())
+	}
+	gauge("rota_vantage_last_report_timestamp_seconds", "When the vantage was last heard; 0: never.", at)
+	gauge("rota_vantage_abstains", "1 while it does not trust its own eyes and has no vote.", one(x.State == "abstaining"))
+	if !v.heard {
+		return
+	}
+	gauge("rota_vantage_dissent_targets", "Targets of which more than half of the others claim the opposite.", float64(x.Against))
+	gauge("rota_vantage_outlier", "1 while it contradicts the others so often that it is more likely wrong than they are.", one(x.Outlier))
+	if x.From == "" && len(x.Refused) == 0 {
+		return // it is this node, whose reports need no way here, or was never heard
+	}
+	gauge("rota_vantage_clock_offset_seconds", "How far its clock is behind this node's, with the way here.", x.Offset.Seconds())
+	gauge("rota_vantage_report_bytes", "Size of its last report.", float64(x.Bytes))
+	const reports, help = "rota_vantage_reports_total", "Reports that arrived, by what became of them."
+	emit(reports, help, prometheus.CounterValue, float64(x.Taken), "vantage", x.Vantage, "result", "taken")
+	for kind, n := range x.Refused {
+		emit(reports, help, prometheus.CounterValue, float64(n), "vantage", x.Vantage, "result", kind)
+	}
+}
+
+func one(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// service emits what is known of a service. disputed: vantages contradict one another on one of its targets, at least.
+func (c *Collector) service(v *view, svc *rota.Service, disputed bool, gauge func(string, string, float64, ...string)) {
 	sel := v.Selection(svc.Name)
 	if sel == nil {
 		return
@@ -195,16 +248,12 @@ func (c *Collector) service(v *view, svc *rota.Service, gauge func(string, strin
 			continue
 		}
 		for _, s := range []rota.Status{rota.Up, rota.Down, rota.Unknown} {
-			is := 0.0
-			if m.Health == s {
-				is = 1
-			}
-			gauge("rota_endpoint_verdict", "1 for the verdict that the quorum holds of the endpoint.", is,
+			gauge("rota_endpoint_verdict", "1 for the verdict that the quorum holds of the endpoint.", one(m.Health == s),
 				"service", name, "endpoint", m.Address.String(), "verdict", s.String())
 		}
 	}
 	for i := range svc.Endpoints {
-		if v.split(&svc.Endpoints[i]) {
+		if disputed && v.split(&svc.Endpoints[i]) {
 			split++
 		}
 	}
@@ -213,19 +262,14 @@ func (c *Collector) service(v *view, svc *rota.Service, gauge func(string, strin
 	gauge("rota_service_endpoints", "Endpoints that are configured.", float64(all), "service", name, "policy", policy)
 	gauge("rota_service_healthy_endpoints", "Endpoints whose verdict is up.", float64(healthy), "service", name, "policy", policy)
 	gauge("rota_service_published_endpoints", "Endpoints that publishers are told.", float64(published), "service", name)
-	gauge("rota_service_split_endpoints", "Endpoints on which vantages disagree, some up and some down.", float64(split), "service", name)
-	panicking := 0.0
-	if sel.V4.Mode.Panic() || sel.V6.Mode.Panic() {
-		panicking = 1
+	if v.heard {
+		gauge("rota_service_split_endpoints", "Endpoints on which vantages disagree, some up and some down.", float64(split), "service", name)
 	}
-	gauge("rota_service_panic", "1 while health is not believed.", panicking, "service", name)
+	gauge("rota_service_panic", "1 while health is not believed.", one(sel.V4.Mode.Panic() || sel.V6.Mode.Panic()), "service", name)
 }
 
 // split reports whether some vantages hold an endpoint up and others down, of the same check.
 func (v *view) split(e *rota.Endpoint) bool {
-	if len(v.reports) < 2 {
-		return false
-	}
 	for _, u := range e.Checks {
 		if u.Observe {
 			continue

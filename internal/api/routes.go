@@ -39,7 +39,8 @@ func (s *Server) newAPI() huma.API {
 			Info: &huma.Info{
 				Title: "rota", Version: s.o.Version,
 				Description: "DNS kept true to who is on duty. Over the unix socket the file's permissions decide who may call; over TCP a bearer token does. " +
-					"Every answer carries Rota-State-Index and Rota-State-Time: the last event in the state it was read from.",
+					"Every answer carries Rota-State-Index and Rota-State-Time: the last event in the state it was read from. " +
+					"Rota-State-Since says since when that state may be older than the cluster's; without it the state is current.",
 				License: &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
 			},
 			Components: &huma.Components{
@@ -159,6 +160,8 @@ func (s *Server) routes(a huma.API) {
 		"Read the configuration again; a bad one changes nothing",
 		[]int{403, 422},
 	}, s.reload)
+
+	s.clusterRoutes(a)
 
 	s.plain("GET /openapi.json", AccessPublic, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/openapi+json")
@@ -349,7 +352,9 @@ func (s *Server) listChecks(_ context.Context, in *filterInput) (*List[CheckView
 }
 
 func (s *Server) listVantages(context.Context, *noInput) (*VantageList, error) {
-	out := s.view().vantages()
+	v := s.view()
+	out := v.vantages(s.o.VantageStats(), &s.dissents)
+	v.remember(out.Items)
 	return &out, nil
 }
 
@@ -408,6 +413,7 @@ func (s *Server) getCluster(context.Context, *noInput) (*ClusterStatus, error) {
 		return nil, problem(http.StatusNotFound, "this node is in no cluster")
 	}
 	out := s.o.Cluster()
+	out.Members = orNone(out.Members)
 	return &out, nil
 }
 
@@ -624,7 +630,7 @@ func (s *Server) touched(ids []rota.EndpointID) []ServiceView {
 func (s *Server) appendProblem(err error) error {
 	switch {
 	case errors.Is(err, ErrNoLeader):
-		return problem(http.StatusServiceUnavailable, "no leader: %v; nothing was changed, try again", err)
+		return again(problem(http.StatusServiceUnavailable, "no leader: %v; nothing was changed, try again", err))
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return problem(http.StatusServiceUnavailable, "no leader confirmed this in time; it may still be done: look with `rota get overrides` before trying again")
 	}

@@ -33,7 +33,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		refuse(w, r, &refusal{http.StatusRequestURITooLong, "the query is too long"})
 		return
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	sent := r.Body
+	r.Body = http.MaxBytesReader(w, sent, maxBody)
 	if bad := s.guard.host(r); bad != nil {
 		refuse(w, r, bad)
 		return
@@ -45,7 +46,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	c, bad := s.guard.admit(r, s.access[pattern])
 	if bad == nil {
-		bad = s.guard.origin(r)
+		bad = s.guard.origin(r, s.uploads[pattern])
 	}
 	if bad != nil {
 		if bad.status == http.StatusUnauthorized {
@@ -54,6 +55,14 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.log.Info("request refused", "method", r.Method, "route", pattern, "status", bad.status)
 		refuse(w, r, bad)
 		return
+	}
+	if s.uploads[pattern] {
+		r.Body = http.MaxBytesReader(w, sent, maxSnapshot)
+	}
+	if s.o.Cluster != nil && s.access[pattern] > AccessPublic {
+		if since := s.o.Cluster().Since; !since.IsZero() {
+			h.Set("Rota-State-Since", since.UTC().Format(http.TimeFormat))
+		}
 	}
 	if state := s.o.Source.State(); state != nil {
 		h.Set("Rota-State-Index", strconv.FormatUint(state.Index(), 10))

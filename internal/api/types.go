@@ -103,7 +103,7 @@ type CheckView struct {
 	Timeout  time.Duration `json:"timeout_ns"`
 	Verdict  rota.Status   `json:"verdict" enum:"up,down,unknown"`
 	Since    time.Time     `json:"since,omitzero"`
-	Votes    []rota.Vote   `json:"votes" nullable:"false" doc:"What each vantage holds now."`
+	Votes    []rota.Vote   `json:"votes" nullable:"false" doc:"What each vantage holds now; on a node that does not lead, what the others held when the verdict was taken."`
 	Probes   *TargetProbes `json:"probes,omitempty" doc:"What this node remembers of it."`
 }
 
@@ -123,14 +123,39 @@ type Probe struct {
 type VantageView struct {
 	Vantage string    `json:"vantage"`
 	Site    string    `json:"site"`
-	State   string    `json:"state" enum:"voting,abstaining,stale,silent"`
+	Kind    string    `json:"kind" enum:"node,agent"`
+	State   string    `json:"state" enum:"voting,abstaining,stale,silent,unknown" doc:"unknown: its reports go to the leader, and this node is not it."`
 	Reason  string    `json:"reason,omitempty"`
-	Report  time.Time `json:"last_report,omitzero"`
+	Report  time.Time `json:"last_report,omitzero" doc:"When its last report was taken in; absent: none was, or it is not known here."`
 	Seq     uint64    `json:"seq,omitempty"`
-	Checks  int       `json:"checks"`
+	Checks  int       `json:"checks" doc:"Targets that it speaks of. Where its report is not known: those it had a vote on when their verdicts were taken, and so for up, down and unknown."`
 	Up      int       `json:"up"`
 	Down    int       `json:"down"`
 	Unknown int       `json:"unknown"`
+
+	Compared int  `json:"compared" doc:"Targets that it and another vantage claim something of."`
+	Against  int  `json:"against" doc:"Of these, those of which more than half of the others claim the opposite."`
+	Outlier  bool `json:"outlier" doc:"It contradicts the others so often that it is more likely wrong than they are."`
+
+	From        string            `json:"from,omitempty" doc:"Where its last report came from."`
+	Offset      time.Duration     `json:"clock_offset_ns,omitempty" doc:"How far its clock is behind this node's, with the way here."`
+	Bytes       int               `json:"last_bytes,omitempty" doc:"Of its last report."`
+	Taken       uint64            `json:"taken,omitempty" doc:"Reports that were taken since this node started."`
+	Refused     map[string]uint64 `json:"refused,omitempty" doc:"Reports that were refused, by kind."`
+	LastRefusal string            `json:"last_refusal,omitempty" doc:"Why its newest report was refused; absent: it was taken."`
+	Twice       time.Time         `json:"twice,omitzero" doc:"When two processes were last heard to report under its name."`
+}
+
+// VantageStat is what a node counted of one vantage whose reports it takes.
+type VantageStat struct {
+	Vantage   string
+	From      string        // where its last report came from
+	Offset    time.Duration // how far its clock is behind ours, with the way here
+	Taken     uint64
+	LastBytes int
+	Refused   map[string]uint64 // by kind, of a fixed set: a metric has them as labels
+	Refusal   string            // why the newest was refused; empty: it was taken
+	Twice     time.Time         // when two processes were last heard to report under its name
 }
 
 // VantageList is the vantages and how many of them a verdict needs.
@@ -138,9 +163,10 @@ type VantageList struct {
 	Index  uint64        `json:"index"`
 	At     time.Time     `json:"at"`
 	Of     string        `json:"of" enum:"nodes,sites" doc:"What has a voice."`
-	Voting int           `json:"voting" doc:"Voices that can be heard now."`
+	Voting int           `json:"voting" doc:"Voices that can be heard now; -1: unknown here."`
 	Need   int           `json:"need" doc:"Voices that a change of verdict needs."`
 	Voices int           `json:"voices" doc:"Voices there are."`
+	Ask    string        `json:"ask,omitempty" doc:"While unknown here: the leader, which hears the reports; absent: there is none."`
 	Items  []VantageView `json:"items" nullable:"false"`
 }
 
@@ -241,6 +267,8 @@ type ClusterStatus struct {
 	Since       time.Time     `json:"since,omitzero" doc:"The state may be older than the cluster's since then; absent: it is current."`
 	Healthy     bool          `json:"healthy" doc:"The state is current, there is a leader and no trouble."`
 	Trouble     []string      `json:"trouble,omitempty" doc:"What is wrong although the node serves."`
+
+	Members []ClusterMember `json:"members" nullable:"false" doc:"The nodes of the cluster as this node knows them, sorted by name."`
 }
 
 // Explained is why a name answers as it does, up to what each publisher's DNS says.
@@ -250,6 +278,7 @@ type Explained struct {
 	At         time.Time         `json:"state_at"`
 	Client     string            `json:"client,omitempty" doc:"As asked for. No service places clients in this version, so that it changes nothing."`
 	Now        []CheckView       `json:"now" nullable:"false" doc:"What each vantage holds now of the checks above, and this node's last probes."`
+	Remembered string            `json:"remembered,omitempty" doc:"Of a node that does not lead: the votes of other vantages are those of when the verdicts were taken, and this says who knows what they hold now."`
 	Need       int               `json:"need"`
 	Voices     int               `json:"voices"`
 	Published  []PublisherAnswer `json:"published" nullable:"false"`

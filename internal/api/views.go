@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
@@ -19,12 +20,59 @@ type view struct {
 	publishers []PublisherStatus
 	probes     func(rota.TargetID) (TargetProbes, bool)
 	node       string // name of this one
+
+	heard  bool   // reports of all vantages arrive here
+	leader string // where they arrive, if not; empty: there is no leader
 }
 
 func (s *Server) view() *view {
-	return &view{
+	v := &view{
 		State: s.o.Source.State(), now: s.o.Now(), reports: s.o.Reports(), publishers: s.o.Publishers(), probes: s.o.Probes, node: s.o.Node,
 	}
+	v.hear(s.o.Cluster)
+	return v
+}
+
+// hear finds out whether this node is the one that hears all vantages: the leader, or one that is alone.
+func (v *view) hear(cluster func() ClusterStatus) {
+	if cluster == nil {
+		v.heard = true
+		return
+	}
+	c := cluster()
+	v.heard = c.Leading
+	if c.Leader != c.Node {
+		v.leader = c.Leader
+	}
+}
+
+// unheard says where to ask for what this node does not hear.
+func (v *view) unheard() string {
+	if v.leader == "" {
+		return "unknown here, and there is no leader to ask"
+	}
+	return "unknown here; ask the leader " + v.leader
+}
+
+// votes returns what each vantage holds of a target. A node that does not lead has its own report alone: what the others hold is then
+// what they held when the verdict was taken.
+func (v *view) votes(id rota.TargetID) []rota.Vote {
+	out := v.Votes(id, v.reports, v.now)
+	if v.heard {
+		return out
+	}
+	then := v.Verdict(id).Votes
+	for i := range out {
+		if out[i].Vantage == v.node {
+			continue
+		}
+		if j := slices.IndexFunc(then, func(x rota.Vote) bool { return x.Vantage == out[i].Vantage }); j >= 0 {
+			out[i] = then[j]
+			continue
+		}
+		out[i] = rota.Vote{Vantage: out[i].Vantage, Site: out[i].Site, Reason: v.unheard()}
+	}
+	return out
 }
 
 func list[T any](v *view, items []T) *List[T] {
@@ -161,7 +209,7 @@ func (v *view) health(e *rota.Endpoint, out *EndpointView) {
 	}
 	out.Verdict, out.Since = worst.Status, worst.Since
 	q, spec := v.Spec().Quorum, v.Spec()
-	votes := v.Votes(worst.Target, v.reports, v.now)
+	votes := v.votes(worst.Target)
 	out.Votes.For = q.Tally(votes, worst.Status)
 	out.Votes.Of = q.Voices(spec.Vantages)
 	out.Votes.Need, _ = q.Votes(out.Votes.Of)
@@ -186,7 +234,7 @@ func (v *view) unprobed(e *rota.Endpoint) string {
 		if u.Observe {
 			continue
 		}
-		for _, vote := range v.Votes(e.Target(u).ID, v.reports, v.now) {
+		for _, vote := range v.votes(e.Target(u).ID) {
 			if vote.Status != rota.Unknown || !ownFailure(vote.Class) {
 				continue
 			}
@@ -347,7 +395,7 @@ func (v *view) check(t rota.Target, services []string) CheckView {
 	out := CheckView{
 		Target: t.ID, Check: t.Check.Name, Kind: t.Check.Kind, Address: t.Address, Services: services,
 		Interval: t.Check.Interval, Timeout: t.Check.Timeout, Verdict: d.Status, Since: d.Since,
-		Votes: v.Votes(t.ID, v.reports, v.now),
+		Votes: v.votes(t.ID),
 	}
 	for i := range out.Votes {
 		out.Votes[i].Reason = rota.CleanReason("%s", out.Votes[i].Reason)
@@ -380,7 +428,7 @@ func (v *view) uses() map[rota.TargetID][]string {
 }
 
 // vantages shows who may vote and who does.
-func (v *view) vantages() VantageList {
+func (v *view) vantages(stats []VantageStat, d *dissents) VantageList {
 	spec := v.Spec()
 	out := VantageList{
 		Index: v.Index(), At: v.At(), Of: cmp.Or(spec.Quorum.Of, "nodes"), Voices: spec.Quorum.Voices(spec.Vantages), Items: []VantageView{},
@@ -389,20 +437,16 @@ func (v *view) vantages() VantageList {
 	maxAge := cmp.Or(spec.Quorum.MaxAge, rota.DefaultMaxAge)
 	var voting []rota.Vote
 	for _, c := range spec.Vantages {
-		x := VantageView{Vantage: c.Name, Site: c.Site, State: "silent", Reason: "no report was heard"}
+		x := VantageView{Vantage: c.Name, Site: c.Site, Kind: v.kind(c.Name), State: "silent", Reason: "no report was heard"}
+		if !v.heard && c.Name != v.node {
+			x.State, x.Reason = "unknown", v.unheard()
+		}
 		vote := rota.Vote{Vantage: c.Name, Site: c.Site}
 		if i := slices.IndexFunc(v.reports, func(r *rota.Report) bool { return r != nil && r.Vantage == c.Name }); i >= 0 {
 			r := v.reports[i]
 			x.Report, x.Seq, x.Checks, x.State, x.Reason = r.At, r.Seq, len(r.Opinions), "voting", ""
 			for _, o := range r.Opinions {
-				switch o.Status {
-				case rota.Up:
-					x.Up++
-				case rota.Down:
-					x.Down++
-				default:
-					x.Unknown++
-				}
+				x.count(o.Status)
 			}
 			switch {
 			case v.now.Sub(r.At) > maxAge:
@@ -414,12 +458,108 @@ func (v *view) vantages() VantageList {
 			}
 		}
 		voting = append(voting, vote)
+		if i := slices.IndexFunc(stats, func(s VantageStat) bool { return s.Vantage == c.Name }); i >= 0 && v.heard {
+			s := stats[i]
+			x.From, x.Offset, x.Bytes, x.Taken, x.Refused, x.Twice = s.From, s.Offset, s.LastBytes, s.Taken, s.Refused, s.Twice
+			x.LastRefusal = rota.CleanReason("%s", s.Refusal)
+		}
 		out.Items = append(out.Items, x)
 	}
-	out.Voting = spec.Quorum.Tally(voting, rota.Up)
 	slices.SortFunc(out.Items, func(a, b VantageView) int { return cmp.Compare(a.Vantage, b.Vantage) })
+	if !v.heard {
+		out.Voting, out.Ask = -1, v.leader
+		return out
+	}
+	out.Voting = spec.Quorum.Tally(voting, rota.Up)
+	for _, x := range d.of(v).Vantages {
+		if i := slices.IndexFunc(out.Items, func(i VantageView) bool { return i.Vantage == x.Vantage }); i >= 0 {
+			out.Items[i].Compared, out.Items[i].Against, out.Items[i].Outlier = x.Claims, x.Against, x.Outlier()
+		}
+	}
 	return out
 }
+
+func (x *VantageView) count(s rota.Status) {
+	switch s {
+	case rota.Up:
+		x.Up++
+	case rota.Down:
+		x.Down++
+	default:
+		x.Unknown++
+	}
+}
+
+// kind says whether a vantage is a node of the cluster or an agent.
+func (v *view) kind(vantage string) string {
+	if vantage == v.node || slices.ContainsFunc(v.Nodes(), func(n rota.Node) bool { return n.Name == vantage }) {
+		return "node"
+	}
+	return "agent"
+}
+
+// remember fills in, for vantages that are not heard here, what they held when verdicts were taken.
+func (v *view) remember(items []VantageView) {
+	if v.heard {
+		return
+	}
+	at := map[string]int{}
+	for i := range items {
+		if items[i].Report.IsZero() {
+			at[items[i].Vantage] = i
+		}
+	}
+	for _, t := range v.Targets() {
+		for _, vote := range v.Verdict(t.ID).Votes {
+			if i, ok := at[vote.Vantage]; ok {
+				items[i].Checks++
+				items[i].count(vote.Status)
+			}
+		}
+	}
+}
+
+// dissents is how far the vantages contradict one another, computed anew only when something moved: it compares everything with
+// everything.
+type dissents struct {
+	mu       sync.Mutex // guards what follows
+	services []rota.Service
+	vantages []rota.Vantage
+	voices   []voice
+	last     rota.Dissent
+}
+
+// voice is what the dissent depends on of one report. It does not change.
+type voice struct {
+	vantage, abstain string
+	stale            bool
+	opinions         []*rota.Opinion
+}
+
+func (d *dissents) of(v *view) rota.Dissent {
+	spec := v.Spec()
+	maxAge := cmp.Or(spec.Quorum.MaxAge, rota.DefaultMaxAge)
+	var voices []voice
+	for _, r := range v.reports {
+		if r != nil {
+			voices = append(voices, voice{r.Vantage, r.Abstain, v.now.Sub(r.At) > maxAge, r.Opinions})
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !same(d.services, spec.Services) || !same(d.vantages, spec.Vantages) || !slices.EqualFunc(d.voices, voices, voice.equal) {
+		d.last = v.Dissent(v.reports, v.now)
+	}
+	d.services, d.vantages, d.voices = spec.Services, spec.Vantages, voices
+	return d.last
+}
+
+func (a voice) equal(b voice) bool {
+	return a.vantage == b.vantage && a.abstain == b.abstain && a.stale == b.stale && (same(a.opinions, b.opinions) || slices.Equal(a.opinions, b.opinions))
+}
+
+// same reports whether two slices that nobody changes are one.
+func same[T any](a, b []T) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
 // zones lists zones and who keeps them: rota's own name server, and each publisher.
 func (v *view) zones(ns *NameServer) []ZoneView {
@@ -516,6 +656,9 @@ func (v *view) explained(svc *rota.Service, x rota.Explanation, records []Record
 	spec := v.Spec()
 	out.Voices = spec.Quorum.Voices(spec.Vantages)
 	out.Need, _ = spec.Quorum.Votes(out.Voices)
+	if !v.heard {
+		out.Remembered = v.unheard()
+	}
 	uses := v.uses()
 	for _, e := range x.Endpoints {
 		for _, c := range e.Checks {

@@ -49,7 +49,8 @@ func (s *saved) backup() Backup {
 }
 
 // RestoreFrom makes the configuration and the overrides of the cluster those of a file that Save wrote, as one event: verdicts stay what
-// is measured now, and serials and terms go on growing. Overrides that have expired are left out. A file of another cluster is refused
+// is measured now, and serials and terms go on growing. Overrides that have expired are left out; nodes that the file knows as removed are, beside those that are
+// known now. A file of another cluster is refused
 // with ErrForeign, unless foreign says that it is meant.
 func (n *Node) RestoreFrom(ctx context.Context, path string, foreign bool, actor string) (rota.Event, error) {
 	s, err := loadState(path)
@@ -63,6 +64,9 @@ func (n *Node) RestoreFrom(ctx context.Context, path string, foreign bool, actor
 	e := rota.Event{
 		Kind: rota.EventRestore, At: time.Now(), Actor: actor, Spec: &spec,
 		Reason: fmt.Sprintf("restored from event %d of %s", s.header.Index, s.state.At().Format(time.RFC3339)),
+	}
+	if s.header.Cluster == n.id.Cluster {
+		e.Removed = s.state.Removed()
 	}
 	for _, o := range s.state.Overrides() {
 		if o.At(e.At) {
@@ -105,7 +109,7 @@ func Recover(o Options) (Backup, error) {
 		return Backup{}, err
 	}
 	defer n.disk.Close()
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(n.dir, raftDir), 2, &raftLog{log: n.log})
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(n.dir, raftDir), 2, newRaftLog(n.log))
 	if err != nil {
 		return Backup{}, fmt.Errorf("recover: snapshots: %w", err)
 	}

@@ -83,6 +83,19 @@ func BenchmarkLarge(b *testing.B) {
 			b.StartTimer()
 		}
 	})
+	b.Run("digest", func(b *testing.B) {
+		n := mustOpen(b, dir)
+		led(b, n)
+		b.ResetTimer()
+		for range b.N {
+			n.digested = digest{}
+			if _, _, err := n.Digest(b.Context(), 0); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.StopTimer()
+		mustClose(b, n)
+	})
 	b.Run("save", func(b *testing.B) {
 		n := mustOpen(b, dir)
 		led(b, n)

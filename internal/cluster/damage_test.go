@@ -377,7 +377,7 @@ func TestDiskFull(t *testing.T) {
 				f.fail.Store(true) // and it can be closed in the middle of it
 				_, _ = n.Append(t.Context(), drain(4, want))
 				time.Sleep(time.Minute)
-				if err := n.Confirm(t.Context()); !errors.Is(err, ErrNotLeader) {
+				if err := n.Confirm(t.Context(), n.Status().Term); !errors.Is(err, ErrNotLeader) {
 					t.Errorf("Confirm without a disk: %v", err)
 				}
 				n.fed.Store(snapshotEvents)

@@ -97,6 +97,7 @@ const (
 	troubleTwin     = "two nodes bear one id, so only one of them is heard"
 	troubleMember   = "the cluster does not know this node as it is"
 	troubleSnapshot = "no snapshot can be taken, so the event log grows"
+	troubleUnfit    = "this node leads and cannot do what a leader does, nor can another"
 )
 
 // trouble remembers what is wrong, and logs when it begins, when its cause changes and when it is over.
@@ -116,6 +117,13 @@ func (t *trouble) say(log *slog.Logger, what string, err error) {
 	}
 	t.now[what] = err
 	log.Error(what, "err", err)
+}
+
+// said reports whether something is wrong already.
+func (t *trouble) said(what string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.now[what] != nil
 }
 
 func (t *trouble) over(log *slog.Logger, what string) {

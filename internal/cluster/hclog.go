@@ -6,8 +6,11 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
 )
 
 // raftLog takes what raft says to slog. What raft calls information or a warning is its daily business (an election at every start
@@ -16,6 +19,50 @@ type raftLog struct {
 	log  *slog.Logger
 	name string
 	args []any
+	said *said
+}
+
+// said keeps what raft repeats from filling the log: a node that is gone would be mentioned twice a second for as long as it is.
+type said struct {
+	mu   sync.Mutex // guards what follows
+	last map[string]*saying
+}
+
+// saying is one message of raft about one node.
+type saying struct {
+	at      time.Time
+	dropped int
+}
+
+// Bounds of repetition.
+const (
+	sayAgain   = time.Minute
+	maxSayings = 256
+)
+
+func newRaftLog(l *slog.Logger) *raftLog {
+	return &raftLog{log: l, said: &said{last: map[string]*saying{}}}
+}
+
+// again reports whether a message has been logged lately, and if not, how often it came since.
+func (s *said) again(key string, now time.Time) (lately bool, dropped int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.last) >= maxSayings {
+		clear(s.last)
+	}
+	x := s.last[key]
+	if x == nil {
+		s.last[key] = &saying{at: now}
+		return false, 0
+	}
+	if now.Sub(x.at) < sayAgain {
+		x.dropped++
+		return true, 0
+	}
+	dropped = x.dropped
+	x.at, x.dropped = now, 0
+	return false, dropped
 }
 
 var _ hclog.Logger = (*raftLog)(nil)
@@ -35,15 +82,27 @@ func (l *raftLog) Log(h hclog.Level, msg string, args ...any) {
 	if !l.log.Enabled(context.Background(), level) {
 		return
 	}
-	clean := make([]any, len(args))
+	key := msg
+	clean := make([]any, len(args), len(args)+2)
 	for i, a := range args {
 		if f, ok := a.(hclog.Format); ok && len(f) > 0 {
 			a = fmt.Sprintf(fmt.Sprint(f[0]), f[1:]...)
+		}
+		if server, ok := a.(raft.Server); ok {
+			a = fmt.Sprintf("%s at %s", server.ID, server.Address)
+			key += string(server.ID)
 		}
 		if s, ok := a.(fmt.Stringer); ok {
 			a = s.String() // now: raft goes on changing what it points to
 		}
 		clean[i] = a
+	}
+	lately, dropped := l.said.again(key, time.Now())
+	if lately {
+		return
+	}
+	if dropped > 0 {
+		clean = append(clean, "repeated", dropped)
 	}
 	l.log.Log(context.Background(), level, msg, clean...)
 }
@@ -67,12 +126,15 @@ func (l *raftLog) IsError() bool { return l.enabled(hclog.Error) }
 func (l *raftLog) ImpliedArgs() []any { return l.args }
 
 func (l *raftLog) With(args ...any) hclog.Logger {
-	return &raftLog{l.log.With(args...), l.name, append(l.args[:len(l.args):len(l.args)], args...)}
+	return &raftLog{l.log.With(args...), l.name, append(l.args[:len(l.args):len(l.args)], args...), l.said}
 }
 
-func (l *raftLog) Name() string                        { return l.name }
-func (l *raftLog) Named(name string) hclog.Logger      { return &raftLog{l.log, l.name + name, l.args} }
-func (l *raftLog) ResetNamed(name string) hclog.Logger { return &raftLog{l.log, name, l.args} }
+func (l *raftLog) Name() string { return l.name }
+func (l *raftLog) Named(name string) hclog.Logger {
+	return &raftLog{l.log, l.name + name, l.args, l.said}
+}
+
+func (l *raftLog) ResetNamed(name string) hclog.Logger { return &raftLog{l.log, name, l.args, l.said} }
 func (l *raftLog) SetLevel(hclog.Level)                {} // slog's handler decides
 func (l *raftLog) GetLevel() hclog.Level               { return hclog.Trace }
 

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -19,6 +21,7 @@ var (
 	ErrReplay  = errors.New("a newer report of this vantage was taken before: send a new one")
 	ErrTwice   = errors.New("another process began later to report as this vantage: give one of them a name and a certificate of its own")
 	ErrRate    = errors.New("too many reports: wait before the next")
+	ErrAged    = errors.New("the report was made too long ago to count: send a new one")
 )
 
 // What an Inbox bears from one vantage. An Outbox sends at most two a second.
@@ -45,7 +48,7 @@ type Inbox struct {
 type sender struct {
 	mu       sync.Mutex
 	unpacker rota.Unpacker
-	began    time.Time // when the incarnation was first heard
+	began    time.Time // when the first report of the incarnation was made
 	earlier  []uint64  // incarnations before it, oldest first
 	tokens   float64
 	filled   time.Time
@@ -59,13 +62,13 @@ type VantageStats struct {
 	From        string            `json:"from,omitempty"` // where the last report came from
 	Incarnation uint64            `json:"incarnation"`
 	Seq         uint64            `json:"seq"`
-	At          time.Time         `json:"at,omitzero"`           // of the last report
+	At          time.Time         `json:"at,omitzero"`           // when the last report was made, by this node's clock
 	Offset      time.Duration     `json:"offset_ns"`             // how far its clock is behind ours, with the way here
 	Taken       uint64            `json:"taken"`                 //
 	Unchanged   uint64            `json:"unchanged"`             // of those taken
 	Bytes       uint64            `json:"bytes"`                 // of those taken
 	LastBytes   int               `json:"last_bytes"`            //
-	Refused     map[string]uint64 `json:"refused,omitempty"`     // by kind: rate, unreadable, name, replay, twice, table
+	Refused     map[string]uint64 `json:"refused,omitempty"`     // by kind: rate, unreadable, name, replay, aged, twice, table
 	Twice       time.Time         `json:"twice,omitzero"`        // when two processes were last heard to report as this vantage
 	Refusal     string            `json:"last_refused,omitzero"` // why the newest report was refused; empty: it was taken
 }
@@ -88,10 +91,12 @@ func (n *Node) given(vantage string) *rota.Table {
 	return s.Table()
 }
 
-// Take takes in a packed report. The caller vouches for the vantage that sent it; from says for people where it came from. Its age
-// counts from now, by this node's clock. Only a node that leads takes reports. b is not kept.
-func (in *Inbox) Take(vantage, from string, b []byte) error {
-	if round, _ := in.node.round.load(); round == nil {
+// Take takes in a packed report. The caller vouches for the vantage that sent it; from says for people where it came from. age is how
+// long ago it was made, as a node says that passes it on, and 0 when it came straight from the vantage: from then on it ages, by this
+// node's clock. It must not be negative, and not above the max_age of the quorum (ErrAged). Only a node that leads takes reports, from the moment on in which it was elected: then they are
+// there when it begins to judge. b is not kept.
+func (in *Inbox) Take(vantage, from string, age time.Duration, b []byte) error {
+	if in.node.raft.Load().State() != raft.Leader {
 		return ErrNotLeader
 	}
 	t := in.table(vantage)
@@ -100,16 +105,21 @@ func (in *Inbox) Take(vantage, from string, b []byte) error {
 		return fmt.Errorf("report of %q: %w", vantage, ErrVantage)
 	}
 	now := time.Now()
+	maxAge := cmp.Or(in.node.State().Spec().Quorum.MaxAge, rota.DefaultMaxAge)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r, err := s.read(t, vantage, b, now)
+	err := s.admit(age, maxAge, now)
+	var r *rota.Report
+	if err == nil {
+		r, err = s.read(t, vantage, b, now.Add(-age))
+	}
 	switch {
 	case err == nil:
 		if s.refusal != nil {
 			in.node.log.Info("reports are taken again", "vantage", vantage, "from", from)
 		}
 		s.refusal, s.stats.Refusal, s.stats.From = nil, "", from
-		in.node.Report(r) // under the lock, so that none overtakes another
+		in.node.hear(r) // under the lock, so that none overtakes another
 		return nil
 	case s.refusal == nil || kindOf(s.refusal) != kindOf(err):
 		in.node.log.Warn("report refused", "vantage", vantage, "from", from, "before", s.stats.From, "err", err)
@@ -127,7 +137,7 @@ func kindOf(err error) string {
 	for _, k := range []struct {
 		err  error
 		kind string
-	}{{ErrRate, "rate"}, {ErrName, "name"}, {ErrReplay, "replay"}, {ErrTwice, "twice"}, {rota.ErrTable, "table"}} {
+	}{{ErrRate, "rate"}, {ErrName, "name"}, {ErrReplay, "replay"}, {ErrAged, "aged"}, {ErrTwice, "twice"}, {rota.ErrTable, "table"}} {
 		if errors.Is(err, k.err) {
 			return k.kind
 		}
@@ -159,16 +169,28 @@ func (in *Inbox) sender(vantage string, configured bool) *sender {
 	return s
 }
 
-// read judges whether a report may be taken, and unpacks it.
-func (s *sender) read(t *rota.Table, vantage string, b []byte, now time.Time) (*rota.Report, error) {
+// admit judges what need not be read for it: how many came, and how old this one is.
+func (s *sender) admit(age, maxAge time.Duration, now time.Time) error {
 	if !s.filled.IsZero() {
 		s.tokens = min(inboxBurst, s.tokens+inboxRate*now.Sub(s.filled).Seconds())
 	}
 	s.filled = now
 	if s.tokens < 1 {
-		return nil, ErrRate
+		return ErrRate
 	}
 	s.tokens--
+	switch {
+	case age < 0:
+		return fmt.Errorf("%w: it is said to be made %v from now", rota.ErrReport, -age)
+	case age > maxAge:
+		return fmt.Errorf("%w: %v, with a max_age of %v", ErrAged, age, maxAge)
+	}
+	return nil
+}
+
+// read judges whether a report that was made at a time may be taken, and unpacks it. What one process made is ordered by its numbers,
+// what two made by time.
+func (s *sender) read(t *rota.Table, vantage string, b []byte, at time.Time) (*rota.Report, error) {
 	e, err := rota.ReadEnvelope(b)
 	if err != nil {
 		return nil, err
@@ -185,14 +207,16 @@ func (s *sender) read(t *rota.Table, vantage string, b []byte, now time.Time) (*
 		}
 	case slices.Contains(s.earlier, e.Incarnation):
 		// What was under way when the vantage began anew may still arrive; what comes later comes from a process that lives.
-		if now.Sub(s.began) <= straggle {
+		if at.Sub(s.began) <= straggle {
 			return nil, fmt.Errorf("%w: it is of the process before", ErrReplay)
 		}
-		s.stats.Twice = now
+		s.stats.Twice = at
 		return nil, ErrTwice
+	case at.Before(s.stats.At):
+		return nil, fmt.Errorf("%w: it was made %v before that one", ErrReplay, s.stats.At.Sub(at))
 	}
 	last := s.unpacker.Last()
-	r, err := s.unpacker.Unpack(t, b, now)
+	r, err := s.unpacker.Unpack(t, b, at)
 	if err != nil {
 		return nil, err
 	}
@@ -201,13 +225,13 @@ func (s *sender) read(t *rota.Table, vantage string, b []byte, now time.Time) (*
 			s.earlier = append(s.earlier, s.stats.Incarnation)
 			s.earlier = s.earlier[max(0, len(s.earlier)-retired):]
 		}
-		s.began = now
+		s.began = at
 	}
 	st := &s.stats
-	st.Incarnation, st.Seq, st.At = e.Incarnation, e.Seq, now
+	st.Incarnation, st.Seq, st.At = e.Incarnation, e.Seq, at
 	st.Offset = 0
 	if !e.Sent.IsZero() {
-		st.Offset = now.Sub(e.Sent)
+		st.Offset = at.Sub(e.Sent)
 	}
 	st.Taken++
 	st.Bytes += uint64(len(b))

@@ -66,7 +66,7 @@ func (v *vantage) pack() []byte {
 	return v.table.Pack(r)
 }
 
-func (v *vantage) send() error { return v.in.Take(v.name, "192.0.2.7:1", v.pack()) }
+func (v *vantage) send() error { return v.in.Take(v.name, "192.0.2.7:1", 0, v.pack()) }
 
 func (v *vantage) must() {
 	v.Helper()
@@ -79,7 +79,7 @@ func (v *vantage) must() {
 func (v *vantage) refused(b []byte, want error) {
 	v.Helper()
 	before := v.Reports()
-	if err := v.in.Take(v.name, "203.0.113.9:1", b); !errors.Is(err, want) {
+	if err := v.in.Take(v.name, "203.0.113.9:1", 0, b); !errors.Is(err, want) {
 		v.Errorf("got %v, want %v", err, want)
 	}
 	after := v.Reports()
@@ -234,6 +234,37 @@ func TestV4_SplitsKeepTheLast(t *testing.T) {
 	})
 }
 
+// TestV3V4_VantagesComeAndGo: a vantage that is added and silent flips nothing, one that is removed takes its voice with it at once, though
+// nobody reports anything new.
+func TestV3V4_VantagesComeAndGo(t *testing.T) {
+	judged(t, spec(1, 3), func(b *bench) {
+		_, v := three(b)
+		among := func(names ...string) {
+			s := b.State().Spec()
+			s.Vantages = nil
+			for _, x := range names {
+				s.Vantages = append(s.Vantages, rota.Vantage{Name: x, Site: x})
+			}
+			mustAppend(b, b.Node, rota.Event{Kind: rota.EventSpec, Spec: &s})
+		}
+		v[2].hold(rota.Down, 0)
+		v[2].must()
+		b.want(0, rota.Up)
+		before := b.State().Index()
+		among("a", "b", "c", "d")
+		b.want(0, rota.Up)
+		among("b", "c")
+		b.want(0, rota.Up)
+		if got := b.State().Index(); got != before+2 {
+			b.Errorf("%d events for two changes of vantages", got-before)
+		}
+		among("c")
+		b.want(0, rota.Down)
+		among("a", "b", "c")
+		b.want(0, rota.Up)
+	})
+}
+
 // TestV6_AllLoseTheirUplink: all see everything fall within seconds, doubt themselves and say so: nothing changes, until they see again.
 func TestV6_AllLoseTheirUplink(t *testing.T) {
 	judged(t, spec(10, 3), func(b *bench) {
@@ -378,7 +409,7 @@ func TestV15_SkewedVantage(t *testing.T) {
 		in, v := three(b)
 		p := v[0].pack()
 		p = append(p[:len(p)-2], 90, 3, 1, 2, 3, 127, 0) // one more field before the end
-		if err := in.Take("a", "", p); err != nil {
+		if err := in.Take("a", "", 0, p); err != nil {
 			b.Fatal(err)
 		}
 		p = v[0].pack()
@@ -395,7 +426,7 @@ func TestReplayIsRefused(t *testing.T) {
 		a := v[0]
 		older, newer := a.pack(), a.pack()
 		a.hold(rota.Down, 0)
-		if err := in.Take("a", "", newer); err != nil {
+		if err := in.Take("a", "", 0, newer); err != nil {
 			b.Fatal(err)
 		}
 		a.refused(newer, ErrReplay)
@@ -414,6 +445,61 @@ func TestReplayIsRefused(t *testing.T) {
 		a.refused(late, ErrTwice)
 		if got := b.votes(0); !strings.HasPrefix(got, "a unknown report is older") {
 			b.Error(got)
+		}
+	})
+}
+
+// TestPassedOn: a report ages from when it was made, not from when a node passed it on.
+func TestPassedOn(t *testing.T) {
+	judged(t, spec(1, 3), func(b *bench) {
+		in, v := three(b)
+		a := v[0]
+		at := func() time.Time { return b.Reports()[0].At }
+		take := func(age time.Duration, p []byte, want error) {
+			b.Helper()
+			before := at()
+			if err := in.Take("a", "b", age, p); !errors.Is(err, want) {
+				b.Errorf("made %v ago: %v, want %v", age, err, want)
+			}
+			if want != nil && !at().Equal(before) {
+				b.Errorf("made %v ago and refused, it is held", age)
+			}
+		}
+		time.Sleep(time.Minute)
+		take(20*time.Second, a.pack(), nil)
+		if got := time.Since(at()); got != 20*time.Second {
+			b.Errorf("held as of %v ago", got)
+		}
+		take(-1, a.pack(), rota.ErrReport)
+		take(rota.DefaultMaxAge+1, a.pack(), ErrAged)
+		take(rota.DefaultMaxAge, a.pack(), nil) // later by its number, though whoever passed it on held it longer
+		if got := b.votes(0); !strings.HasPrefix(got, "a up") {
+			b.Error(got)
+		}
+		time.Sleep(time.Nanosecond)
+		if got := b.votes(0); !strings.HasPrefix(got, "a unknown report is older than 45s") {
+			b.Error(got)
+		}
+		// Of two ways that a vantage uses at once, the slower one takes nothing back.
+		slow := a.pack()
+		a.must()
+		take(0, slow, ErrReplay)
+		take(5*time.Second, slow, ErrReplay)
+		// What a process before it made arrives at last, and was not heard of before.
+		a.incarnation, a.seq = 50, 0
+		take(5*time.Second, a.pack(), ErrReplay)
+		// A straggler of the process before is told from a twin by when it was made.
+		old := a.pack()
+		a.incarnation, a.seq = 200, 0
+		time.Sleep(time.Second)
+		a.must()
+		a.incarnation, a.seq = 100, 90
+		time.Sleep(2 * straggle)
+		take(2*straggle, a.pack(), ErrReplay)
+		take(2*straggle+10*time.Second, old, ErrReplay)
+		take(0, a.pack(), ErrTwice)
+		if st, _ := in.Stats(); st[0].Refused["aged"] != 1 || st[0].Refused["replay"] != 5 || st[0].Refused["twice"] != 1 || st[0].Refused["unreadable"] != 1 {
+			b.Errorf("%v", st[0].Refused)
 		}
 	})
 }
@@ -540,7 +626,7 @@ func TestInboxBounds(t *testing.T) {
 func TestVantagesThatLeftMakeRoom(t *testing.T) {
 	judged(t, spec(1, 3), func(b *bench) {
 		for i := range maxVantages {
-			b.Report(&rota.Report{Vantage: fmt.Sprintf("gone%d", i), Seq: 1})
+			b.hear(&rota.Report{Vantage: fmt.Sprintf("gone%d", i), Seq: 1})
 		}
 		three(b)
 		if got := len(b.Reports()); got != maxVantages {
@@ -557,7 +643,7 @@ func TestUnchangedAndOffset(t *testing.T) {
 		v[0].hold(rota.Down, 0)
 		v[0].must()
 		r := &rota.Report{Vantage: "a", Incarnation: 100, Seq: 99, Sent: time.Now().Add(-time.Hour)}
-		if err := in.Take("a", "192.0.2.1:5", v[0].table.Pack(r)); err != nil {
+		if err := in.Take("a", "192.0.2.1:5", 0, v[0].table.Pack(r)); err != nil {
 			b.Fatal(err)
 		}
 		st, _ := in.Stats()

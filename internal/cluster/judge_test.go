@@ -47,7 +47,7 @@ func (b *bench) says(vantage string, status rota.Status, targets ...rota.TargetI
 		}
 	}
 	b.seq++
-	r := &rota.Report{Vantage: vantage, Seq: b.seq}
+	r := &rota.Report{Vantage: vantage, Seq: b.seq, At: time.Now()}
 	for _, t := range b.State().Targets() {
 		o := &rota.Opinion{Target: t.ID, Status: rota.Up, Class: rota.ClassOK}
 		for _, id := range targets {
@@ -57,7 +57,7 @@ func (b *bench) says(vantage string, status rota.Status, targets ...rota.TargetI
 		}
 		r.Opinions = append(r.Opinions, o)
 	}
-	b.Report(r)
+	b.hear(r)
 }
 
 // settle lets everything that is due now happen.
@@ -146,7 +146,7 @@ func TestSpecIsJudgedAnew(t *testing.T) {
 	judged(t, spec(1, 1), func(b *bench) {
 		for _, v := range []string{"a", "b"} {
 			b.seq++
-			r := &rota.Report{Vantage: v, Seq: b.seq}
+			r := &rota.Report{Vantage: v, Seq: b.seq, At: time.Now()}
 			for _, t := range func() []rota.Target {
 				s, err := new(rota.State).Apply(rota.Event{Index: 1, Kind: rota.EventSpec, Spec: spec(2, 1)})
 				if err != nil {
@@ -156,7 +156,7 @@ func TestSpecIsJudgedAnew(t *testing.T) {
 			}() {
 				r.Opinions = append(r.Opinions, &rota.Opinion{Target: t.ID, Status: rota.Up})
 			}
-			b.Report(r)
+			b.hear(r)
 		}
 		b.want(0, rota.Up)
 		mustAppend(b, b.Node, rota.Event{Kind: rota.EventSpec, Spec: spec(2, 1)})
@@ -166,31 +166,6 @@ func TestSpecIsJudgedAnew(t *testing.T) {
 		wider.Quorum.Need = "all"
 		mustAppend(b, b.Node, rota.Event{Kind: rota.EventSpec, Spec: wider})
 		b.want(1, rota.Up)
-	})
-}
-
-func TestReportOrder(t *testing.T) {
-	judged(t, spec(1, 1), func(b *bench) {
-		report := func(seq uint64, s rota.Status) {
-			b.Report(&rota.Report{Vantage: "a", Seq: seq, Opinions: []*rota.Opinion{{Target: b.State().Targets()[0].ID, Status: s}}})
-		}
-		held := func() rota.Status { return b.Reports()[0].Opinions[0].Status }
-		report(5, rota.Up)
-		report(4, rota.Down)
-		if held() != rota.Up {
-			b.Error("an overtaken report was taken")
-		}
-		report(1, rota.Down)
-		if held() != rota.Down {
-			b.Error("a vantage that began anew was not heard")
-		}
-		b.Report(nil)
-		for i := range 2 * maxVantages {
-			b.Report(&rota.Report{Vantage: fmt.Sprint(i), Seq: 1})
-		}
-		if got := len(b.Reports()); got != maxVantages {
-			b.Errorf("%d vantages held", got)
-		}
 	})
 }
 

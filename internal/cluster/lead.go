@@ -3,8 +3,10 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -87,14 +89,20 @@ func (n *Node) lead(ctx context.Context) (*round, context.CancelFunc, error) {
 
 // Lead runs f while this node leads, again in each term; f's context ends when the leadership does, and Lead waits for f. The state
 // knows of the term before f runs. When f returns nil it is not run again in this term; when it returns an error, that is logged and
-// f runs again after a pause. With ErrUnfit another node is asked to lead, if there is one and that was not tried lately. Lead returns nil when ctx ends and ErrClosed when the node closes. Any number of Leads may run.
+// f runs again after a pause. With ErrUnfit another voter is asked to lead, if one says that it is fit (Network.Fit) and leadership was not
+// handed over lately; when none is, this node stays the leader, says so in its Status, and asks again when f fails the next time. Lead
+// returns nil when ctx ends and ErrClosed when the node closes. Any number of Leads may run.
 func (n *Node) Lead(ctx context.Context, f func(ctx context.Context, term uint64) error) error {
 	var again waiting
 	defer again.stop()
 	pause := shortestPause
+	unfit := time.Duration(0) // how long it took f to say so; 0: it did not
+	defer func() { n.trouble.over(n.log, troubleUnfit) }()
 	for {
 		r, changed := n.round.load()
 		if r == nil {
+			n.trouble.over(n.log, troubleUnfit)
+			unfit = 0
 			select {
 			case <-changed:
 				pause = shortestPause
@@ -106,7 +114,12 @@ func (n *Node) Lead(ctx context.Context, f func(ctx context.Context, term uint64
 			}
 		}
 		begun := time.Now()
+		well := func() bool { return true }
+		if unfit > 0 { // a run that lasts far longer than those that failed goes well
+			well = time.AfterFunc(2*unfit+longestPause, func() { n.trouble.over(n.log, troubleUnfit) }).Stop
+		}
 		err := n.runRound(ctx, r, f)
+		well()
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -126,7 +139,9 @@ func (n *Node) Lead(ctx context.Context, f func(ctx context.Context, term uint64
 			pause = min(2*pause, longestPause)
 			n.log.Error("what this node does as leader failed and will be tried again", "term", r.term, "err", err, "in", d)
 			wait = again.until(d)
+			unfit = 0
 			if errors.Is(err, ErrUnfit) {
+				unfit = max(time.Since(begun), 1)
 				n.handOver(ctx, r)
 			}
 		}
@@ -163,7 +178,11 @@ const (
 	longestStay  = time.Hour
 )
 
-// handOver hands leadership to another node. Every node bounds for itself how often it does.
+// fitWithin is how long the others are asked whether they are fit, all at once.
+const fitWithin = 3 * time.Second
+
+// handOver hands leadership to another node that is fit. Every node bounds for itself how often it does; asking costs little and is
+// bounded by the pauses of Lead.
 func (n *Node) handOver(ctx context.Context, r *round) {
 	n.unfit.mu.Lock()
 	now := time.Now()
@@ -171,39 +190,78 @@ func (n *Node) handOver(ctx context.Context, r *round) {
 		n.unfit.stay = 0
 	}
 	due := n.unfit.stay == 0 || now.Sub(n.unfit.last) >= n.unfit.stay
-	if due {
-		n.unfit.last, n.unfit.stay = now, min(max(2*n.unfit.stay, shortestStay), longestStay)
-	}
 	n.unfit.mu.Unlock()
-	if !due || n.alone || r.ctx.Err() != nil {
+	if n.alone || r.ctx.Err() != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*n.timing.Election+time.Second)
+	ctx, cancel := context.WithTimeout(ctx, fitWithin+2*n.timing.Election+time.Second)
 	defer cancel()
-	err := n.Transfer(ctx, n.successor())
-	if err != nil {
-		n.log.Warn("another node should lead, but none could be asked", "term", r.term, "err", err)
+	defer context.AfterFunc(r.ctx, cancel)()
+	able, err := n.able(ctx)
+	switch {
+	case r.ctx.Err() != nil:
+		return
+	case len(able) == 0:
+		if !n.trouble.said(troubleUnfit) { // once: what the others say may differ a little each time
+			n.trouble.say(n.log, troubleUnfit, err)
+		}
 		return
 	}
-	n.log.Warn("another node is asked to lead, because this one is not fit to", "term", r.term)
+	n.trouble.over(n.log, troubleUnfit)
+	if !due {
+		return
+	}
+	n.unfit.mu.Lock()
+	n.unfit.last, n.unfit.stay = now, min(max(2*n.unfit.stay, shortestStay), longestStay)
+	n.unfit.mu.Unlock()
+	next := n.successor(able)
+	if err := n.Transfer(ctx, next.ID); err != nil {
+		n.log.Warn("another node should lead, but did not take over", "term", r.term, "node", next.Label(), "err", err)
+		return
+	}
+	n.log.Warn("another node leads now, because this one is not fit to", "term", r.term, "node", next.Label())
 }
 
-// successor returns who should lead instead of this node: not the one that led before it, if there is another, for that one may have
-// been unfit as well.
-func (n *Node) successor() string {
-	n.unfit.mu.Lock()
-	defer n.unfit.mu.Unlock()
-	var able []string
+// able returns the other voters that answer and are fit, or why there are none.
+func (n *Node) able(ctx context.Context) (able []Member, err error) {
+	var others []Member
 	for _, m := range n.Members() {
 		if m.Voter && !m.Self && n.alive(raft.ServerID(m.ID)) {
-			able = append(able, m.ID)
+			others = append(others, m)
 		}
 	}
-	if i := slices.Index(able, n.unfit.from); i >= 0 && len(able) > 1 {
-		able = slices.Delete(able, i, i+1)
+	if len(others) == 0 {
+		return nil, errors.New("no other voter answers")
 	}
-	if len(able) == 0 {
-		return ""
+	if n.net.Fit == nil {
+		return others, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, fitWithin)
+	defer cancel()
+	defer context.AfterFunc(n.life, cancel)()
+	said := make([]error, len(others))
+	var asked sync.WaitGroup
+	for i, m := range others {
+		asked.Go(func() { said[i] = n.net.Fit(ctx, m) })
+	}
+	asked.Wait()
+	for i, m := range others {
+		if said[i] == nil {
+			able = append(able, m)
+		} else {
+			err = errors.Join(err, fmt.Errorf("%s: %w", m.Label(), said[i]))
+		}
+	}
+	return able, err
+}
+
+// successor returns who of those that are able should lead instead of this node: not the one that led before it, if there is another,
+// for that one may have been unfit as well.
+func (n *Node) successor(able []Member) Member {
+	n.unfit.mu.Lock()
+	defer n.unfit.mu.Unlock()
+	if i := slices.IndexFunc(able, func(m Member) bool { return m.ID == n.unfit.from }); i >= 0 && len(able) > 1 {
+		able = slices.Delete(able, i, i+1)
 	}
 	return able[rand.N(len(able))]
 }

@@ -15,7 +15,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/raft"
 
 	"github.com/rota-dns/rota/internal/rota"
@@ -33,15 +32,8 @@ type many struct {
 
 	cluster string
 	through map[string]func(store) store
-	mu      sync.Mutex // guards sent
-	sent    []sentReport
+	sent    atomic.Int64 // reports that went from one node to another
 	lostFor atomic.Int64 // answers to forwarded events that are to be lost
-}
-
-type sentReport struct {
-	from, to string
-	seq      uint64
-	at       time.Time
 }
 
 // bubble runs f with a cluster of the named nodes, all of them voters, the first of which has begun it.
@@ -89,21 +81,6 @@ func (m *many) options(name string) Options {
 				return e, ErrUnanswered
 			}
 			return out, last
-		},
-		SendReport: func(ctx context.Context, leader Member, r *rota.Report) error {
-			to := m.at(leader)
-			if to == nil {
-				return ErrUnanswered
-			}
-			return m.net.Call(ctx, name, leader.Address, func(context.Context) error {
-				err := to.Receive(r.Vantage, r)
-				if err == nil {
-					m.mu.Lock()
-					m.sent = append(m.sent, sentReport{name, leader.Address, r.Seq, time.Now()})
-					m.mu.Unlock()
-				}
-				return err
-			})
 		},
 	}}
 }
@@ -375,7 +352,7 @@ func TestLeaderIsolated(t *testing.T) {
 		} else if !errors.Is(err, ErrNoLeader) && !errors.Is(err, ErrNotLeader) {
 			t.Errorf("the error is %v", err)
 		}
-		if err := l.Confirm(t.Context()); !errors.Is(err, ErrNotLeader) {
+		if err := l.Confirm(t.Context(), l.Status().Term); !errors.Is(err, ErrNotLeader) {
 			t.Errorf("Confirm: %v", err)
 		}
 		time.Sleep(30 * time.Second)
@@ -677,6 +654,9 @@ func TestMembersAreGuarded(t *testing.T) {
 		if got := names(l.Members()); got != "a b c" || len(l.State().Nodes()) != 3 {
 			t.Errorf("members %s, nodes %v", got, l.State().Nodes())
 		}
+		if l.State().WasRemoved("typo") {
+			t.Error("who never answered counts as removed, so it could not be added when it does")
+		}
 		// With one of three dead, no other may go, but the dead one may.
 		f := m.follower()
 		m.stop(f.name)
@@ -691,6 +671,14 @@ func TestMembersAreGuarded(t *testing.T) {
 		is(l.Demote(ctx, id(live)), ErrMajority)
 		is(l.Transfer(ctx, f.id.Node), ErrUnreachable)
 		is(l.Remove(ctx, f.id.Node), nil)
+		if !l.State().WasRemoved(f.id.Node) {
+			t.Errorf("removed are %v", l.State().Removed())
+		}
+		is(l.AddNonvoter(ctx, Member{ID: f.id.Node, Name: f.name, Address: f.name}), rota.ErrRemoved)
+		is(l.AddVoter(ctx, Member{ID: f.id.Node, Name: f.name, Address: f.name}), rota.ErrRemoved)
+		if _, err := m.nodes[live].Append(ctx, rota.Event{Kind: rota.EventNodes, Nodes: []rota.Node{{ID: f.id.Node, Name: f.name}}}); err == nil {
+			t.Error("its own word, late, brought it back")
+		}
 		is(l.Demote(ctx, id(live)), nil)
 		is(l.Transfer(ctx, ""), ErrNoMember)
 		is(l.Remove(ctx, l.id.Node), ErrMajority)
@@ -715,6 +703,10 @@ func TestMembersAreGuarded(t *testing.T) {
 			t.Errorf("left are %s", got)
 		}
 		mustAppend(t, m.leader(), rota.Event{Kind: rota.EventTick})
+		time.Sleep(2 * tendEvery)
+		if s := m.leader().State(); !s.WasRemoved(l.id.Node) || len(s.Nodes()) != 1 {
+			t.Errorf("who left by itself is not known as removed: %v", s.Removed())
+		}
 		if s := l.Status(); !s.Removed || s.Healthy {
 			t.Errorf("who left says %+v", s)
 		}
@@ -899,6 +891,52 @@ func TestHandOver(t *testing.T) {
 	}, "a", "b", "c")
 }
 
+// TestConfirmIsOfATerm: who leads again cannot go on with what it began in an earlier term.
+func TestConfirmIsOfATerm(t *testing.T) {
+	bubble(t, func(m *many) {
+		t := m.T
+		l := m.leader()
+		term := l.Status().Term
+		if err := l.Confirm(t.Context(), term); err != nil {
+			t.Errorf("leading: %v", err)
+		}
+		if err := l.Confirm(t.Context(), term+1); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("a term to come: %v", err)
+		}
+		if err := l.Transfer(t.Context(), m.follower().id.Node); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.leader().Transfer(t.Context(), l.id.Node); err != nil {
+			t.Fatal(err)
+		}
+		if m.leader() != l {
+			t.Fatal("it does not lead again")
+		}
+		if err := l.Confirm(t.Context(), term); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("leading again in term %d, it confirms term %d: %v", l.Status().Term, term, err)
+		}
+		if err := l.Confirm(t.Context(), l.Status().Term); err != nil {
+			t.Errorf("leading again: %v", err)
+		}
+		// The term ends while the majority is asked.
+		asked := make(chan error, 1)
+		term = l.Status().Term
+		var rest []string
+		for x := range m.nodes {
+			if x != l.name {
+				rest = append(rest, x)
+			}
+		}
+		m.net.Split([]string{l.name}, rest)
+		go func() { asked <- l.Confirm(t.Context(), term) }()
+		if err := <-asked; !errors.Is(err, ErrNotLeader) {
+			t.Errorf("cut off: %v", err)
+		}
+		m.net.Heal()
+		m.settle()
+	}, "a", "b", "c")
+}
+
 // TestUnfit has nodes that cannot reach the DNS: the one that can leads in the end, and when none can, leadership stays calm.
 func TestUnfit(t *testing.T) {
 	bubble(t, func(m *many) {
@@ -943,32 +981,149 @@ func TestUnfit(t *testing.T) {
 	}, "a", "b", "c")
 }
 
-// eyes are a Reporter.
-type eyes struct {
-	name string
-	r    latest[*rota.Report]
+// TestFit asks the others before it hands over: it goes to the one that is fit, to nobody while none is, and in time to one that is again.
+func TestFit(t *testing.T) {
+	bubble(t, func(m *many) {
+		t := m.T
+		var mu sync.Mutex
+		fit := map[string]bool{"c": true}
+		asked := 0
+		for x := range m.dirs { // again, with the question
+			if m.nodes[x] == nil {
+				continue
+			}
+			m.stop(x)
+			m.start(x, func(o *Options) {
+				o.Network.Fit = func(ctx context.Context, to Member) error {
+					mu.Lock()
+					asked++
+					ok, silent := fit[to.Name], to.Name == "b"
+					mu.Unlock()
+					switch {
+					case silent && !ok:
+						<-ctx.Done()
+						return ctx.Err()
+					case !ok:
+						return errors.New("the DNS does not answer")
+					}
+					return nil
+				}
+			})
+			m.settle()
+		}
+		if l := m.leader(); l.name != "a" {
+			if err := l.Transfer(t.Context(), m.nodes["a"].id.Node); err != nil {
+				t.Fatal(err)
+			}
+		}
+		term := m.leader().Status().Term
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for x, n := range m.nodes {
+			wg.Go(func() {
+				_ = n.Lead(ctx, func(ctx context.Context, _ uint64) error {
+					for {
+						mu.Lock()
+						ok := fit[x]
+						mu.Unlock()
+						if !ok {
+							return fmt.Errorf("no DNS: %w", ErrUnfit)
+						}
+						select {
+						case <-ctx.Done():
+							return nil
+						case <-time.After(time.Second):
+						}
+					}
+				})
+			})
+		}
+		set := func(name string, ok bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			fit[name] = ok
+		}
+		time.Sleep(30 * time.Second)
+		l := m.leader()
+		if l.name != "c" || l.Status().Term != term+1 {
+			t.Errorf("%s leads in term %d after %d: it should have gone to c alone", l.name, l.Status().Term, term)
+		}
+		set("c", false)
+		time.Sleep(time.Minute)
+		mu.Lock()
+		before := asked
+		mu.Unlock()
+		time.Sleep(time.Hour)
+		if now := m.leader(); now != l || now.Status().Term != term+1 {
+			t.Errorf("nobody is fit, and %s leads in term %d after %d", now.name, now.Status().Term, term+1)
+		}
+		mu.Lock()
+		if n := (asked - before) / 2; n < 200 || n > 1000 {
+			t.Errorf("asked %d times in an hour", n)
+		}
+		mu.Unlock()
+		if s := l.Status(); s.Healthy || len(s.Trouble) != 1 || !strings.Contains(s.Trouble[0], "a: the DNS does not answer") || !strings.Contains(s.Trouble[0], "b: ") {
+			t.Errorf("it says %+v", s)
+		}
+		set("a", true)
+		time.Sleep(30 * time.Second)
+		if now := m.leader(); now.name != "a" {
+			t.Errorf("a is fit and %s leads", now.name)
+		}
+		if s := l.Status(); len(s.Trouble) != 0 {
+			t.Errorf("it does not lead any more and says %v", s.Trouble)
+		}
+		// Who is fit again while it leads says so no longer.
+		set("a", false)
+		time.Sleep(time.Minute)
+		if s := m.nodes["a"].Status(); len(s.Trouble) != 1 {
+			t.Errorf("it says %v", s.Trouble)
+		}
+		set("a", true)
+		time.Sleep(2 * time.Minute)
+		if s := m.nodes["a"].Status(); len(s.Trouble) != 0 || !s.Leading {
+			t.Errorf("fit again, it says %+v", s)
+		}
+		cancel()
+		wg.Wait()
+	}, "a", "b", "c")
 }
+
+// eyes are what a vantage holds.
+type eyes struct{ r latest[*rota.Report] }
 
 func (v *eyes) Report() *rota.Report     { r, _ := v.r.load(); return r }
 func (v *eyes) Changed() <-chan struct{} { _, c := v.r.load(); return c }
 
 func (v *eyes) say(s *rota.State, status rota.Status) {
-	next := &rota.Report{Vantage: v.name, Seq: 1}
-	if old, _ := v.r.loadOr(nil); old != nil {
-		next.Seq = old.Seq + 1
-	}
+	next := &rota.Report{}
 	for _, t := range s.Targets() {
 		next.Opinions = append(next.Opinions, &rota.Opinion{Target: t.ID, Status: status})
 	}
 	v.r.store(next)
 }
 
-func (l *latest[T]) loadOr(or T) (T, bool) {
-	if l.cell.Load() == nil {
-		return or, false
+// outbox sends what a node's vantage holds to the inbox of the leader.
+func (m *many) outbox(n *Node, v *eyes, inboxes map[string]*Inbox) *Outbox {
+	return &Outbox{
+		Vantage: n.name, Report: v.Report, ReportChanged: v.Changed,
+		Table:  func() *rota.Table { return n.State().Table() },
+		Leader: func() string { l, _ := n.Leader(); return l.Address }, LeaderChanged: n.LeaderChanged,
+		Send: func(ctx context.Context, b []byte) error {
+			l, _ := n.Leader()
+			to := inboxes[l.Address]
+			if to == nil {
+				return ErrNoLeader
+			}
+			return m.net.Call(ctx, n.name, l.Address, func(context.Context) error {
+				err := to.Take(n.name, n.name, 0, b)
+				if err == nil && !l.Self {
+					m.sent.Add(1)
+				}
+				return err
+			})
+		},
 	}
-	v, _ := l.load()
-	return v, true
 }
 
 // TestReportsFindTheLeader sends reports at once on change, each ten seconds without one, and at once to a new leader.
@@ -979,12 +1134,15 @@ func TestReportsFindTheLeader(t *testing.T) {
 		st := m.settle()
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
-		vs := map[string]*eyes{}
+		vs, inboxes := map[string]*eyes{}, map[string]*Inbox{}
 		for x, n := range m.nodes {
-			v := &eyes{name: x}
+			inboxes[x] = NewInbox(n, nil)
+		}
+		for x, n := range m.nodes {
+			v := &eyes{}
 			v.say(st, rota.Up)
 			vs[x] = v
-			wg.Go(func() { _ = n.Send(ctx, v) })
+			wg.Go(func() { _ = m.outbox(n, v, inboxes).Run(ctx) })
 			wg.Go(func() { _ = n.Lead(ctx, func(ctx context.Context, _ uint64) error { return n.Judge(ctx) }) })
 		}
 		verdict := func(s rota.Status) {
@@ -993,26 +1151,21 @@ func TestReportsFindTheLeader(t *testing.T) {
 				t.Errorf("the verdict is %v, want %v", got, s)
 			}
 		}
-		sent := func() int {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			return len(m.sent)
-		}
 		time.Sleep(time.Second)
 		verdict(rota.Up)
 		if got := len(m.leader().Reports()); got != 3 {
 			t.Errorf("the leader holds %d reports", got)
 		}
-		before := sent()
+		before := m.sent.Load()
 		time.Sleep(100 * time.Second)
-		if got := sent() - before; got < 18 || got > 22 {
+		if got := m.sent.Load() - before; got < 18 || got > 22 {
 			t.Errorf("%d reports of two followers in 100 s", got)
 		}
 		f := m.follower()
-		before = sent()
+		before = m.sent.Load()
 		vs[f.name].say(st, rota.Down)
 		time.Sleep(3 * reportGap)
-		if got := sent() - before; got < 1 || got > 2 {
+		if got := m.sent.Load() - before; got < 1 || got > 2 {
 			t.Errorf("%d reports after a change", got)
 		}
 		verdict(rota.Up) // one voice decides nothing
@@ -1037,68 +1190,6 @@ func TestReportsFindTheLeader(t *testing.T) {
 		verdict(rota.Down)
 		cancel()
 		wg.Wait()
-	}, "a", "b", "c")
-}
-
-func TestReceive(t *testing.T) {
-	bubble(t, func(m *many) {
-		t := m.T
-		l, f := m.leader(), m.follower()
-		mustAppend(t, l, rota.Event{Kind: rota.EventSpec, Spec: spec(1, 3)})
-		m.settle()
-		ts := l.State().Targets()
-		report := func(incarnation, seq uint64, s rota.Status) *rota.Report {
-			return &rota.Report{Vantage: "a", Incarnation: incarnation, Seq: seq, Opinions: []*rota.Opinion{
-				{Target: "0000", Status: s}, {Target: ts[0].ID, Status: s}, {Target: "zzzz", Status: s},
-			}}
-		}
-		held := func() *rota.Report { return l.Reports()[0] }
-		if err := f.Receive("a", report(1, 1, rota.Up)); !errors.Is(err, ErrNotLeader) {
-			t.Errorf("a follower: %v", err)
-		}
-		for name, err := range map[string]error{
-			"none":     l.Receive("a", nil),
-			"another":  l.Receive("b", report(1, 1, rota.Up)),
-			"stranger": l.Receive("x", &rota.Report{Vantage: "x"}),
-			"unsorted": l.Receive("a", &rota.Report{Vantage: "a", Opinions: []*rota.Opinion{{Target: "b"}, {Target: "a"}}}),
-			"nil":      l.Receive("a", &rota.Report{Vantage: "a", Opinions: []*rota.Opinion{nil}}),
-			"huge":     l.Receive("a", &rota.Report{Vantage: "a", Opinions: make([]*rota.Opinion, spareOpinions+10)}),
-		} {
-			if !errors.Is(err, ErrReport) {
-				t.Errorf("%s: %v", name, err)
-			}
-		}
-		for i, c := range []struct {
-			incarnation uint64
-			seq         uint64
-			taken       bool
-		}{{5, 2, true}, {5, 1, false}, {4, 9, false}, {5, 3, true}, {6, 1, true}, {5, 4, false}, {6, 2, true}} {
-			s := rota.Status(1 + i%2)
-			before := len(l.Reports()) > 0 && held().Opinions[0].Status == s
-			if err := l.Receive("a", report(c.incarnation, c.seq, s)); err != nil {
-				t.Error(err)
-			}
-			if taken := held().Incarnation == c.incarnation && held().Seq == c.seq; taken != c.taken {
-				t.Errorf("incarnation %d, seq %d: taken %v (%v)", c.incarnation, c.seq, taken, before)
-			}
-		}
-		if os := held().Opinions; len(os) != 1 || os[0].Target != ts[0].ID {
-			t.Errorf("opinions %v", os)
-		}
-		// Unmoved opinions stay the same pointers.
-		o := held().Opinions[0]
-		if err := l.Receive("a", report(6, 3, o.Status)); err != nil || held().Opinions[0] != o || held().Seq != 3 {
-			t.Errorf("%v", err)
-		}
-		// A vantage whose clock went back is heard once what is held of it has aged out.
-		time.Sleep(rota.DefaultMaxAge + time.Second)
-		if err := l.Receive("a", report(1, 7, rota.Up)); err != nil || held().Incarnation != 1 {
-			t.Errorf("not heard: %v", err)
-		}
-		want := ReportCounts{Taken: 6, Overtaken: 3, Unknown: 1, Malformed: 5, Foreign: 18}
-		if d := cmp.Diff(want, l.ReportCounts()); d != "" {
-			t.Errorf("counts (-want +got):\n%s", d)
-		}
 	}, "a", "b", "c")
 }
 
@@ -1189,6 +1280,75 @@ func TestBackup(t *testing.T) {
 		mustClose(t, other)
 		if _, err := m.leader().RestoreFrom(t.Context(), path, false, "me"); !errors.Is(err, ErrForeign) {
 			t.Errorf("a backup of another cluster: %v", err)
+		}
+	}, "a", "b", "c")
+}
+
+// TestDigest: nodes that hold the same say so, however they came by it, and one that holds something else is found.
+func TestDigest(t *testing.T) {
+	bubble(t, func(m *many) {
+		t := m.T
+		l := m.leader()
+		mustAppend(t, l, rota.Event{Kind: rota.EventSpec, Spec: spec(20, 2)})
+		for i := range 40 {
+			mustAppend(t, l, drain(i, l.State()))
+		}
+		mustAppend(t, l, rota.Event{Kind: rota.EventVerdicts, Verdicts: []rota.Verdict{{Target: l.State().Targets()[0].ID, Status: rota.Up, Since: time.Now().In(time.FixedZone("", 3600))}}})
+		n := m.start("spare")
+		c := l.raft.Load().ReloadableConfig()
+		c.TrailingLogs = 1
+		if err := errors.Join(l.raft.Load().ReloadConfig(c), l.raft.Load().Snapshot().Error()); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.AddNonvoter(t.Context(), Member{ID: n.id.Node, Name: "spare", Address: "spare"}); err != nil {
+			t.Fatal(err)
+		}
+		f := m.follower()
+		m.settle()
+		m.stop(f.name) // one from a state file, one from a snapshot, one from the log
+		m.start(f.name)
+		time.Sleep(2 * tendEvery)
+		want := m.settle().Index()
+		sums := map[string]string{}
+		for x, n := range m.nodes {
+			at, sum, err := n.Digest(t.Context(), want)
+			if err != nil || at != want || len(sum) != 64 {
+				t.Errorf("%s: %d, %q, %v", x, at, sum, err)
+			}
+			sums[sum] = x
+		}
+		if len(sums) != 1 {
+			t.Errorf("different: %v", sums)
+		}
+		// It waits for what is to come, and not for ever.
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if at, _, err := n.Digest(short, want+1); !errors.Is(err, context.DeadlineExceeded) || at != want {
+			t.Errorf("of the future: %d, %v", at, err)
+		}
+		got := make(chan string)
+		go func() {
+			_, sum, _ := n.Digest(t.Context(), want+1)
+			got <- sum
+		}()
+		mustAppend(t, l, drain(7, l.State()))
+		now := <-got
+		if _, old := sums[now]; old {
+			t.Error("another state, the same sum")
+		}
+		// A node that holds something else.
+		v, _ := n.view.load()
+		s, err := v.state.Apply(rota.Event{Index: v.state.Index() + 1, At: v.state.At(), Kind: rota.EventTick})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.view.store(view{s, v.term})
+		mustAppend(t, l, drain(8, l.State()))
+		time.Sleep(time.Second)
+		_, a, _ := l.Digest(t.Context(), 0)
+		at, b, err := n.Digest(t.Context(), 0)
+		if err != nil || at != l.State().Index() || a == b {
+			t.Errorf("a difference is not found: %d, %v", at, err)
 		}
 	}, "a", "b", "c")
 }

@@ -86,6 +86,12 @@ func (n *Node) Leader() (Member, bool) {
 	return m, true
 }
 
+// LeaderChanged returns a channel that is closed when another node leads than the one that Leader returned after this call, or none.
+func (n *Node) LeaderChanged() <-chan struct{} {
+	_, changed := n.leader.load()
+	return changed
+}
+
 // Errors of a change of members.
 var (
 	ErrNoMember    = errors.New("no such node in the cluster")
@@ -158,7 +164,7 @@ func (n *Node) change(ctx context.Context, f func(r *raft.Raft, servers []raft.S
 }
 
 // ErrAlone says that a node without a Network was asked for what takes others.
-var ErrAlone = errors.New("this node runs alone, without a cluster port: set cluster.listen in the configuration")
+var ErrAlone = errors.New("this node runs alone, without a cluster port: write cluster: {election: raft} in the configuration")
 
 func find(servers []raft.Server, id string) (raft.Server, error) {
 	for _, s := range servers {
@@ -183,12 +189,15 @@ func voters(servers []raft.Server, with, without string) (out []raft.ServerID) {
 
 // AddNonvoter takes a node in: it is sent everything, answers, probes and reports, and has no vote. m.ID and m.Address are needed,
 // m.Name and m.Site are what people will know it by. For a member that is there already its address becomes m.Address. Leader only, as
-// are all changes of members; others return ErrNotLeader.
+// are all changes of members; others return ErrNotLeader. A node that was removed is refused with rota.ErrRemoved.
 func (n *Node) AddNonvoter(ctx context.Context, m Member) error {
 	if m.ID == "" || m.Address == "" {
 		return errors.New("a node needs an id and an address")
 	}
 	err := n.change(ctx, func(r *raft.Raft, servers []raft.Server) (raft.IndexFuture, error) {
+		if n.State().WasRemoved(m.ID) {
+			return nil, rota.ErrRemoved
+		}
 		suffrage := raft.Nonvoter
 		for _, s := range servers {
 			switch {
@@ -208,9 +217,9 @@ func (n *Node) AddNonvoter(ctx context.Context, m Member) error {
 			}
 		}
 		if suffrage == raft.Voter {
-			return r.AddVoter(raft.ServerID(m.ID), raft.ServerAddress(m.Address), 0, enqueue), nil
+			return r.AddVoter(raft.ServerID(m.ID), raft.ServerAddress(m.Address), previous(ctx), enqueue), nil
 		}
-		return r.AddNonvoter(raft.ServerID(m.ID), raft.ServerAddress(m.Address), 0, enqueue), nil
+		return r.AddNonvoter(raft.ServerID(m.ID), raft.ServerAddress(m.Address), previous(ctx), enqueue), nil
 	})
 	if err != nil {
 		return fmt.Errorf("add %s: %w", m.Label(), err)
@@ -230,6 +239,9 @@ func (n *Node) AddVoter(ctx context.Context, m Member) error {
 	if err := n.AddNonvoter(ctx, m); err != nil {
 		return err
 	}
+	if previous(ctx) != 0 {
+		ctx = WithMembersIndex(ctx, 0) // for what was asked; its own doing is no obstacle
+	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -247,10 +259,20 @@ func (n *Node) AddVoter(ctx context.Context, m Member) error {
 		if fresh && errors.Is(err, ErrUnreachable) {
 			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), enqueue)
 			defer cancel()
-			return errors.Join(fmt.Errorf("%w at %s: it was not added", err, m.Address), n.Remove(undo, m.ID))
+			return errors.Join(fmt.Errorf("%w at %s: it was not added", err, m.Address), n.undo(undo, m.ID))
 		}
 		return err
 	}
+}
+
+// undo takes out a node that was added and never answered. It counts as one that was never there, which has to be said before it is
+// missing among the servers.
+func (n *Node) undo(ctx context.Context, id string) error {
+	_, err := n.AppendHere(ctx, rota.Event{Kind: rota.EventNodes, Nodes: []rota.Node{{ID: id, Gone: true, Unmet: true}}})
+	if err != nil {
+		return err
+	}
+	return n.takeOut(ctx, id)
 }
 
 // maxTrailing is how far behind a node may be that is given a vote: it would be needed for a majority before it can help with one.
@@ -270,7 +292,7 @@ func (n *Node) Promote(ctx context.Context, id string) error {
 		if behind := last - min(last, n.wire.contact(s.ID).last); behind > maxTrailing {
 			return nil, fmt.Errorf("%w: %s lacks %d entries of the log", ErrBehind, n.member(s).Label(), behind)
 		}
-		return r.AddVoter(s.ID, s.Address, 0, enqueue), nil
+		return r.AddVoter(s.ID, s.Address, previous(ctx), enqueue), nil
 	})
 }
 
@@ -288,13 +310,30 @@ func (n *Node) Demote(ctx context.Context, id string) error {
 		if err := n.survives(left); err != nil {
 			return nil, err
 		}
-		return r.DemoteVoter(s.ID, 0, enqueue), nil
+		return r.DemoteVoter(s.ID, previous(ctx), enqueue), nil
 	})
 }
 
-// Remove takes a node out of the cluster. ErrMajority when too few voters would be left that answer. Its certificate is not this
-// package's business.
+// Remove takes a node out of the cluster for good: the state remembers it (rota.State.WasRemoved), and it comes back only with an empty
+// data directory, as another one. ErrMajority when too few voters would be left that answer. Its certificate is not this package's
+// business.
 func (n *Node) Remove(ctx context.Context, id string) error {
+	if err := n.takeOut(ctx, id); err != nil {
+		return err
+	}
+	if id == n.id.Node {
+		return nil // who leads next sees it
+	}
+	// Its name is free at once. Who leads next does it when this node cannot.
+	_, err := n.AppendHere(ctx, rota.Event{Kind: rota.EventNodes, Nodes: []rota.Node{{ID: id, Gone: true}}})
+	if errors.Is(err, ErrNotLeader) {
+		err = nil
+	}
+	return err
+}
+
+// takeOut takes a node out of raft's configuration.
+func (n *Node) takeOut(ctx context.Context, id string) error {
 	err := n.change(ctx, func(r *raft.Raft, servers []raft.Server) (raft.IndexFuture, error) {
 		s, err := find(servers, id)
 		if err != nil {
@@ -309,19 +348,12 @@ func (n *Node) Remove(ctx context.Context, id string) error {
 				return nil, err
 			}
 		}
-		return r.RemoveServer(s.ID, 0, enqueue), nil
+		return r.RemoveServer(s.ID, previous(ctx), enqueue), nil
 	})
 	if err != nil {
 		return fmt.Errorf("remove %s: %w", id, err)
 	}
-	if id != n.id.Node {
-		// The name is free at once. Who leads next does it when this node cannot.
-		_, err = n.AppendHere(ctx, rota.Event{Kind: rota.EventNodes, Nodes: []rota.Node{{ID: id, Gone: true}}})
-		if errors.Is(err, ErrNotLeader) {
-			err = nil
-		}
-	}
-	return err
+	return nil
 }
 
 // Leave takes this node, which must lead, out of the cluster; another one leads afterwards. Any other node leaves by being removed on

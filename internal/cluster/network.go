@@ -40,8 +40,9 @@ type Network struct {
 	// works on the leader only.
 	Forward func(ctx context.Context, leader Member, e rota.Event) (rota.Event, error)
 
-	// SendReport hands a report to the leader, whose side calls Receive. Nil: Send keeps reports here.
-	SendReport func(ctx context.Context, leader Member, r *rota.Report) error
+	// Fit asks a node whether it could do what a leader does, for instance reach the DNS; nil when it says that it can. It is asked for
+	// fitWithin at most. Nil: every node is taken to be fit.
+	Fit func(ctx context.Context, m Member) error
 
 	Timing Timing
 }

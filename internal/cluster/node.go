@@ -97,7 +97,6 @@ type Node struct {
 	// Guarded by reportsMu for writing, shown to all.
 	reportsMu sync.Mutex
 	reports   latest[[]*rota.Report]
-	counts    ReportCounts // guarded by reportsMu
 
 	// Owned by keep (after it ended: by Close).
 	savedIndex uint64 // of the state in the state file
@@ -112,9 +111,11 @@ type Node struct {
 		stay time.Duration
 	}
 
-	changing chan struct{} // held by who changes the members
-	twin     atomic.Int64  // when another with an id that was taken was last seen, in Unix nanoseconds; 0: not lately
-	trouble  trouble
+	changing  chan struct{} // held by who changes the members
+	digesting chan struct{} // held by who makes a digest
+	digested  digest        // guarded by digesting
+	twin      atomic.Int64  // when another with an id that was taken was last seen, in Unix nanoseconds; 0: not lately
+	trouble   trouble
 }
 
 // Open makes or opens a data directory and starts the node. When it returns, State is the whole last state: nothing was asked of any
@@ -133,7 +134,7 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 		}
 	}()
 	if !n.alone && (n.net.Address == "" || n.net.Transport == nil) {
-		return nil, errors.New("the node is one of many, but has no address: set cluster.listen and cluster.advertise in the configuration")
+		return nil, errors.New("the node is one of many, but has no address: set cluster.advertise in the configuration")
 	}
 	if o.Node == "" {
 		return nil, errors.New("the node has no name: set node.name in the configuration")
@@ -166,7 +167,7 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 			return nil, fmt.Errorf("snapshots: %w", err)
 		}
 	}
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(n.dir, raftDir), 2, &raftLog{log: n.log})
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(n.dir, raftDir), 2, newRaftLog(n.log))
 	if err != nil {
 		return nil, fmt.Errorf("snapshots: %w", err)
 	}
@@ -187,7 +188,7 @@ func newNode(o Options) *Node {
 	n := &Node{
 		dir: o.Dir, name: o.Node, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 		history: &history{limit: cmp.Or(max(o.History, 0), DefaultHistory)},
-		closing: make(chan struct{}), changing: make(chan struct{}, 1), begun: time.Now(),
+		closing: make(chan struct{}), changing: make(chan struct{}, 1), digesting: make(chan struct{}, 1), begun: time.Now(),
 		alone: o.Network == nil, net: cmp.Or(o.Network, &Network{}),
 	}
 	n.life, n.end = context.WithCancel(context.Background())
@@ -220,7 +221,7 @@ func (n *Node) raftConfig() *raft.Config {
 	c.TrailingLogs = uint64(n.history.limit)
 	c.NoSnapshotRestoreOnStart = true // replay did it, and more
 	c.NoLegacyTelemetry = true
-	c.Logger = &raftLog{log: n.log}
+	c.Logger = newRaftLog(n.log)
 	return c
 }
 
@@ -260,15 +261,15 @@ func (n *Node) start(snaps raft.SnapshotStore) error {
 	n.stop = stop
 	n.own.Go(func() { n.watch(ctx) })
 	n.own.Go(func() { n.keep(ctx) })
-	if n.alone {
-		return nil
-	}
 	seen := make(chan raft.Observation, 1)
 	r.RegisterObserver(raft.NewObserver(seen, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.LeaderObservation)
 		return ok
 	}))
 	n.own.Go(func() { n.followLeader(ctx, seen) })
+	if n.alone {
+		return nil
+	}
 	n.own.Go(func() { n.tend(ctx) })
 	n.carrying.Go(n.wire.run)
 	return nil
@@ -432,15 +433,16 @@ func raftError(err error) error {
 	return err
 }
 
-// Confirm returns nil when this node still leads, as a majority of the voters says now; ErrNotLeader or ErrClosed when not.
-func (n *Node) Confirm(ctx context.Context) error {
+// Confirm returns nil when this node still leads in a term, as a majority of the voters says now; ErrNotLeader or ErrClosed when not.
+// Leading again in a later term is not leading in this one: what began in it may rest on what another leader has changed since.
+func (n *Node) Confirm(ctx context.Context, term uint64) error {
 	select {
 	case <-n.closing:
 		return ErrClosed
 	default:
 	}
-	if n.raft.Load().State() != raft.Leader {
-		return ErrNotLeader
+	if err := n.leads(term); err != nil {
+		return err
 	}
 	done := make(chan error, 1)
 	go func() { done <- n.raft.Load().VerifyLeader().Error() }() // raft forgets to answer when it is shut down right now: Close must not wait for it
@@ -449,12 +451,24 @@ func (n *Node) Confirm(ctx context.Context) error {
 		if err != nil {
 			return raftError(err)
 		}
-		return nil
+		return n.leads(term) // terms only grow: it was this one when the majority was asked
 	case <-n.closing:
 		return ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// leads returns ErrNotLeader unless raft, for all this node knows, leads in the term.
+func (n *Node) leads(term uint64) error {
+	r := n.raft.Load()
+	switch now := r.CurrentTerm(); {
+	case r.State() != raft.Leader:
+		return ErrNotLeader
+	case now != term:
+		return fmt.Errorf("%w in term %d any more: it is term %d", ErrNotLeader, term, now)
+	}
+	return nil
 }
 
 // Close stops the node: first what runs inside Lead, then what waits in Append, then raft, then the state file is brought up to date.

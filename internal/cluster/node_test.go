@@ -172,11 +172,11 @@ func TestLeaderSoon(t *testing.T) {
 		if s := n.Status(); !s.Healthy || !s.Leading || s.Raft != "leader" || s.Voters != 1 || s.LastContact != 0 || s.Leader != "a" {
 			t.Errorf("status %+v", s)
 		}
-		if err := n.Confirm(t.Context()); err != nil {
+		if err := n.Confirm(t.Context(), n.Status().Term); err != nil {
 			t.Errorf("Confirm: %v", err)
 		}
 		mustClose(t, n)
-		if err := n.Confirm(t.Context()); !errors.Is(err, ErrClosed) {
+		if err := n.Confirm(t.Context(), n.Status().Term); !errors.Is(err, ErrClosed) {
 			t.Errorf("Confirm after Close: %v", err)
 		}
 		if _, err := n.Append(t.Context(), rota.Event{Kind: rota.EventTick}); !errors.Is(err, ErrClosed) {

@@ -258,7 +258,7 @@ func TestOutboxToInbox(t *testing.T) {
 			p.leader.store("x")
 			box := p.box(func(string) {})
 			box.Vantage = name
-			box.Send = func(_ context.Context, packed []byte) error { return in.Take(name, "", packed) }
+			box.Send = func(_ context.Context, packed []byte) error { return in.Take(name, "", 0, packed) }
 			wg.Go(func() { _ = box.Run(ctx) })
 		}
 		b.want(0, rota.Up)
@@ -284,7 +284,7 @@ func TestOutboxToInbox(t *testing.T) {
 	n := mustOpen(t, t.TempDir())
 	in := NewInbox(n, nil)
 	mustClose(t, n)
-	if err := in.Take("a", "", nil); !errors.Is(err, ErrNotLeader) {
+	if err := in.Take("a", "", 0, nil); !errors.Is(err, ErrNotLeader) {
 		t.Errorf("a node that does not lead: %v", err)
 	}
 }

@@ -371,7 +371,7 @@ func others(s *rota.State, id string) bool {
 type membersError struct{ servers int }
 
 func (e *membersError) Error() string {
-	return fmt.Sprintf("the log is of a cluster of %d nodes: set cluster.listen in the configuration, or take this node out of the cluster "+
+	return fmt.Sprintf("the log is of a cluster of %d nodes: write cluster: {election: raft} in the configuration, or take this node out of the cluster "+
 		"with rota cluster recover when it is the last one", e.servers)
 }
 

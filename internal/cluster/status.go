@@ -64,7 +64,7 @@ func (n *Node) Status() Status {
 		}
 		known++
 	}
-	s.Removed = known > 0 && !found
+	s.Removed = known > 0 && !found || n.State().WasRemoved(n.id.Node)
 	if state != raft.Leader {
 		s.LastContact = -1
 		if at := k.LastContact(); !at.IsZero() {

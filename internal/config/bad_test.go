@@ -131,7 +131,7 @@ func TestBadInput(t *testing.T) {
 		{"no zones", "dns: {}", "dns has no zones"},
 		{"zone twice", "dns: {zones: {example.org: {ns: [a.b]}, example.org.: {ns: [a.b]}}}", "zone example.org stands twice"},
 		{"service of a publisher's other zone", with("endpoints: [192.0.2.1]\npublish: rfc2136://a/example.net"), "is not in zone example.net"},
-		{"not supported", "cluster: {election: raft}", "election is not supported yet: raft"},
+		{"not supported", "cluster: {election: kubernetes}", "election is not supported yet: kubernetes"},
 		{"max change", "safety: {max_change: {records: 40%}}", "max_change is not supported yet"},
 		{"version", "version: 2", "out of range"},
 		{"json comma", "{\"node\": {\"name\": 1,,}}", "1:"},

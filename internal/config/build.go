@@ -2,7 +2,6 @@ package config
 
 import (
 	"cmp"
-	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -62,10 +61,10 @@ func (l *loader) build(root *node) *Config {
 	b.log()
 	b.metrics()
 	b.api()
-	b.c.Cluster.Election = "singleton"
+	b.cluster()
 	b.keys()
 	zones := b.dns()
-	b.quorum()
+	b.vantage()
 	for _, e := range words.entries(root.child("checks")) {
 		b.checks[e.key] = e
 	}
@@ -254,7 +253,8 @@ func (b *builder) api() {
 	if v := n.get("dashboard").get("anonymous"); v != nil {
 		a.AnonymousRead = v.text == "read"
 	}
-	b.apiTLS(n.get("tls"))
+	files := b.certificate(n.get("tls"), certificateUse{what: "api"})
+	a.CertFile, a.KeyFile = files.cert, files.key
 	seen := map[string]place{}
 	for _, t := range withFaults(n.get("tokens")) {
 		name := t.get("name")
@@ -271,38 +271,6 @@ func (b *builder) api() {
 	}
 	if len(a.Tokens) > 0 && !local && a.Listen != "" && a.CertFile == "" && !n.has("tls") {
 		b.warn(n.at, "add tls: {cert: FILE, key: FILE}", "api: tokens cross the network in the clear")
-	}
-}
-
-func (b *builder) apiTLS(n *node) {
-	cert, key := n.get("cert"), n.get("key")
-	if n == nil || cert == nil && key == nil {
-		return
-	}
-	if cert == nil || key == nil {
-		b.fail(n.at, "", "api: tls wants both cert and key")
-		return
-	}
-	b.c.API.CertFile, b.c.API.KeyFile = within(cert.at.src, cert.text), within(key.at.src, key.text)
-	if b.o.NoSecrets {
-		return
-	}
-	certPEM, err1 := b.read(b.c.API.CertFile, 1<<20)
-	keyPEM, open, err2 := b.open(b.c.API.KeyFile, 1<<20)
-	if err1 != nil {
-		b.fail(cert.at, "", "certificate %s: %v", b.c.API.CertFile, err1)
-	}
-	if err2 != nil {
-		b.fail(key.at, "", "private key %s: %v", b.c.API.KeyFile, err2)
-	}
-	if err1 != nil || err2 != nil {
-		return
-	}
-	if open {
-		b.openSecret(key.at, b.c.API.KeyFile)
-	}
-	if _, err := tls.X509KeyPair(certPEM, keyPEM); err != nil {
-		b.fail(cert.at, "", "certificate %s and key %s cannot be used: %s", b.c.API.CertFile, b.c.API.KeyFile, strings.TrimPrefix(err.Error(), "tls: "))
 	}
 }
 
@@ -373,12 +341,12 @@ func (b *builder) secretFrom(at place, form, name string) (Secret, bool) {
 		s.value = strings.TrimSpace(v)
 		return s, true
 	}
-	raw, open, err := b.open(path, maxSecret)
+	raw, mode, err := b.open(path, maxSecret)
 	if err != nil {
 		b.fail(at, "", "secret %s: %v", path, err)
 		return Secret{}, false
 	}
-	if open && form == "file" {
+	if mode&forAll != 0 && form == "file" {
 		b.openSecret(at, path)
 	}
 	if s.value = strings.TrimSpace(string(raw)); s.value == "" {
@@ -386,21 +354,6 @@ func (b *builder) secretFrom(at place, form, name string) (Secret, bool) {
 		return Secret{}, false
 	}
 	return s, true
-}
-
-func (b *builder) quorum() {
-	v := b.root.get("vantage")
-	q := rota.Quorum{
-		Need: textOr(v.get("quorum"), "majority"), Of: textOr(v.get("of"), "nodes"), MaxAge: durationOr(v.get("max_age"), rota.DefaultMaxAge),
-	}
-	b.c.Spec.Quorum = q
-	b.c.Spec.Vantages = []rota.Vantage{{Name: b.c.Node.Name, Site: b.c.Node.Site}}
-	// With further vantages, which are refused elsewhere, their number is not known here.
-	if n := v.get("quorum"); n != nil && !v.has("agents") && !b.root.get("cluster").has("join") {
-		if _, err := q.Votes(q.Voices(b.c.Spec.Vantages)); err != nil {
-			b.fail(n.at, "", "%v", err)
-		}
-	}
 }
 
 // safety reads a safety map on top of another.

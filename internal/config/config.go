@@ -21,7 +21,14 @@ type Config struct {
 	Publishers []Publisher // those that a service uses, sorted by name; rota.Embedded is not among them
 	Owner      string      // who owns what is published, in the fence record; default: the node's name
 
-	Spec rota.Spec // services in canonical names, sorted by name; checks with every default filled in
+	NodesVote   bool         // nodes have a voice, not only agents
+	Agents      []Agent      // accepted vantages that are no nodes, sorted by name
+	Healthagent *Healthagent // nil: none
+	Uplink      *Uplink      // nil: this node does not ask itself whether it is cut off
+
+	// Spec has services in canonical names, sorted by name, and checks with every default filled in. Its vantages are this node and
+	// the agents, sorted by name; with Raft the file does not know the other nodes, and a quorum that is a count may be larger.
+	Spec rota.Spec
 
 	Files    []string  // read to make this, the first being the one asked for: configuration, zone files, secrets
 	Warnings []Problem // what is allowed and probably not meant
@@ -84,9 +91,46 @@ type Token struct {
 	Token Secret
 }
 
-// Cluster says how nodes agree. Election is "singleton": this node alone.
+// Cluster says how nodes agree. With Election "singleton", this node alone, everything else is empty.
 type Cluster struct {
-	Election string
+	Election  string   // "singleton" (default) or "raft"
+	Listen    string   // host:port; default ":3648"
+	Advertise string   // host:port that others reach this node at; empty: to be found from Listen, or the machine's only global address
+	Join      []string // host:port of other nodes, in the order they were written, each once and none of them Advertise
+
+	// PEM files, all or none. Empty: rota's own credentials in the data directory.
+	CertFile, KeyFile, CAFile string
+	Nodes                     []string // names of nodes in certificates of CAFile, sorted; empty without those files
+
+	ID string // tells clusters of one CAFile apart; empty without those files
+
+	RaftAdmin string // host:port on a loopback address, for raftadmin; empty: off
+}
+
+// The ways to elect.
+const (
+	Singleton = "singleton" // this node alone
+	Raft      = "raft"
+)
+
+// Agent is a vantage that is no node.
+type Agent struct {
+	Name string // as in its certificate: 1 to 64 letters, digits, and . _ -
+	Site string // where it stands, at most 64 bytes; empty: where it says, else its name
+}
+
+// Healthagent is the listener for NectGmbH's healthagents. Its files are PEM.
+type Healthagent struct {
+	Listen       string // host:port
+	CertFile     string
+	KeyFile      string
+	ClientCAFile string // who signs the agents' certificates
+}
+
+// Uplink tells a node that it is cut off: when fewer than Need of Checks are up, it abstains.
+type Uplink struct {
+	Checks []rota.Target // at least one, in the order they were written, each once; asked every second
+	Need   int           // 1 to len(Checks)
 }
 
 // DNS is rota's own authoritative name server.

@@ -25,8 +25,8 @@ func (c *Config) Effective() []byte {
 		"log", c.logNode(),
 		"metrics", mapOf("prometheus", mapOf("path", c.Metrics.Path)),
 		"api", c.apiNode(),
-		"cluster", mapOf("election", c.Cluster.Election),
-		"vantage", mapOf("quorum", c.Spec.Quorum.Need, "of", c.Spec.Quorum.Of, "max_age", c.Spec.Quorum.MaxAge),
+		"cluster", c.clusterNode(),
+		"vantage", c.vantageNode(),
 	)
 	if c.DNS != nil {
 		doc.set("dns", c.dnsNode())
@@ -170,6 +170,65 @@ func (c *Config) apiNode() *mapping {
 	if tokens != nil {
 		m.set("tokens", tokens)
 	}
+	return m
+}
+
+func (c *Config) clusterNode() *mapping {
+	k := c.Cluster
+	m := mapOf("election", k.Election)
+	if k.Election != Raft {
+		return m
+	}
+	m.set("listen", k.Listen)
+	if k.Advertise != "" {
+		m.set("advertise", k.Advertise)
+	}
+	if len(k.Join) > 0 {
+		m.set("join", k.Join)
+	}
+	if k.CertFile != "" {
+		m.set("tls", mapOf("cert", k.CertFile, "key", k.KeyFile, "ca", k.CAFile))
+	}
+	if len(k.Nodes) > 0 {
+		m.set("nodes", k.Nodes)
+	}
+	if k.ID != "" && k.ID != defaultClusterID {
+		m.set("id", k.ID)
+	}
+	if k.RaftAdmin != "" {
+		m.set("raftadmin", k.RaftAdmin)
+	}
+	return m
+}
+
+func (c *Config) vantageNode() *mapping {
+	m := mapOf("quorum", c.Spec.Quorum.Need, "of", c.Spec.Quorum.Of, "max_age", c.Spec.Quorum.MaxAge)
+	if !c.NodesVote {
+		m.set("nodes", false)
+	}
+	if u := c.Uplink; u != nil {
+		var checks []string
+		for _, t := range u.Checks {
+			checks = append(checks, uplinkURL(t))
+		}
+		m.set("uplink", mapOf("checks", checks, "need", u.Need))
+	}
+	if len(c.Agents) == 0 {
+		return m
+	}
+	var accept []*mapping
+	for _, a := range c.Agents {
+		one := mapOf("name", a.Name)
+		if a.Site != "" {
+			one.set("site", a.Site)
+		}
+		accept = append(accept, one)
+	}
+	agents := mapOf("accept", accept)
+	if h := c.Healthagent; h != nil {
+		agents.set("healthagent", mapOf("listen", h.Listen, "tls", mapOf("cert", h.CertFile, "key", h.KeyFile, "client_ca", h.ClientCAFile)))
+	}
+	m.set("agents", agents)
 	return m
 }
 

@@ -14,7 +14,11 @@ metrics: {prometheus: {path: /prom}}
 api:
   listen: 127.0.0.1:8081
   tokens: [{name: ops, role: admin, token: {file: ops.token}}]
-vantage: {quorum: any, max_age: 1m}
+vantage:
+  quorum: any
+  max_age: 1m
+  uplink: {checks: ["icmp://192.0.2.91", "tcp://192.0.2.92:53"], need: 2}
+  agents: {accept: [foo, {name: bar, site: fra}], healthagent: {listen: 127.0.0.1:3443, tls: {cert: crt, key: pem, client_ca: ca}}}
 dns:
   listen: ["127.0.0.1:5354"]
   zones:
@@ -62,8 +66,18 @@ var faults = []struct{ old, with, want string }{
 	{"name: ops, ", "", "tokens has no name"},
 	{"role: admin", "role: boss", `"boss"`},
 	{"token: {file: ops.token}", "token: {file: no.token}", "no.token: no such file"},
-	{"quorum: any", "quorum: 2", "quorum 2 is larger"},
+	{"quorum: any", "quorum: 4", "quorum 4 is larger"},
 	{"max_age: 1m", "max_age: 1", `"1" has no unit`},
+	{"icmp://192.0.2.91", "icmp://gw.example.net", "names are not looked up"},
+	{"tcp://192.0.2.92:53", "tcp://192.0.2.92", "wants a port"},
+	{"need: 2", "need: 3", "need 3 is above the 2"},
+	{"accept: [foo", "accept: [f/o", `"f/o" cannot be a name`},
+	{"name: bar", "name: ams1", `agent "ams1" has the name of this node`},
+	{"site: fra", "site: ''", "cannot be a site"},
+	{"127.0.0.1:3443", "agents:3443", `"agents" is no address of this machine`},
+	{"cert: crt", "cert: no.crt", "no.crt: no such file"},
+	{"key: pem", "key: odd", "cannot be used"},
+	{"client_ca: ca", "client_ca: odd", "odd holds no certificate"},
 	{"127.0.0.1:5354", "127.0.0.1:99999", "99999 is out of range"},
 	{"ns: [ns1.example.net]", "ns: []", "ns is empty"},
 	{"minimum: 5s", "minimum: 1h", "minimum 1h is above"},
@@ -116,7 +130,9 @@ func follows(i, j int) bool {
 		switch a, b := p[0], p[1]; {
 		case has(a, `"htps"`) && (has(b, `check "web"`) || has(b, "has no path")), // nobody knows the kind any more
 			has(a, "endpoints is empty") && has(b, "want four parts"),
-			has(a, "minimum 1h") && has(b, "is in no zone under"): // the only service of the zone
+			has(a, "minimum 1h") && has(b, "is in no zone under"), // the only service of the zone
+			has(a, `"f/o"`) && has(b, "quorum 4"),                 // nobody knows how many there are
+			has(a, "no.crt") && has(b, "cannot be used"):
 			return true
 		}
 	}
@@ -124,7 +140,9 @@ func follows(i, j int) bool {
 }
 
 func TestNoErrorHidesAnother(t *testing.T) {
-	files := tree{"/etc/rota/base": secret64, "/etc/rota/odd": "%%%", "/etc/rota/ops.token": "x"}
+	files := tree{
+		"/etc/rota/base": secret64, "/etc/rota/odd": "%%%", "/etc/rota/ops.token": "x", "/etc/rota/crt": certPEM, "/etc/rota/pem": keyPEM, "/etc/rota/ca": certPEM,
+	}
 	parse(t, sound, files)
 	for i, a := range faults {
 		if strings.Count(sound, a.old) != 1 {

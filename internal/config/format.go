@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"strings"
 
 	"github.com/tailscale/hujson"
@@ -61,8 +62,10 @@ func Format(name string, text []byte) ([]byte, error) {
 // nowhere is a filesystem without files.
 type nowhere struct{}
 
-func (nowhere) read(string, int) ([]byte, bool, error) { return nil, false, errors.New("no such file") }
-func (nowhere) glob(string) ([]string, error)          { return nil, nil }
+func (nowhere) read(string, int) ([]byte, fs.FileMode, error) {
+	return nil, 0, errors.New("no such file")
+}
+func (nowhere) glob(string) ([]string, error) { return nil, nil }
 
 // parsed returns the document of a text, or nil after a problem.
 func (l *loader) parsed(src *source) *yaml.Node {

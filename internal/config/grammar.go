@@ -108,11 +108,25 @@ var (
 	address = scalar{want: "an address", json: "string", parse: func(s string) error { _, _, err := parseAddress(s); return err }}
 	listen  = scalar{want: "ADDRESS:PORT", json: "string", parse: parsed(parseListen)}
 	server  = scalar{want: "HOST:PORT", json: "string", parse: func(s string) error { _, err := parseServer(s, "53"); return err }}
+	peer    = scalar{want: "HOST:PORT", json: "string", parse: parsed(parsePeer)}
 	webURL  = scalar{want: "a URL", json: "string", parse: parseURL}
 	fall    = integer(1, 1000)
 	texts   = list{of: required}
 	labels  = dict{what: "label", keys: anyKey, of: scalar{want: "a text", parse: lines(1024)}}
 	command = list{of: long, least: 1}
+
+	raftadmin   = scalar{want: "a loopback ADDRESS:PORT", json: "string", parse: parsed(parseRaftAdmin)}
+	vantageName = scalar{want: "a name", json: "string", pattern: vantageForm.String(), parse: parseVantageName}
+	clusterID   = scalar{want: "an id", json: "string", pattern: clusterIDForm.String(), parse: parseClusterID}
+	site        = scalar{want: "a text", json: "string", parse: parseSite}
+	uplinkCheck = scalar{want: "a URL such as icmp://192.0.2.1", json: "string", parse: parseUplink}
+)
+
+// Bounds of lists. A cluster hears at most 1024 vantages at once.
+const (
+	maxNodes  = 100
+	maxAgents = 1000
+	maxUplink = 100
 )
 
 // secret is a value that only its place is shown of.
@@ -571,14 +585,24 @@ func grammar() object {
 		}}},
 		{key: "cluster", doc: "How nodes agree.", shape: object{fields: []field{
 			{
-				key: "election", doc: "singleton (default): this node alone.",
-				shape: word("singleton", "raft", "kubernetes"), later: unless("singleton"),
+				key: "election", doc: "singleton (default): this node alone; raft: several nodes, of which one leads.",
+				shape: word(Singleton, Raft, "kubernetes"), later: unless(Singleton, Raft),
 			},
-			{key: "listen", shape: listen, later: always},
-			{key: "advertise", shape: server, later: always},
-			{key: "join", shape: list{of: server}, later: filled},
-			{key: "tls", shape: certificate(field{key: "ca", shape: pathname}), later: filled},
-			{key: "raftadmin", shape: listen, later: always},
+			{key: "listen", doc: "Where raft, reports and agents come in, with TLS on both sides. Default: \":3648\".", shape: listen},
+			{
+				key: "advertise", doc: "Where other nodes reach this one. Default: the address of listen, or the machine's only global one.",
+				shape: peer,
+			},
+			{key: "join", doc: "Addresses of other nodes.", shape: list{of: peer, single: true, most: maxNodes}},
+			{key: "tls", doc: "Certificates of your own CA. Default: rota's own, in data_dir.", shape: certificate(field{
+				key: "ca", doc: "PEM file of the CA that signed the certificates of all nodes and agents.", shape: pathname,
+			})},
+			{
+				key: "nodes", doc: "Names of nodes in certificates of tls.",
+				shape: list{of: vantageName, single: true, most: maxNodes},
+			},
+			{key: "id", doc: "Tells clusters of one CA apart, with tls. Default: rota.", shape: clusterID},
+			{key: "raftadmin", doc: "Loopback address for raftadmin. Default: none.", shape: optional(raftadmin)},
 			{key: "lease", later: filled, shape: object{fields: []field{{key: "namespace", shape: required}, {key: "name", shape: required}}}},
 		}}},
 		{key: "vantage", doc: "Whose word counts, and how much of it is needed.", shape: object{fields: []field{
@@ -587,11 +611,29 @@ func grammar() object {
 				shape: scalar{want: "any, majority, all, a count or a share such as 60%", parse: parseQuorum},
 			},
 			{key: "of", doc: "nodes (default) or sites: one vote a site.", shape: word("nodes", "sites")},
+			{key: "nodes", doc: "Whether nodes have a voice. Default: true. false: agents only; nodes do not probe then.", shape: boolean},
 			{key: "max_age", doc: "An older report is no vote. Default: 45s.", shape: duration(time.Second, day)},
-			{key: "uplink", later: filled, shape: object{fields: []field{{key: "checks", shape: list{of: aCheck}}, {key: "need", shape: integer(1, 100)}}}},
-			{key: "agents", later: filled, shape: object{fields: []field{
-				{key: "accept", shape: list{of: required, single: true}},
-				{key: "healthagent", shape: object{fields: []field{{key: "listen", shape: listen}, {key: "tls", shape: certificate(field{key: "client_ca", shape: pathname})}}}},
+			{key: "uplink", doc: "How this node finds out that it is cut off itself: then it abstains.", shape: object{fields: []field{
+				{
+					key: "checks", doc: "URLs such as icmp://192.0.2.1 or tcp://192.0.2.1:443, asked every second.",
+					shape: list{of: uplinkCheck, single: true, least: 1, most: maxUplink}, must: true,
+				},
+				{key: "need", doc: "How many of them have to be up. Default: 1.", shape: integer(1, maxUplink)},
+			}}},
+			{key: "agents", doc: "Vantages that are no nodes.", shape: object{fields: []field{
+				{
+					key: "accept", doc: "Their names, as in their certificates.",
+					shape: list{of: either{vantageName, object{name: "agent", fields: []field{
+						{key: "name", doc: "As in its certificate.", shape: vantageName, must: true},
+						{key: "site", doc: "Where it stands. Default: where it says, else its name.", shape: site},
+					}}}, single: true, most: maxAgents},
+				},
+				{key: "healthagent", doc: "A listener for NectGmbH's healthagents as they are.", shape: object{fields: []field{
+					{key: "listen", doc: "Where they report.", shape: listen, must: true},
+					{key: "tls", doc: "TLS with certificates on both sides.", must: true, shape: certificate(field{
+						key: "client_ca", doc: "PEM file of the CA that signed the agents' certificates.", shape: pathname,
+					})},
+				}}},
 			}}},
 		}}},
 		{key: "dns", doc: "rota's own authoritative name server; leave out to have none.", shape: object{fields: []field{

@@ -314,6 +314,65 @@ func parseServer(s, def string) (string, error) {
 	return joinHostPort(n.Short(), port), nil
 }
 
+// parsePeer reads host:port of another process, which has to be one that can be called from elsewhere: no wildcard, no port 0.
+func parsePeer(s string) (string, error) {
+	host, port, err := splitHostPort(s)
+	if err != nil || port == "" {
+		return "", fmt.Errorf("%q: want HOST:PORT or [IPv6]:PORT, such as 10.0.0.1:3648", s)
+	}
+	if a, err := netip.ParseAddr(host); host == "" || strings.HasPrefix(host, "*") || err == nil && (a.IsUnspecified() || a.IsMulticast()) {
+		return "", fmt.Errorf("%q is no address that others can call: want HOST:PORT, such as 10.0.0.1:3648", s)
+	}
+	return parseServer(s, "")
+}
+
+// parseRaftAdmin reads host:port to listen on that nobody reaches from another machine.
+func parseRaftAdmin(s string) (string, error) {
+	out, err := parseListen(s)
+	if err == nil && !isLoopback(out) {
+		err = fmt.Errorf("%s can be reached from other machines, and anyone who reaches it could take the cluster over: "+
+			"want 127.0.0.1:PORT, [::1]:PORT or localhost:PORT", s)
+	}
+	return out, err
+}
+
+// vantageForm is what certificates and the cluster's port take as a name.
+var vantageForm = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$`)
+
+func parseVantageName(s string) error {
+	if !vantageForm.MatchString(s) {
+		return fmt.Errorf("%q cannot be a name in a certificate: want 1 to 64 letters, digits, and . _ -, beginning with none of . and -", short(s))
+	}
+	return nil
+}
+
+// clusterIDForm is what certificates and the cluster's port take as the id of a cluster.
+var clusterIDForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
+
+func parseClusterID(s string) error {
+	if !clusterIDForm.MatchString(s) {
+		return fmt.Errorf("%q cannot be the id of a cluster: want 1 to 64 lower-case letters, digits and hyphens, beginning with no hyphen", short(s))
+	}
+	return nil
+}
+
+// parseSite reads where a vantage stands, as agents may say it themselves.
+func parseSite(s string) error {
+	if s == "" || len(s) > 64 || rota.CleanReason("%s", s) != s {
+		return fmt.Errorf("%q cannot be a site: want 1 to 64 bytes that can be printed", short(s))
+	}
+	return nil
+}
+
+// parseUplink checks a URL that is address and check in one, but for its address.
+func parseUplink(s string) error {
+	if !strings.Contains(s, "://") || strings.Contains(s, "{}") {
+		return fmt.Errorf("%q: want a URL with an address, such as icmp://192.0.2.1 or tcp://192.0.2.1:443", short(s))
+	}
+	_, err := parseCheckURL(endpointTemplate(s))
+	return err
+}
+
 func splitHostPort(s string) (host, port string, err error) {
 	if rest, ok := strings.CutPrefix(s, "["); ok {
 		host, port, ok = strings.Cut(rest, "]")

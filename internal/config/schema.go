@@ -57,6 +57,9 @@ func (w *schemaWriter) of(s shape) *jsonschema.Schema {
 		if s.least > 0 {
 			out.MinItems = &s.least
 		}
+		if s.most > 0 {
+			out.MaxItems = &s.most
+		}
 		if s.single {
 			return &jsonschema.Schema{AnyOf: []*jsonschema.Schema{out, w.of(s.of)}}
 		}

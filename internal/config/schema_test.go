@@ -63,6 +63,12 @@ func TestSchemaAgreesWithTheReader(t *testing.T) {
 		"dns: {listen: ':53'}",
 		"api: {tokens: [{name: a, role: boss, token: {env: X}}]}",
 		"vantage: {max_age: soon}",
+		"vantage: {agents: {accept: ['a b']}}",
+		"vantage: {agents: {accept: [{site: x}]}}",
+		"vantage: {agents: {healthagent: {listen: ':1'}}}",
+		"vantage: {uplink: {need: 1}}",
+		"cluster: {election: rafft}",
+		"cluster: {join: {a: b}}",
 		"services: [a]",
 	} {
 		if accepts(text) == nil {
@@ -73,6 +79,7 @@ func TestSchemaAgreesWithTheReader(t *testing.T) {
 	for _, text := range []string{
 		"{_note: anything, x-y: [1], services: {_comment: hello, a.example.org: {_x: 1, endpoints: [192.0.2.1], publish: b, ttl: 30}}, " +
 			"publish: {b: {type: rfc2136, servers: 192.0.2.53}}}",
+		"{cluster: {election: raft, join: \"10.0.0.2:3648\", raftadmin: \"\"}, vantage: {uplink: {checks: icmp://192.0.2.1}, agents: {accept: foo}}}",
 		"{dns: {zones: {example.org: {ns: ns.example.net}}}, services: {a.example.org: {endpoints: [\"http://192.0.2.1:80/\"], check: {use: web, interval: 20s}}}, " +
 			"checks: {web: {type: http, status: [200, 204, 300-399], follow: false}}}",
 	} {
@@ -100,7 +107,7 @@ func TestSchemaFileIsUpToDate(t *testing.T) {
 }
 
 func TestEffectiveReadsBack(t *testing.T) {
-	files := tree{"/etc/rota/tsig.key": bindKey, "/etc/rota/t": "token"}
+	files := merged([]tree{certificates, {"/etc/rota/tsig.key": bindKey, "/etc/rota/t": "token"}})
 	for name, text := range map[string]string{
 		"embedded": example(t, "min-embedded.yaml"), "rfc2136": example(t, "min-rfc2136.yaml"), "rich": rich,
 	} {
@@ -129,6 +136,14 @@ func TestEffectiveReadsBack(t *testing.T) {
 		if d := cmp.Diff(c.DNS, again.DNS); d != "" {
 			t.Errorf("%s: dns: %s", name, d)
 		}
+		for part, d := range map[string]string{
+			"cluster": cmp.Diff(c.Cluster, again.Cluster), "agents": cmp.Diff(c.Agents, again.Agents),
+			"healthagent": cmp.Diff(c.Healthagent, again.Healthagent), "uplink": cmp.Diff(c.Uplink, again.Uplink, addresses),
+		} {
+			if d != "" {
+				t.Errorf("%s: %s: %s", name, part, d)
+			}
+		}
 	}
 }
 
@@ -146,7 +161,22 @@ node: {name: ams1, site: ams, data_dir: data}
 log: {level: warn, format: json, file: /var/log/rota}
 metrics: {prometheus: {path: /prom}}
 api: {listen: "[::1]:8081", dashboard: {anonymous: none}, tokens: [{name: ops, role: admin, token: {file: t}}]}
-vantage: {quorum: any, of: sites, max_age: 1m}
+cluster:
+  election: raft
+  listen: "[::]:3649"
+  advertise: AMS1.example.org:3649
+  join: ["10.0.0.2:3648", "[2001:db8::2]:3648"]
+  tls: {cert: node.crt, key: node.key, ca: ca.crt}
+  nodes: [fra1, ams1]
+  raftadmin: "localhost:3650"
+vantage:
+  quorum: any
+  of: sites
+  max_age: 1m
+  uplink: {checks: ["icmp://192.0.2.1", "tcp://[2001:db8::1]:443", "https://198.51.100.1/up?x=1", "icmp://[fe80::1%eth0]"], need: 2}
+  agents:
+    accept: [foo, {name: baz, site: "New York"}, bar]
+    healthagent: {listen: ":3443", tls: {cert: node.crt, key: node.key, client_ca: ca.crt}}
 dns:
   listen: [":53"]
   zones:

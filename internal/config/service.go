@@ -107,7 +107,7 @@ func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rot
 	case v.TTL > 3600:
 		b.warn(ttlAt, "30s is usual", "service %q: with a TTL of %s clients keep a dead address that long", name.Short(), formatDuration(time.Duration(v.TTL)*time.Second))
 	}
-	s := scope{b: b, service: name, node: n, layers: []*node{n, defaults}}
+	s := scope{b: b, what: fmt.Sprintf("service %q", name.Short()), service: name, node: n, layers: []*node{n, defaults}}
 	seen := map[netip.Addr]place{}
 	for _, en := range withFaults(n.get("endpoints")) {
 		if ep, ok := s.endpoint(en); ok {
@@ -119,13 +119,7 @@ func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rot
 			v.Endpoints = append(v.Endpoints, ep)
 		}
 	}
-	if n := len(s.loopback); n > 0 {
-		which := s.loopback[0].text + " is a loopback address"
-		if n > 1 {
-			which = fmt.Sprintf("%s and %d more are loopback addresses", s.loopback[0].text, n-1)
-		}
-		b.warn(s.loopback[0].at, "", "service %q: %s: others reach themselves by it", name.Short(), which)
-	}
+	s.warnLoopback("others reach themselves by it")
 	if !s.own { // no endpoint has them, and they may be wrong all the same
 		s.checks(n)
 	}
@@ -510,10 +504,11 @@ func (b *builder) urlKey(at place, key string, want keyText, weak bool) (*Key, b
 	return nil, false
 }
 
-// scope is what the checks of one service are read in.
+// scope is what the checks of one service, or of the uplink, are read in.
 type scope struct {
 	b        *builder
-	service  rota.Name
+	what     string    // in messages
+	service  rota.Name // empty: the uplink
 	node     *node
 	layers   []*node // service, defaults: where timing comes from when a check does not say
 	refused  bool    // a check was refused, so its lack is no oversight
@@ -577,6 +572,18 @@ func (s *scope) checks(n *node) []rota.Use {
 	return uses
 }
 
+// warnLoopback says once what is odd about the loopback addresses that were read.
+func (s *scope) warnLoopback(why string) {
+	if len(s.loopback) == 0 {
+		return
+	}
+	which := s.loopback[0].text + " is a loopback address"
+	if n := len(s.loopback); n > 1 {
+		which = fmt.Sprintf("%s and %d more are loopback addresses", s.loopback[0].text, n-1)
+	}
+	s.b.warn(s.loopback[0].at, "", "%s: %s: %s", s.what, which, why)
+}
+
 func (s *scope) address(n *node) (netip.Addr, bool) {
 	if n == nil {
 		return netip.Addr{}, false
@@ -587,14 +594,14 @@ func (s *scope) address(n *node) (netip.Addr, bool) {
 		if _, e := parseHost(n.text); e == nil && strings.Contains(n.text, ".") && strings.Trim(n.text, "0123456789.") != "" {
 			hint = "names are not looked up; write its address"
 		}
-		s.b.fail(n.at, hint, "service %q: %v", s.service.Short(), err)
+		s.b.fail(n.at, hint, "%s: %v", s.what, err)
 		return a, false
 	}
 	switch {
 	case doubt != "" && a.IsLoopback():
 		s.loopback = append(s.loopback, n)
 	case doubt != "":
-		s.b.warn(n.at, "", "service %q: %s", s.service.Short(), doubt)
+		s.b.warn(n.at, "", "%s: %s", s.what, doubt)
 	}
 	return a, true
 }
@@ -620,13 +627,13 @@ func (s *scope) endpointURL(n *node) (netip.Addr, bool) {
 		hostport = rest[:i]
 	}
 	if hostport == "{}" || strings.HasPrefix(hostport, "{}:") {
-		s.b.fail(n.at, "{} belongs to check:, where it stands for each endpoint's address", "service %q: an endpoint wants an address", s.service.Short())
+		s.b.fail(n.at, "{} belongs to check:, where it stands for each endpoint's address", "%s: an endpoint wants an address", s.what)
 		return netip.Addr{}, false
 	}
 	// In a URL the % before a zone is written %25 (RFC 6874); many write it as it is.
 	h, _, err := splitHostPort(strings.Replace(hostport, "%25", "%", 1))
 	if err != nil {
-		s.b.fail(n.at, "", "service %q: endpoint %q: %v", s.service.Short(), short(n.text), err)
+		s.b.fail(n.at, "", "%s: %q: %v", s.what, short(n.text), err)
 		return netip.Addr{}, false
 	}
 	at := *n
@@ -700,7 +707,7 @@ func (s *scope) urlCheck(n *node, template string) (rota.Use, bool) {
 	c, err := parseCheckURL(template)
 	if err != nil {
 		s.refused = true
-		s.b.fail(n.at, "", "service %q: check: %v", s.service.Short(), err)
+		s.b.fail(n.at, "", "%s: check: %v", s.what, err)
 		return rota.Use{}, false
 	}
 	c.Name = template
@@ -876,7 +883,7 @@ func asciiHost(h string) string {
 func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
 	label, portless := c.Name, false
 	name := ""
-	if s.service.Label() != "*" {
+	if s.service != "" && s.service.Label() != "*" {
 		name = s.service.Short()
 	}
 	switch c.Kind {

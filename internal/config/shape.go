@@ -79,6 +79,7 @@ type list struct {
 	of     shape
 	single bool
 	least  int
+	most   int // 0: as many as a file holds
 }
 
 // scalar is a value that is no list and no map.
@@ -231,6 +232,9 @@ func (s list) check(x *examiner, n *node, what string) {
 	}
 	if len(n.items) < s.least {
 		x.refuse(n, "", "%s is empty: want at least %d", what, s.least)
+	}
+	if s.most > 0 && len(n.items) > s.most {
+		x.refuse(n, "", "%s has %d entries: want at most %d", what, len(n.items), s.most)
 	}
 	for _, item := range n.items {
 		s.of.check(x, item, what)

@@ -25,42 +25,48 @@ const (
 )
 
 // filesystem is where files are read. read refuses what is not a regular file and more than limit bytes, and never blocks on
-// a pipe; open reports whether everybody on the machine may read the file.
+// a pipe; mode says who may read the file.
 type filesystem interface {
-	read(path string, limit int) (text []byte, open bool, err error)
+	read(path string, limit int) (text []byte, mode fs.FileMode, err error)
 	glob(pattern string) ([]string, error)
 }
+
+// Who may read a file, as bits of its mode.
+const (
+	forAll    fs.FileMode = 0o004 // everybody on the machine
+	forOthers fs.FileMode = 0o077 // anybody beside its owner, or write it
+)
 
 // machine is the filesystem of the machine.
 type machine struct{}
 
-func (machine) read(path string, limit int) ([]byte, bool, error) {
+func (machine) read(path string, limit int) ([]byte, fs.FileMode, error) {
 	// Without O_NONBLOCK, opening a named pipe waits for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, false, plainPathError(err)
+		return nil, 0, plainPathError(err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, false, plainPathError(err)
+		return nil, 0, plainPathError(err)
 	}
 	switch {
 	case info.IsDir():
-		return nil, false, errors.New("is a directory; name a file, which may hold include: [DIRECTORY/*.yaml]")
+		return nil, 0, errors.New("is a directory; name a file, which may hold include: [DIRECTORY/*.yaml]")
 	case !info.Mode().IsRegular():
-		return nil, false, fmt.Errorf("is no regular file (%s)", info.Mode().Type())
+		return nil, 0, fmt.Errorf("is no regular file (%s)", info.Mode().Type())
 	case info.Size() > int64(limit):
-		return nil, false, tooLarge(limit)
+		return nil, 0, tooLarge(limit)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
 	if err != nil {
-		return nil, false, plainPathError(err)
+		return nil, 0, plainPathError(err)
 	}
 	if len(text) > limit {
-		return nil, false, tooLarge(limit)
+		return nil, 0, tooLarge(limit)
 	}
-	return text, info.Mode().Perm()&0o004 != 0, nil
+	return text, info.Mode().Perm(), nil
 }
 
 func (machine) glob(pattern string) ([]string, error) { return filepath.Glob(pattern) }
@@ -299,15 +305,15 @@ func (l *loader) read(path string, limit int) ([]byte, error) {
 	return text, err
 }
 
-func (l *loader) open(path string, limit int) ([]byte, bool, error) {
-	text, open, err := l.o.filesystem.read(path, limit)
+func (l *loader) open(path string, limit int) ([]byte, fs.FileMode, error) {
+	text, mode, err := l.o.filesystem.read(path, limit)
 	if err != nil {
 		// The digest of an unreadable file is that of its error: Watch sees it come.
 		l.saw(path, []byte("error: "+err.Error()))
-		return nil, false, err
+		return nil, 0, err
 	}
 	l.saw(path, text)
-	return text, open, nil
+	return text, mode, nil
 }
 
 // clean checks the bytes of a file and returns its text: UTF-8, without byte order mark and without characters that have no

@@ -3,6 +3,7 @@ package config
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -17,7 +18,7 @@ type shared struct {
 	tree
 }
 
-func (s *shared) read(name string, limit int) ([]byte, bool, error) {
+func (s *shared) read(name string, limit int) ([]byte, fs.FileMode, error) {
 	s.Lock()
 	defer s.Unlock()
 	return s.tree.read(name, limit)

@@ -61,6 +61,8 @@ type Prober struct {
 	changed chan struct{} // closed at the next report
 	history history
 	stats   tally
+	sights  []*sight // of the targets that are probed
+	fell    int      // of these, how many failed since they were last up
 }
 
 // New returns a prober without targets. It does nothing until Run.

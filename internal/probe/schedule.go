@@ -25,6 +25,7 @@ type entry struct {
 	cancel  context.CancelFunc // of the probe in flight
 	gone    bool               // no longer wanted; kept only until its probe in flight has ended
 	stale   bool               // the probe in flight began before the target was dropped and wanted again: its outcome is void
+	sight   *sight
 }
 
 // queue is the heap of waiting entries, by due time.
@@ -207,6 +208,7 @@ func (s *scheduler) apply() {
 				fresh = e
 				e.addr, e.q, e.streak, e.gone, e.stale = t.Address, q, rota.Streak{}, false, true
 			}
+			fresh.sight = &sight{id: t.ID, addr: t.Address}
 			fresh.opinion = &rota.Opinion{Target: t.ID, Reason: "not probed yet"}
 			if e == nil {
 				s.entries[t.ID] = fresh
@@ -239,6 +241,13 @@ func (s *scheduler) apply() {
 	}
 	s.order, s.questions = order, questions
 	s.p.mu.Lock()
+	s.p.sights, s.p.fell = make([]*sight, len(order)), 0
+	for i, e := range order {
+		s.p.sights[i] = e.sight
+		if !e.sight.down.IsZero() {
+			s.p.fell++
+		}
+	}
 	s.p.history.drop(dropped)
 	s.p.stats.targets = len(order)
 	s.p.mu.Unlock()
@@ -278,6 +287,7 @@ func (s *scheduler) finish(f finished) {
 	if !e.gone && !e.stale {
 		t.Streak = e.streak.Observe(o, e.q.check.Timing)
 		s.p.history.add(t)
+		s.p.fell += e.sight.see(o)
 	}
 	s.p.mu.Unlock()
 	now := s.now()

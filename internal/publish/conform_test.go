@@ -425,7 +425,7 @@ func (c *tap) count() (all, held int) {
 func staleWriter(t *testing.T, x *target) {
 	a := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2", "192.0.2.3")).up("192.0.2.1", "192.0.2.2", "192.0.2.3")
 	o := quick(a, x.backend(func(o *RFC2136Options) { o.Timeout = 300 * time.Millisecond }))
-	o.Confirm = func(context.Context) error {
+	o.Confirm = func(context.Context, uint64) error {
 		if a.State().Lead().Node == "b" {
 			return errors.New("b leads")
 		}

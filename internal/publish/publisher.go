@@ -34,8 +34,9 @@ type Options struct {
 
 	// Record is told of every write once it was read back. Its error is logged; the DNS stays as it is.
 	Record func(context.Context, rota.Published) error
-	// Confirm returns nil only after making sure that this node leads at this moment. It is asked before a fence is taken.
-	Confirm func(context.Context) error
+	// Confirm returns nil only after making sure that this node leads at this moment, in the term that Run was given. It is asked
+	// before a fence is taken.
+	Confirm func(ctx context.Context, term uint64) error
 	// Hold, when set, names services of which nothing is to be said yet: their records stay as they are. It is asked whenever the
 	// Source says that something changed.
 	Hold func(rota.Name) bool
@@ -72,7 +73,7 @@ func New(o Options) *Publisher {
 		o.Record = func(context.Context, rota.Published) error { return nil }
 	}
 	if o.Confirm == nil {
-		o.Confirm = func(ctx context.Context) error { return ctx.Err() }
+		o.Confirm = func(ctx context.Context, _ uint64) error { return ctx.Err() }
 	}
 	return &Publisher{
 		o: o, zoneOf: map[rota.Name]rota.Name{}, zones: map[rota.Name]*zone{}, lost: map[rota.Name]*Reason{},
@@ -83,7 +84,7 @@ func New(o Options) *Publisher {
 func (p *Publisher) Name() string { return p.o.Name }
 
 // Run makes the DNS true, and keeps it so, for as long as this node leads in the term. It returns nil when ctx ends, and an error
-// for which errors.Is(err, ErrFenced) holds when another leader has taken a zone and Confirm does not say that this node leads.
+// for which errors.Is(err, ErrFenced) holds when another leader has taken a zone and Confirm does not say that this node leads in the term.
 // Nothing is written after it returned. It must not run twice at once.
 func (p *Publisher) Run(ctx context.Context, term uint64) error {
 	if n := len(Fence{Owner: p.o.Owner}.String()) - len(Fence{}.String()); n == 0 || n > maxOwner {

@@ -194,8 +194,8 @@ func TestFenced(t *testing.T) {
 		o := usual(w, f)
 		deposed := errors.New("not the leader")
 		var over atomic.Bool
-		o.Confirm = func(context.Context) error {
-			if over.Load() {
+		o.Confirm = func(_ context.Context, term uint64) error {
+			if over.Load() || term != 4 {
 				return deposed
 			}
 			return nil

@@ -318,8 +318,8 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 	if conflict != nil {
 		return conflict, nil
 	}
-	if err := z.o.Confirm(ctx); err != nil {
-		r := &Reason{Code: CodeFenced, Zone: z.name, Text: "the fence is not taken: this node cannot confirm that it leads"}
+	if err := z.o.Confirm(ctx, z.term); err != nil {
+		r := &Reason{Code: CodeFenced, Zone: z.name, Text: "the fence is not taken: this node cannot confirm that it leads in its term"}
 		return nil, fmt.Errorf("%w: %w", r, err)
 	}
 	mine := old.take(z.o.Owner, z.term)

@@ -12,7 +12,7 @@ import (
 func grownState(tb testing.TB, n int) (*State, []TargetID) {
 	tb.Helper()
 	const each = 10
-	spec := Spec{Vantages: []Vantage{{"a", "ams"}, {"b", "fra"}, {"c", "lon"}}}
+	spec := Spec{Vantages: []Vantage{{Name: "a", Site: "ams"}, {Name: "b", Site: "fra"}, {Name: "c", Site: "lon"}}}
 	for i := range n / each {
 		v := Service{Name: MustParseName(fmt.Sprintf("s%06d.example.org", i)), TTL: 30, Publish: []string{"bind"}, Safety: DefaultSafety()}
 		for j := range each {

@@ -44,6 +44,7 @@ type Event struct {
 	Lead      *Lead        `json:"lead,omitempty"`
 	Published *Published   `json:"published,omitempty"`
 	Nodes     []Node       `json:"nodes,omitempty"`
+	Removed   []Removed    `json:"removed,omitempty"` // that a backup knows of
 }
 
 // Lead says who leads and since which term. Terms only grow.
@@ -70,13 +71,4 @@ type Transition struct {
 	Mode    Mode     `json:"mode"` // after
 	Was     Mode     `json:"was"`  // before
 	Why     []string `json:"why"`  // one sentence an endpoint that came or went, or whose keeping is news
-}
-
-// Node is a node of the cluster as people know it. The order of events belongs to all nodes alike; who of them votes on it is the
-// business of whoever orders.
-type Node struct {
-	ID   string `json:"id"` // made once
-	Name string `json:"name"`
-	Site string `json:"site,omitempty"`
-	Gone bool   `json:"gone,omitempty"` // in an event: it left
 }

@@ -22,20 +22,101 @@ func TestNodes(t *testing.T) {
 			t.Fatalf("nodes %v, want %s", s.Nodes(), want)
 		}
 	}
-	step("[{b two  false}]", Event{Nodes: []Node{{ID: "b", Name: "two"}}})
+	step("[{b two  false false}]", Event{Nodes: []Node{{ID: "b", Name: "two"}}})
 	before := s
-	step("[{a one x false} {b two  false}]", Event{Nodes: []Node{{ID: "a", Name: "one", Site: "x"}}})
+	step("[{a one x false false} {b two  false false}]", Event{Nodes: []Node{{ID: "a", Name: "one", Site: "x"}}})
 	step("refused", Event{Nodes: []Node{{ID: "c", Name: "one"}}})
 	step("refused", Event{Nodes: []Node{{ID: "c"}}})
 	step("refused", Event{Nodes: []Node{{Name: "x"}}})
-	step("[{a two x false} {b one  false}]", Event{Nodes: []Node{{ID: "a", Name: "two", Site: "x"}, {ID: "b", Name: "one"}}})
-	step("[{a two x false}]", Event{Nodes: []Node{{ID: "b", Gone: true}, {ID: "nobody", Gone: true}}})
+	step("[{a two x false false} {b one  false false}]", Event{Nodes: []Node{{ID: "a", Name: "two", Site: "x"}, {ID: "b", Name: "one"}}})
+	step("[{a two x false false}]", Event{Nodes: []Node{{ID: "b", Gone: true}, {ID: "nobody", Gone: true}}})
 	if len(before.Nodes()) != 1 || before.Nodes()[0].Name != "two" {
 		t.Error("an older state changed")
 	}
 	again, err := Restore(s.Snapshot())
 	if err != nil || fmt.Sprint(again.Nodes()) != fmt.Sprint(s.Nodes()) {
 		t.Errorf("restored %v, %v", again.Nodes(), err)
+	}
+}
+
+// TestRemovedNodes: who left is known by that, and does not come back under its id; but who was never met may.
+func TestRemovedNodes(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	s := &State{}
+	apply := func(nodes ...Node) error {
+		next, err := s.Apply(Event{Index: s.Index() + 1, At: now, Kind: EventNodes, Nodes: nodes})
+		s = next
+		return err
+	}
+	known := func() string {
+		var out []string
+		for _, r := range s.Removed() {
+			out = append(out, r.ID+"="+r.Name)
+		}
+		return fmt.Sprint(out)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(apply(Node{ID: "a", Name: "one"}, Node{ID: "b", Name: "two"}, Node{ID: "c", Name: "three"}))
+	must(apply(Node{ID: "b", Gone: true}, Node{ID: "unheard", Gone: true}))
+	before := s
+	now = now.Add(time.Hour)
+	must(apply(Node{ID: "b", Gone: true}, Node{ID: "c", Gone: true, Unmet: true}))
+	if got := known(); got != "[b=two unheard=]" || !s.Removed()[0].At.Equal(now.Add(-time.Hour)) || !s.WasRemoved("b") || s.WasRemoved("a") {
+		t.Errorf("removed %s", got)
+	}
+	for _, id := range []string{"b", "unheard"} {
+		if err := apply(Node{ID: id, Name: "again"}); !errors.Is(err, ErrRemoved) {
+			t.Errorf("%s is back: %v", id, err)
+		}
+	}
+	must(apply(Node{ID: "c", Name: "three"}))
+	must(apply(Node{ID: "d", Name: "two"})) // its name is free
+	again, err := Restore(s.Snapshot())
+	if err != nil || !again.WasRemoved("b") {
+		t.Errorf("forgotten by a restart: %v", err)
+	}
+	// They are forgotten when no certificate of theirs can be good any more, and the oldest when there are too many.
+	now = now.Add(RemovedLife - 30*time.Minute)
+	must(apply(Node{ID: "d", Gone: true}))
+	if got := known(); got != "[d=two]" {
+		t.Errorf("after 400 days: %s", got)
+	}
+	for i := range MaxRemoved {
+		now = now.Add(time.Second)
+		must(apply(Node{ID: fmt.Sprint("x", i), Gone: true}))
+	}
+	if n := len(s.Removed()); n != MaxRemoved || s.WasRemoved("d") || !s.WasRemoved("x0") {
+		t.Errorf("%d remembered", n)
+	}
+	if len(before.Removed()) != 2 || before.Removed()[0].ID != "b" {
+		t.Error("an older state changed")
+	}
+}
+
+// TestRemovedNodesOfABackup: what a backup knows of nodes that left is added to what is known; nothing is forgotten, and no node of
+// today is meant.
+func TestRemovedNodesOfABackup(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	s := &State{}
+	for i, e := range []Event{
+		{Kind: EventNodes, Nodes: []Node{{ID: "a", Name: "one"}, {ID: "b", Name: "two"}}},
+		{Kind: EventNodes, Nodes: []Node{{ID: "b", Gone: true}}},
+		{Kind: EventRestore, Spec: &Spec{}, Removed: []Removed{{"a", "one", now}, {"b", "two", now}, {"c", "three", now.Add(-time.Hour)}}},
+	} {
+		e.Index, e.At = uint64(i+1), now
+		next, err := s.Apply(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = next
+	}
+	if got := fmt.Sprint(s.WasRemoved("a"), s.WasRemoved("b"), s.WasRemoved("c"), " ", len(s.Removed()), " ", s.Removed()[0].ID); got != "false true true 2 c" {
+		t.Error(got)
 	}
 }
 

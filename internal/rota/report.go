@@ -12,6 +12,8 @@ import (
 type Vantage struct {
 	Name string `json:"name"`
 	Site string `json:"site"`
+
+	Agent bool `json:"agent,omitempty"` // it is no node: accepted by name, without a vote on the order of events
 }
 
 // Opinion is what one vantage holds of one target. It is immutable: a vantage whose opinion, class or reason changes makes a new

@@ -18,8 +18,9 @@ type State struct {
 	lead   Lead
 	serial uint32
 
-	nodes []Node // sorted by id
-	seen  []Seen // events with an id, oldest first
+	nodes   []Node    // sorted by id
+	removed []Removed // those that left, who left first first
+	seen    []Seen    // events with an id, oldest first
 
 	spec       *compiled
 	verdicts   pmap[TargetID, *Verdict]
@@ -52,9 +53,6 @@ func (s *State) Serial() uint32 { return s.serial }
 
 // Spec returns the configuration in force. Its slices must not be changed.
 func (s *State) Spec() Spec { return s.compiled().spec }
-
-// Nodes returns the nodes of the cluster, sorted by id. The slice must not be changed.
-func (s *State) Nodes() []Node { return s.nodes }
 
 // Seen is an event that was applied and has an id.
 type Seen struct {
@@ -163,6 +161,7 @@ func (s *State) Apply(e Event) (*State, error) {
 	next := *s
 	next.index, next.at = e.Index, e.At.Round(0).UTC() // without the zone and the monotonic reading that only one process has
 	t := &transaction{State: next, now: next.at, before: s.compiled()}
+	t.forget()
 	if err := t.apply(e); err != nil {
 		refused := *s
 		refused.index = e.Index
@@ -250,35 +249,6 @@ func (t *transaction) apply(e Event) error {
 	return nil
 }
 
-// enrol takes in nodes, or their leaving. A name belongs to one node.
-func (t *transaction) enrol(ms []Node) error {
-	next := slices.Clone(t.nodes)
-	for _, m := range ms {
-		if m.ID == "" || m.Name == "" && !m.Gone {
-			return errors.New("a node has no id or no name")
-		}
-		i, found := slices.BinarySearchFunc(next, m.ID, func(n Node, id string) int { return cmp.Compare(n.ID, id) })
-		switch {
-		case m.Gone && found:
-			next = slices.Delete(next, i, i+1)
-		case m.Gone:
-		case found:
-			next[i] = m
-		default:
-			next = slices.Insert(next, i, m)
-		}
-	}
-	names := map[string]string{}
-	for _, m := range next {
-		if other := names[m.Name]; other != "" {
-			return fmt.Errorf("the nodes %s and %s would both be named %q: give one of them another name", other, m.ID, m.Name)
-		}
-		names[m.Name] = m.ID
-	}
-	t.nodes = next
-	return nil
-}
-
 // restore takes configuration and overrides from a backup. What is measured (verdicts) and what only grows (serial, terms) stays.
 func (t *transaction) restore(e Event) error {
 	if e.Spec == nil {
@@ -291,6 +261,11 @@ func (t *transaction) restore(e Event) error {
 	for _, o := range e.Overrides {
 		if err := t.override(o); err != nil {
 			return err
+		}
+	}
+	for _, r := range e.Removed {
+		if !slices.ContainsFunc(t.nodes, func(n Node) bool { return n.ID == r.ID }) {
+			t.remember(r)
 		}
 	}
 	return nil
@@ -555,7 +530,7 @@ func (s *State) Judge(targets []TargetID, reports []*Report, now time.Time) []Ve
 	c := s.compiled()
 	voices := c.spec.Quorum.Voices(c.spec.Vantages)
 	if _, err := c.spec.Quorum.Votes(voices); err != nil {
-		return nil // nobody is configured to vote
+		return nil // nobody is configured to vote, or too few are
 	}
 	voters := s.voters(reports, now)
 	votes := make([]Vote, len(voters))
@@ -637,13 +612,14 @@ type Snapshot struct {
 	Overrides  []Override  `json:"overrides"`
 	Selections []Selection `json:"selections"`
 	Nodes      []Node      `json:"nodes,omitempty"`
+	Removed    []Removed   `json:"removed,omitempty"`
 	Seen       []Seen      `json:"seen,omitempty"`
 }
 
 // Snapshot returns the state as plain values.
 func (s *State) Snapshot() Snapshot {
 	out := Snapshot{Index: s.index, At: s.at, Lead: s.lead, Serial: s.serial, Spec: s.Spec(), Overrides: s.Overrides()}
-	out.Nodes, out.Seen = s.nodes, s.seen
+	out.Nodes, out.Removed, out.Seen = s.nodes, s.removed, s.seen
 	for _, v := range s.verdicts.all() {
 		out.Verdicts = append(out.Verdicts, *v)
 	}
@@ -662,7 +638,8 @@ func Restore(snap Snapshot) (*State, error) {
 		return nil, fmt.Errorf("snapshot at index %d: %w", snap.Index, err)
 	}
 	c.tabulate(noSpec)
-	s := &State{index: snap.Index, at: snap.At, lead: snap.Lead, serial: snap.Serial, spec: c, nodes: snap.Nodes, seen: snap.Seen}
+	s := &State{index: snap.Index, at: snap.At, lead: snap.Lead, serial: snap.Serial, spec: c}
+	s.nodes, s.removed, s.seen = snap.Nodes, snap.Removed, snap.Seen
 	for _, v := range snap.Verdicts {
 		s.verdicts = s.verdicts.with(v.Target, &v)
 	}

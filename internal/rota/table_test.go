@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -179,7 +180,7 @@ func TestQuorumVotes(t *testing.T) {
 		{"majority", []int{1, 2, 2, 3, 3}},
 		{"any", []int{1, 1, 1, 1, 1}},
 		{"all", []int{1, 2, 3, 4, 5}},
-		{"2", []int{0, 2, 2, 2, 2}},
+		{"1", []int{1, 1, 1, 1, 1}},
 		{"60%", []int{1, 2, 2, 3, 3}},
 		{"100%", []int{1, 2, 3, 4, 5}},
 		{"1%", []int{1, 1, 1, 1, 1}},
@@ -197,6 +198,9 @@ func TestQuorumVotes(t *testing.T) {
 				t.Errorf("%q of %d: got %d, %v; want %d", tt.need, i+1, got, err, want)
 			}
 		}
+	}
+	if got, err := (Quorum{Need: "2"}).Votes(1); got != 2 || !errors.Is(err, ErrFewVoices) {
+		t.Errorf("2 of 1: got %d, %v", got, err)
 	}
 	if _, err := (Quorum{}).Votes(0); err == nil {
 		t.Error("a quorum of nobody")
@@ -231,7 +235,7 @@ func TestQuorumDecides(t *testing.T) {
 		vs := votes(tt.votes)
 		var vantages []Vantage
 		for _, v := range vs {
-			vantages = append(vantages, Vantage{v.Vantage, v.Site})
+			vantages = append(vantages, Vantage{Name: v.Vantage, Site: v.Site})
 		}
 		last := Verdict{Status: statusOf(tt.last)}
 		got, changed := tt.q.decide(last, vs, tt.q.Voices(vantages), epoch)

@@ -2,6 +2,7 @@ package rota
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -20,7 +21,11 @@ type Quorum struct {
 // DefaultMaxAge is how long a report counts when the configuration does not say.
 const DefaultMaxAge = 45 * time.Second
 
-// Votes returns how many of n voices are needed. It fails when the rule cannot be read or asks for more voices than there are.
+// ErrFewVoices says that a quorum asks for more voices than there are: no verdict can change.
+var ErrFewVoices = errors.New("no verdict could ever change")
+
+// Votes returns how many of n voices are needed. It fails when the rule cannot be read, and with ErrFewVoices, beside the count, when it
+// asks for more voices than there are: nodes and agents may be on their way.
 func (q Quorum) Votes(n int) (int, error) {
 	if n == 0 {
 		return 0, fmt.Errorf("quorum: no vantage is configured")
@@ -45,7 +50,7 @@ func (q Quorum) Votes(n int) (int, error) {
 		return 0, fmt.Errorf("quorum %q: want any, majority, all, a count or a share such as 60%%", q.Need)
 	}
 	if k > n {
-		return 0, fmt.Errorf("quorum %d is larger than the %d configured %s: no verdict could ever change", k, n, q.of())
+		return k, fmt.Errorf("quorum %d is larger than the %d configured %s: %w", k, n, q.of(), ErrFewVoices)
 	}
 	return k, nil
 }

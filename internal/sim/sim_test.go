@@ -193,10 +193,42 @@ type member struct {
 	name string
 	eyes *eyes
 
-	mu   sync.Mutex // guards node
-	node *cluster.Node
-	stop context.CancelFunc
-	done sync.WaitGroup
+	mu    sync.Mutex // guards node and inbox
+	node  *cluster.Node
+	inbox *cluster.Inbox
+	stop  context.CancelFunc
+	done  sync.WaitGroup
+}
+
+// takes hands a packed report to the member, if it runs.
+func (m *member) takes(vantage string, b []byte) error {
+	m.mu.Lock()
+	n, in := m.node, m.inbox
+	m.mu.Unlock()
+	if n == nil {
+		return errRefused
+	}
+	return in.Take(vantage, vantage, 0, b)
+}
+
+// outbox brings what the member's vantage holds to the leader.
+func (m *member) outbox(n *cluster.Node) *cluster.Outbox {
+	return &cluster.Outbox{
+		Vantage: m.name, Report: m.eyes.Report, ReportChanged: m.eyes.Changed, Log: m.w.log.With("on", m.name),
+		Table: func() *rota.Table { return n.State().Table() }, TableChanged: n.Changed,
+		Leader: func() string { l, _ := n.Leader(); return l.Address }, LeaderChanged: n.LeaderChanged,
+		Send: func(ctx context.Context, b []byte) error {
+			l, ok := n.Leader()
+			if !ok {
+				return cluster.ErrNoLeader
+			}
+			peer := m.w.nodes[slices.IndexFunc(m.w.nodes, func(x *member) bool { return x.name == l.Address })]
+			if l.Self {
+				return peer.takes(m.name, b)
+			}
+			return m.w.net.Call(ctx, m.name, l.Address, func(context.Context) error { return peer.takes(m.name, b) })
+		},
+	}
 }
 
 func (m *member) up() *cluster.Node {
@@ -207,8 +239,6 @@ func (m *member) up() *cluster.Node {
 
 // eyes is a vantage.
 type eyes struct {
-	name string
-
 	mu      sync.Mutex // guards what follows
 	report  *rota.Report
 	changed chan struct{}
@@ -231,7 +261,7 @@ func (e *eyes) Changed() <-chan struct{} {
 func (e *eyes) look(truth map[rota.TargetID]rota.Status) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	r := &rota.Report{Vantage: e.name, Seq: e.report.Seq + 1}
+	r := &rota.Report{}
 	for _, id := range slices.Sorted(maps.Keys(truth)) {
 		s := truth[id]
 		if e.lies {
@@ -310,7 +340,7 @@ func (w *world) live(s script) {
 		w.dns.pending.Wait()
 	}()
 	for i := range s.nodes {
-		w.nodes = append(w.nodes, &member{w: w, i: i, name: address(i), eyes: &eyes{name: address(i), report: &rota.Report{Vantage: address(i)}, changed: make(chan struct{})}})
+		w.nodes = append(w.nodes, &member{w: w, i: i, name: address(i), eyes: &eyes{report: &rota.Report{}, changed: make(chan struct{})}})
 	}
 	if !w.begin(s.nodes) {
 		return
@@ -404,15 +434,6 @@ func (m *member) open(bootstrap bool) {
 			}
 			return out, last
 		},
-		SendReport: func(ctx context.Context, leader cluster.Member, r *rota.Report) error {
-			return w.net.Call(ctx, m.name, leader.Address, func(context.Context) error {
-				peer := to(leader)
-				if peer == nil {
-					return errRefused
-				}
-				return peer.Receive(r.Vantage, r)
-			})
-		},
 	}})
 	if err != nil {
 		w.violated("%s does not open: %v", m.name, err)
@@ -421,7 +442,7 @@ func (m *member) open(bootstrap bool) {
 	ctx, stop := context.WithCancel(context.Background())
 	life := ctx
 	m.mu.Lock()
-	m.node, m.stop = n, stop
+	m.node, m.inbox, m.stop = n, cluster.NewInbox(n, nil), stop
 	m.mu.Unlock()
 	back := &end{w: w, from: m.name}
 	p := publish.New(publish.Options{
@@ -430,15 +451,15 @@ func (m *member) open(bootstrap bool) {
 			_, err := n.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Published: &done})
 			return err
 		},
-		Confirm: func(ctx context.Context) error {
+		Confirm: func(ctx context.Context, term uint64) error {
 			if w.flaw == noConfirm {
 				return nil
 			}
-			return n.Confirm(ctx)
+			return n.Confirm(ctx, term)
 		},
 		Log: w.log.With("on", m.name),
 	})
-	m.done.Go(func() { _ = n.Send(ctx, m.eyes) })
+	m.done.Go(func() { _ = m.outbox(n).Run(ctx) })
 	m.done.Go(func() { _ = n.Lead(ctx, func(ctx context.Context, _ uint64) error { return n.Judge(ctx) }) })
 	m.done.Go(func() {
 		_ = n.Lead(ctx, func(ctx context.Context, term uint64) error {
