@@ -181,16 +181,23 @@ const (
 // fitWithin is how long the others are asked whether they are fit, all at once.
 const fitWithin = 3 * time.Second
 
+// MayHandOver reports whether ErrUnfit would hand leadership over now, if another voter is fit. After a handing over it does not for a
+// while, for longer each time that it happens again soon; to end Lead's f with ErrUnfit then only interrupts it.
+func (n *Node) MayHandOver() bool {
+	n.unfit.mu.Lock()
+	defer n.unfit.mu.Unlock()
+	past := time.Since(n.unfit.last)
+	if past > 2*n.unfit.stay {
+		n.unfit.stay = 0
+	}
+	return past >= n.unfit.stay
+}
+
 // handOver hands leadership to another node that is fit. Every node bounds for itself how often it does; asking costs little and is
 // bounded by the pauses of Lead.
 func (n *Node) handOver(ctx context.Context, r *round) {
-	n.unfit.mu.Lock()
 	now := time.Now()
-	if now.Sub(n.unfit.last) > 2*n.unfit.stay {
-		n.unfit.stay = 0
-	}
-	due := n.unfit.stay == 0 || now.Sub(n.unfit.last) >= n.unfit.stay
-	n.unfit.mu.Unlock()
+	due := n.MayHandOver()
 	if n.alone || r.ctx.Err() != nil {
 		return
 	}
