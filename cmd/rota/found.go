@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -117,9 +119,16 @@ func bootstrap(ctx context.Context, cfg *config.Config, log *slog.Logger) (bool,
 		if at == address {
 			continue
 		}
-		if of, ok := clusterAt(ctx, at); ok {
-			return false, fmt.Errorf("%s is a node of cluster %s already: a second cluster would fight it over the DNS. Let this node join that one: "+
-				"`rota cluster token` there, `rota cluster join TOKEN` here", at, of)
+		of, found, err := clusterOf(ctx, cfg, at)
+		if err != nil {
+			return false, err
+		}
+		if found {
+			how := "`rota cluster token` there, `rota cluster join TOKEN` here"
+			if !own {
+				how = "start it with `rota run` and without --bootstrap"
+			}
+			return false, fmt.Errorf("%s is a node of cluster %s already: a second cluster would fight it over the DNS. Let this node join that one: %s", at, of, how)
 		}
 	}
 	if err != nil {
@@ -182,6 +191,51 @@ func clusterAt(ctx context.Context, address string) (string, bool) {
 		}
 	}
 	return "that is not named", true
+}
+
+// clusterOf looks whether a node of a cluster answers at an address, and of which. Where certificates are made elsewhere nobody joins by
+// a token, so it is asked as a node asks a node; one that waits to be taken in is of no cluster yet.
+func clusterOf(ctx context.Context, cfg *config.Config, address string) (of string, found bool, err error) {
+	if cfg.Cluster.CertFile == "" {
+		of, found = clusterAt(ctx, address)
+		return of, found, nil
+	}
+	creds, err := link.LoadCredentials(link.CredentialOptions{
+		Files:    link.Files{CA: cfg.Cluster.CAFile, Cert: cfg.Cluster.CertFile, Key: cfg.Cluster.KeyFile},
+		External: &link.Mapping{Cluster: externalID(cfg), Nodes: cfg.Cluster.Nodes},
+	})
+	if err != nil {
+		return "", false, err
+	}
+	d, err := link.NewDialer(link.DialerOptions{Credentials: creds})
+	if err != nil {
+		return "", false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer func() {
+		cancel()
+		err = errors.Join(err, d.Run(ctx)) // ends what stands
+	}()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+nodePath, nil)
+	if err != nil {
+		return "", false, err
+	}
+	resp, err := d.Client().Do(req)
+	if no, refused := errors.AsType[*link.Refusal](err); refused {
+		return externalID(cfg), no.Reason == link.NotAllowed || no.Reason == link.OwnID, nil
+	}
+	if err != nil {
+		return "", false, nil // nobody is there
+	}
+	defer resp.Body.Close()
+	var who description
+	if resp.StatusCode == http.StatusOK {
+		err = json.NewDecoder(io.LimitReader(resp.Body, maxPeerAnswer)).Decode(&who)
+	}
+	if resp.StatusCode != http.StatusOK || err != nil {
+		return "", false, fmt.Errorf("a node answers at %s and does not say whether it is of a cluster (%s): begin a cluster when it does, or is gone", address, resp.Status)
+	}
+	return who.Status.Cluster, who.Status.Voters > 0, nil
 }
 
 func (a *app) joinCommand() *cobra.Command {
