@@ -169,7 +169,9 @@ func (i *instance) down() {
 }
 
 // says reports whether the instance has logged a text since the mark, which is how much it had logged then.
-func (i *instance) says(mark int, text string) bool { return strings.Contains(i.node.log.String()[mark:], text) }
+func (i *instance) says(mark int, text string) bool {
+	return strings.Contains(i.node.log.String()[mark:], text)
+}
 
 func (i *instance) mark() int { return len(i.node.log.String()) }
 
@@ -331,7 +333,7 @@ func newAuthority(t *testing.T, name string) *authority {
 
 func (a *authority) ca() string { return filepath.Join(a.dir, "ca.pem") }
 
-// issue makes NAME.crt and NAME.key for a name, good for servers at an address and clients.
+// issue makes NAME.crt and NAME.key for a name, good for servers at an address and clients; without an address, AGENT-NAME for clients.
 func (a *authority) issue(t *testing.T, name, address string) (cert, key string) {
 	t.Helper()
 	c := &x509.Certificate{
@@ -343,6 +345,9 @@ func (a *authority) issue(t *testing.T, name, address string) (cert, key string)
 		c.IPAddresses = []net.IP{ip}
 	}
 	path := filepath.Join(a.dir, name)
+	if address == "" {
+		path = filepath.Join(a.dir, "agent-"+name)
+	}
 	a.sign(t, c, path)
 	return path + ".crt", path + ".key"
 }
