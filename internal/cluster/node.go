@@ -440,30 +440,52 @@ func raftError(err error) error {
 	return err
 }
 
-// Confirm returns nil when this node still leads in a term, as a majority of the voters says now; ErrNotLeader or ErrClosed when not.
-// Leading again in a later term is not leading in this one: what began in it may rest on what another leader has changed since.
+// Confirm returns nil when this node still leads in a term, as a majority of the voters says after having been asked now; ErrNotLeader or
+// ErrClosed when not. Leading again in a later term is not leading in this one: what began in it may rest on what another leader has
+// changed since.
 func (n *Node) Confirm(ctx context.Context, term uint64) error {
 	select {
 	case <-n.closing:
 		return ErrClosed
 	default:
 	}
-	if err := n.leads(term); err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	go func() { done <- n.raft.Load().VerifyLeader().Error() }() // raft forgets to answer when it is shut down right now: Close must not wait for it
-	select {
-	case err := <-done:
-		if err != nil {
-			return raftError(err)
+	asked := n.wire.begun()
+	for {
+		if err := n.leads(term); err != nil {
+			return err
 		}
-		return n.leads(term) // terms only grow: it was this one when the majority was asked
-	case <-n.closing:
-		return ErrClosed
-	case <-ctx.Done():
-		return ctx.Err()
+		done := make(chan error, 1)
+		go func() { done <- n.raft.Load().VerifyLeader().Error() }() // raft forgets to answer when it is shut down right now: Close must not wait for it
+		select {
+		case err := <-done:
+			if err != nil {
+				return raftError(err)
+			}
+			// raft also counts answers to what was asked before: another may lead by the time they arrive.
+			if n.followed(term, asked) {
+				return n.leads(term) // terms only grow: it was this one when the majority was asked
+			}
+		case <-n.closing:
+			return ErrClosed
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+}
+
+// followed reports whether a majority of the voters followed this node in a term when they were asked after a call.
+func (n *Node) followed(term, call uint64) bool {
+	all, follow := 0, 0
+	for _, s := range n.raft.Load().GetConfiguration().Configuration().Servers {
+		if s.Suffrage != raft.Voter {
+			continue
+		}
+		all++
+		if c := n.wire.contact(s.ID); s.ID == raft.ServerID(n.id.Node) || c.term == term && c.call > call {
+			follow++
+		}
+	}
+	return follow >= all/2+1
 }
 
 // leads returns ErrNotLeader unless raft, for all this node knows, leads in the term.

@@ -182,6 +182,7 @@ func (c *call) sleep(d time.Duration) error {
 	}
 }
 
+// now tells of this moment whoever wants to know.
 func (c *call) now() {
 	if c.net.Now != nil {
 		c.net.Now(c.net.draw(c.from, c.to, c.kind).Uint64())
