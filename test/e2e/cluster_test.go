@@ -483,7 +483,7 @@ func (c *cluster) write(e *endpoint) *writer {
 }
 
 // writeLimit is how long a writer waits for an answer. It does not know then what became of the write, and goes on with the next.
-const writeLimit = 3 * time.Second
+const writeLimit = time.Second
 
 // count returns how many writes were taken.
 func (w *writer) count() int {
