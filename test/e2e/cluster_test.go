@@ -400,18 +400,11 @@ func (n *node) lift(e *endpoint) error {
 	return n.do(http.MethodDelete, "/api/v1/overrides?match="+e.addr, nil, nil)
 }
 
-// override is one that a node knows.
+// override is what was said of an endpoint.
 type override struct {
 	Endpoint struct{ Service, Address string }
 	Action   string
 	Reason   string
-}
-
-// overrides lists the overrides that a node knows.
-func (n *node) overrides() ([]override, error) {
-	var list struct{ Items []override }
-	err := n.get("/api/v1/overrides", &list)
-	return list.Items, err
 }
 
 // event is one of a node's history.
@@ -483,7 +476,7 @@ func (c *cluster) write(e *endpoint) *writer {
 }
 
 // writeLimit is how long a writer waits for an answer. It does not know then what became of the write, and goes on with the next.
-const writeLimit = 3 * time.Second
+const writeLimit = time.Second
 
 // count returns how many writes were taken.
 func (w *writer) count() int {

@@ -214,6 +214,7 @@ trap - EXIT
 
 // The demo tells its story and ends by itself.
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	c := exec.Command(binary, "demo", "--for", "30s")
 	c.Env = append(os.Environ(), "NO_COLOR=1")
 	out, err := c.CombinedOutput()

@@ -91,9 +91,17 @@ func TestWorldFaults(t *testing.T) {
 	for _, p := range []*place{a, b, c} {
 		heard[p] = echo(t, p)
 	}
-	reaches := func(from, to *place) bool {
-		back, _ := ping(t, from, to, 3, 200*time.Millisecond)
-		return back > 0
+	reaches := func(from, to *place, want bool) bool {
+		count := 3
+		if want {
+			count = 100 // a busy machine may be slow
+		}
+		for range count {
+			if back, _ := ping(t, from, to, 1, 200*time.Millisecond); back > 0 {
+				return true
+			}
+		}
+		return false
 	}
 	check := func(when string, want map[string]bool) {
 		t.Helper()
@@ -101,7 +109,7 @@ func TestWorldFaults(t *testing.T) {
 			name     string
 			from, to *place
 		}{{"a-b", a, b}, {"b-c", b, c}, {"a-c", a, c}, {"eye-a", w.eye, a}} {
-			if got := reaches(x.from, x.to); got != want[x.name] {
+			if got := reaches(x.from, x.to, want[x.name]); got != want[x.name] {
 				t.Errorf("%s: %s reach each other: %v, want %v", when, x.name, got, want[x.name])
 			}
 		}
@@ -117,7 +125,7 @@ func TestWorldFaults(t *testing.T) {
 
 	w.oneWay(b, a)
 	before := heard[b].Load()
-	if reaches(a, b) {
+	if reaches(a, b, false) {
 		t.Error("one way: a hears the answers of b")
 	}
 	if heard[b].Load() == before {
@@ -144,9 +152,9 @@ func TestWorldFaults(t *testing.T) {
 	if _, fast := ping(t, a, c, 5, 5*time.Second); fast >= 100*time.Millisecond {
 		t.Errorf("slow: a and c, who are not, need %v", fast)
 	}
-	w.worsen(a, b, 0, 50)
-	if back, _ := ping(t, a, b, 60, 20*time.Millisecond); back == 0 || back >= 50 {
-		t.Errorf("half of the packets lost each way: %d of 60 came back", back)
+	w.worsen(a, b, 0, 20)
+	if back, _ := ping(t, a, b, 40, 200*time.Millisecond); back == 0 || back == 40 {
+		t.Errorf("a fifth of the packets lost each way: %d of 40 came back", back)
 	}
 	w.heal()
 	check("healed again", all)
