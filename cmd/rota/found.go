@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -117,12 +119,16 @@ func bootstrap(ctx context.Context, cfg *config.Config, log *slog.Logger) (bool,
 		if at == address {
 			continue
 		}
-		if of, ok := clusterAt(ctx, at, own); ok {
+		of, found, err := clusterOf(ctx, cfg, at)
+		if err != nil {
+			return false, err
+		}
+		if found {
 			how := "`rota cluster token` there, `rota cluster join TOKEN` here"
 			if !own {
-				how = "start it with `rota run`, and cluster.join leads it"
+				how = "start it with `rota run` and without --bootstrap, and cluster.join leads it"
 			}
-			return false, fmt.Errorf("%s is a node of %s already: a second cluster would fight it over the DNS. Let this node join that one: %s", at, of, how)
+			return false, fmt.Errorf("%s is a node of cluster %s already: a second cluster would fight it over the DNS. Let this node join that one: %s", at, of, how)
 		}
 	}
 	if err != nil {
@@ -160,12 +166,8 @@ func externalID(cfg *config.Config) string {
 }
 
 // clusterAt looks whether a node of a cluster answers at an address, and of which. It asks for nothing: the certificate that is shown to
-// everybody who calls says it. Where rota made no certificates, nobody is let join, and the protocol of peers is what a node answers.
-func clusterAt(ctx context.Context, address string, own bool) (string, bool) {
-	protocol := link.ProtocolJoin
-	if !own {
-		protocol = link.ProtocolPeer
-	}
+// everybody who wants to join says it.
+func clusterAt(ctx context.Context, address string) (string, bool) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	var d net.Dialer
@@ -175,7 +177,7 @@ func clusterAt(ctx context.Context, address string, own bool) (string, bool) {
 	}
 	defer c.Close()
 	t := tls.Client(c, &tls.Config{
-		MinVersion: tls.VersionTLS13, NextProtos: []string{protocol},
+		MinVersion: tls.VersionTLS13, NextProtos: []string{link.ProtocolJoin},
 		InsecureSkipVerify: true, // whoever it is, nothing is said or believed but that a node is there
 	})
 	if err := t.HandshakeContext(ctx); err != nil {
@@ -184,11 +186,56 @@ func clusterAt(ctx context.Context, address string, own bool) (string, bool) {
 	if certs := t.ConnectionState().PeerCertificates; len(certs) > 0 {
 		for _, u := range certs[0].URIs {
 			if u.Scheme == "rota" {
-				return "cluster " + u.Host, true
+				return u.Host, true
 			}
 		}
 	}
-	return "a cluster", true
+	return "that is not named", true
+}
+
+// clusterOf looks whether a node of a cluster answers at an address, and of which. Where certificates are made elsewhere nobody joins by
+// a token, so it is asked as a node asks a node; one that waits to be taken in is of no cluster yet.
+func clusterOf(ctx context.Context, cfg *config.Config, address string) (of string, found bool, err error) {
+	if cfg.Cluster.CertFile == "" {
+		of, found = clusterAt(ctx, address)
+		return of, found, nil
+	}
+	creds, err := link.LoadCredentials(link.CredentialOptions{
+		Files:    link.Files{CA: cfg.Cluster.CAFile, Cert: cfg.Cluster.CertFile, Key: cfg.Cluster.KeyFile},
+		External: &link.Mapping{Cluster: externalID(cfg), Nodes: cfg.Cluster.Nodes},
+	})
+	if err != nil {
+		return "", false, err
+	}
+	d, err := link.NewDialer(link.DialerOptions{Credentials: creds})
+	if err != nil {
+		return "", false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer func() {
+		cancel()
+		err = errors.Join(err, d.Run(ctx)) // ends what stands
+	}()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+nodePath, nil)
+	if err != nil {
+		return "", false, err
+	}
+	resp, err := d.Client().Do(req)
+	if no, refused := errors.AsType[*link.Refusal](err); refused {
+		return externalID(cfg), no.Reason == link.NotAllowed || no.Reason == link.OwnID, nil
+	}
+	if err != nil {
+		return "", false, nil // nobody is there
+	}
+	defer resp.Body.Close()
+	var who description
+	if resp.StatusCode == http.StatusOK {
+		err = json.NewDecoder(io.LimitReader(resp.Body, maxPeerAnswer)).Decode(&who)
+	}
+	if resp.StatusCode != http.StatusOK || err != nil {
+		return "", false, fmt.Errorf("a node answers at %s and does not say whether it is of a cluster (%s): begin a cluster when it does, or is gone", address, resp.Status)
+	}
+	return who.Status.Cluster, who.Status.Voters > 0, nil
 }
 
 func (a *app) joinCommand() *cobra.Command {

@@ -932,6 +932,39 @@ func TestGrow(t *testing.T) {
 	})
 }
 
+// The index of the last change of members is the same on all nodes, outlives a restart, and guards a change that is made on another one.
+func TestMembersIndex(t *testing.T) {
+	bubble(t, func(m *many) {
+		a, b := m.nodes["a"], m.nodes["b"]
+		time.Sleep(time.Second) // followers hear a moment later what is committed
+		at := a.MembersIndex()
+		if at == 0 || b.MembersIndex() != at {
+			m.Fatalf("a knows %d and b %d", at, b.MembersIndex())
+		}
+		if err := a.Demote(WithMembersIndex(m.Context(), at), b.id.Node); err != nil {
+			m.Fatal(err)
+		}
+		if a.MembersIndex() <= at {
+			m.Errorf("after a change: %d, was %d", a.MembersIndex(), at)
+		}
+		voter := Member{ID: b.id.Node, Name: "b", Address: "b"}
+		if err := a.AddVoter(WithMembersIndex(m.Context(), at), voter); err == nil {
+			m.Error("a vote was given on what is over")
+		}
+		if err := a.AddVoter(WithMembersIndex(m.Context(), a.MembersIndex()), voter); err != nil {
+			m.Error(err)
+		}
+		at = a.MembersIndex()
+		if err := a.Compact(m.Context()); err != nil {
+			m.Fatal(err)
+		}
+		m.stop("a")
+		if got := m.start("a").MembersIndex(); got != at {
+			m.Errorf("after a restart: %d, want %d", got, at)
+		}
+	}, "a", "b", "c")
+}
+
 // TestHandOver stops the leader and has another one lead at once.
 func TestHandOver(t *testing.T) {
 	bubble(t, func(m *many) {

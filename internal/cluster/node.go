@@ -89,6 +89,8 @@ type Node struct {
 	grew atomic.Int64 // bytes of events applied since the last snapshot was asked for
 	fed  atomic.Int64 // events applied since then
 
+	membersAt atomic.Uint64 // index of the entry that last changed the members; raft tells it to its state machine only
+
 	// Owned by watch, shown to all.
 	round latest[*round]
 
@@ -635,6 +637,12 @@ func (m *machine) Apply(l *raft.Log) any {
 	n.fed.Add(1)
 	n.grew.Add(int64(len(l.Data)))
 	return applied{e, errors.Join(err, refused)}
+}
+
+// StoreConfiguration notes where in the log the members changed.
+func (m *machine) StoreConfiguration(index uint64, _ raft.Configuration) {
+	n := (*Node)(m)
+	n.membersAt.Store(index)
 }
 
 // fold is State.Apply. A panic in it is a bug of ours that would come back at every start, for ever; so it refuses the event instead,

@@ -237,6 +237,7 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 	covered := max(s.state.Index(), s.covers)
 	snapshotted := snapshot.Index
 	servers := snapshot.Configuration.Servers
+	n.membersAt.Store(snapshot.ConfigurationIndex)
 	notes := make(map[uint64]note, len(s.notes))
 	for _, x := range s.notes {
 		notes[x.Index] = x

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -374,7 +375,7 @@ func checkNode(u rota.Use) *mapping {
 	set("port", c.Port, c.Port == 0)
 	set("method", c.Method, c.Method == "")
 	set("path", c.Path, c.Path == "")
-	set("host", c.Host, c.Host == "")
+	set("host", cmp.Or(c.Host, itself), c.Kind != rota.KindHTTP && c.Kind != rota.KindHTTPS)
 	set("header", headers(c.Header), len(c.Header) == 0)
 	set("status", c.Status, len(c.Status) == 0)
 	set("expect_header", headers(c.ExpectHeader), len(c.ExpectHeader) == 0)

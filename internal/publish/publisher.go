@@ -3,11 +3,12 @@ package publish
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -253,22 +254,24 @@ func (p *Publisher) look(ctx context.Context, names []rota.Name, pace backoff.Ba
 		}
 		p.mu.Unlock()
 		if r.Transient {
-			return got, pace.NextBackOff()
+			return got, spread(pace.NextBackOff(), 0.5)
 		}
 		wait = p.o.MaxBackoff
 	}
 	return got, wait
 }
 
+// newBackoff returns the pauses before a failed round is tried again; they are to be spread.
 func newBackoff(o Options) *backoff.ExponentialBackOff {
-	return &backoff.ExponentialBackOff{
-		InitialInterval: o.MinBackoff, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: o.MaxBackoff,
-	}
+	return &backoff.ExponentialBackOff{InitialInterval: o.MinBackoff, Multiplier: 2, MaxInterval: o.MaxBackoff}
 }
 
-// jitter spreads d by ±10 %.
-func jitter(d time.Duration) time.Duration {
-	return d + time.Duration((rand.Float64()-0.5)*0.2*float64(d))
+// spread draws from d ± a share of it. The randomness is crypto/rand's, which a test can seed.
+func spread(d time.Duration, share float64) time.Duration {
+	var b [8]byte
+	rand.Read(b[:])                                                // never fails
+	x := float64(binary.LittleEndian.Uint64(b[:])>>11) / (1 << 53) // 0 to 1
+	return d + time.Duration((2*x-1)*share*float64(d))
 }
 
 // Plan reads the DNS and returns what Run would write now. It writes nothing and works on any node, leading or not.

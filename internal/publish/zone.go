@@ -98,12 +98,12 @@ func (z *zone) run(ctx context.Context) error {
 			} else if err != nil {
 				return err
 			}
-			wait = jitter(z.o.Audit)
+			wait = spread(z.o.Audit, 0.1)
 			switch reasons := z.note(d, whole, names); {
 			case slices.ContainsFunc(reasons, func(r *Reason) bool { return r.Transient }):
-				wait = pace.NextBackOff()
+				wait = spread(pace.NextBackOff(), 0.5)
 			case len(reasons) > 0:
-				wait = jitter(z.o.MaxBackoff)
+				wait = spread(z.o.MaxBackoff, 0.1)
 			default:
 				pace.Reset()
 			}

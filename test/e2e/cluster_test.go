@@ -137,7 +137,7 @@ services:
 			server = c.road.Addr()
 		}
 		text += fmt.Sprintf("  %s: {endpoints: [%s], check: \"http://{}:80/\", publish: bind}\n", service, addresses)
-		text += fmt.Sprintf("ownership: {owner: e2e}\npublish: {bind: {type: rfc2136, servers: [%q], key: ddns}}\nkeys: {ddns: {algorithm: %s, name: %s., secret: %q}}\n",
+		text += fmt.Sprintf("publish: {bind: {type: rfc2136, servers: [%q], key: ddns}}\nkeys: {ddns: {algorithm: %s, name: %s., secret: %q}}\n",
 			server, k.Algorithm, k.Name, k.Secret)
 	}
 	return text
@@ -391,13 +391,13 @@ func (n *node) override(e *endpoint, action, reason string) error {
 
 func (n *node) overrideWithin(limit time.Duration, e *endpoint, action, reason string) error {
 	return n.doWithin(limit, http.MethodPost, "/api/v1/overrides", map[string]any{
-		"match": www + "/" + e.addr, "action": action, "for": "1h", "reason": reason, "force": true,
+		"match": e.addr, "action": action, "for": "1h", "reason": reason, "force": true,
 	}, nil)
 }
 
 // lift takes it back.
 func (n *node) lift(e *endpoint) error {
-	return n.do(http.MethodDelete, "/api/v1/overrides?match="+www+"/"+e.addr, nil, nil)
+	return n.do(http.MethodDelete, "/api/v1/overrides?match="+e.addr, nil, nil)
 }
 
 // override is one that a node knows.
@@ -516,18 +516,18 @@ func (w *writer) check() {
 			if err != nil {
 				return false
 			}
-			seen := map[string]int{}
+			seen := map[string]bool{}
 			var order []string
 			for _, e := range all {
-				for _, o := range e.Event.Overrides {
-					if strings.HasPrefix(o.Reason, "write ") && e.Refused == "" {
-						if seen[o.Reason]++; slices.Contains(w.taken, o.Reason) {
-							order = append(order, o.Reason)
-						}
-					}
+				if len(e.Event.Overrides) == 0 || e.Refused != "" {
+					continue
+				}
+				reason := e.Event.Overrides[0].Reason // one for each service of the endpoint
+				if seen[reason] = true; slices.Contains(w.taken, reason) {
+					order = append(order, reason)
 				}
 			}
-			missing = slices.DeleteFunc(slices.Clone(w.taken), func(x string) bool { return seen[x] > 0 })
+			missing = slices.DeleteFunc(slices.Clone(w.taken), func(x string) bool { return seen[x] })
 			if len(missing) > 0 {
 				return false
 			}

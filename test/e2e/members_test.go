@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +41,47 @@ func TestNewcomer(t *testing.T) {
 	c.until("the new node answers as the others", c.without(e[2]))
 	c.byNode[n].excuse(false)
 	w.check()
+	c.same()
+}
+
+// A node that ran alone becomes the first of a cluster, with the zone that it keeps true, and then may die as any other.
+func TestGrow(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, shape{sites: threeSites[:1], endpoints: 3, bind: true})
+	first, e := c.nodes[0], c.endpoints
+	text, err := os.ReadFile(first.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone := regexp.MustCompile(`(?m)^cluster: .*$`).ReplaceAllString(string(text), "")
+	first.write(alone)
+	first.start()
+	c.settle()
+	if err := first.override(e[2], "drain", "said while alone"); err != nil {
+		t.Fatal(err)
+	}
+	c.watch()
+	want := c.without(e[2])
+	c.until("the drained one has left", want)
+	c.hold(want...)
+	c.byNode[first].excuse(true)
+	first.stop()
+	first.write(string(text))
+	c.bootstrap()
+	c.byNode[first].excuse(false)
+	for _, name := range []string{"n2", "n3"} {
+		c.join(c.add(name, name))
+	}
+	c.watch()
+	c.healthy(c.nodes...)
+	c.same()
+	c.hold()
+	c.kill(first)
+	e[0].kill()
+	c.until("others write the zone of the first", c.without(e[0], e[2]))
+	c.restart(first)
+	c.until("the first follows", c.without(e[0], e[2]))
+	c.healthy(c.nodes...)
 	c.same()
 }
 

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -225,7 +224,7 @@ func TestOverrideEverywhere(t *testing.T) {
 	c.restart(old)
 	c.healthy(c.nodes...)
 	c.hold()
-	if err := old.do(http.MethodDelete, "/api/v1/overrides?match="+www+"/"+e.addr, nil, nil); err != nil {
+	if err := old.lift(e); err != nil {
 		t.Fatal(err)
 	}
 	c.until("it is back everywhere", c.all)
