@@ -235,7 +235,6 @@ func TestAgentFailsOver(t *testing.T) {
 	})
 }
 
-// A node that can be asked and cannot hand on reports is left for reports only.
 // While nobody leads no node takes reports; whoever leads then is told at once, however long the agent would have waited.
 func TestAgentNewLeaderAfterNone(t *testing.T) {
 	a := newNode("a", one)
@@ -255,6 +254,7 @@ func TestAgentNewLeaderAfterNone(t *testing.T) {
 	})
 }
 
+// A node that can be asked and cannot hand on reports is left for reports only.
 func TestAgentDeafNode(t *testing.T) {
 	a, b := newNode("a", one), newNode("b", one)
 	a.deaf = errors.New("503 no leader")
