@@ -126,7 +126,7 @@ func bootstrap(ctx context.Context, cfg *config.Config, log *slog.Logger) (bool,
 		if found {
 			how := "`rota cluster token` there, `rota cluster join TOKEN` here"
 			if !own {
-				how = "start it with `rota run` and without --bootstrap"
+				how = "start it with `rota run` and without --bootstrap, and cluster.join leads it"
 			}
 			return false, fmt.Errorf("%s is a node of cluster %s already: a second cluster would fight it over the DNS. Let this node join that one: %s", at, of, how)
 		}
@@ -261,7 +261,8 @@ with ` + "`rota run`" + `, it asks to be taken in and has a vote once it has cau
 				return err
 			}
 			if !joined {
-				fmt.Fprintf(a.err, "Node %s is of cluster %s already; the token was not used. Start it with `rota run`.\n", id.Name, id.Cluster)
+				fmt.Fprintf(a.err, "Node %s is of cluster %s already; the token was not used. Start it with `rota run`. If it was removed from\n"+
+					"the cluster: move its data directory %s away, and join again.\n", id.Name, id.Cluster, cfg.Node.DataDir)
 				return nil
 			}
 			fmt.Fprintf(a.err, "Node %s may join cluster %s. Start it with `rota run`; `rota cluster status` shows it come in.\n", id.Name, id.Cluster)

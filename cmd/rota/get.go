@@ -257,6 +257,8 @@ func summary(r api.Record) string {
 		if e.Spec != nil {
 			out = append(out, "configuration of "+count(len(e.Spec.Services), "service"))
 		}
+	case rota.EventVantages:
+		out = append(out, count(len(e.Vantages), "vantage"))
 	case rota.EventVerdicts:
 		verdicts := make([]string, len(e.Verdicts))
 		for i, v := range e.Verdicts {
@@ -293,7 +295,7 @@ func summary(r api.Record) string {
 	if r.Refused != "" {
 		out = append(out, "REFUSED: "+r.Refused)
 	}
-	if e.Reason != "" && (e.Kind == rota.EventOverride || e.Kind == rota.EventLift) {
+	if e.Reason != "" && (e.Kind == rota.EventOverride || e.Kind == rota.EventLift || e.Kind == rota.EventVantages) {
 		out = append(out, "("+e.Reason+")")
 	}
 	return strings.Join(out, "; ")

@@ -54,7 +54,7 @@ func newNetwork(cfg *config.Config, log *slog.Logger) (*network, error) {
 	}
 	o := link.Options{
 		DialerOptions: link.DialerOptions{Credentials: w.creds, Members: w.members, Allowed: w.allowed, Log: w.log},
-		Listen:        cfg.Cluster.Listen, Advertise: w.address,
+		Listen:        cfg.Cluster.Listen, Advertise: w.address, MaxBody: maxPacked,
 		Peer: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			if h := w.serv.Load(); h != nil {
 				(*h).ServeHTTP(rw, r)
@@ -128,7 +128,6 @@ func (w *network) options() *cluster.Network {
 		Address: w.address, Site: w.site, Cluster: w.creds.Identity().Cluster,
 		Transport: cluster.Over(func() cluster.Streams { return link.Raft[cluster.Address](w.port) }),
 		Forward:   w.forward,
-		Fit:       w.askFit,
 	}
 }
 
@@ -247,6 +246,11 @@ func advertised(c config.Cluster) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cluster.advertise is not set, and this machine's addresses cannot be listed: %w", err)
 	}
+	return onlyAddress(all, port)
+}
+
+// onlyAddress returns this machine's only address that others could reach, with a port; IPv4 before IPv6.
+func onlyAddress(all []net.Addr, port string) (string, error) {
 	var v4, v6 []string
 	for _, a := range all {
 		p, err := netip.ParsePrefix(a.String())

@@ -40,8 +40,10 @@ type changed struct {
 	Members uint64         `json:"members"` // index of the entry that changed the members last
 }
 
-// changeWithin bounds a change of members: a new voter has to catch up first.
-const changeWithin = 50 * time.Second
+const (
+	changeWithin = 50 * time.Second // for a change of members: a new voter has to catch up first
+	leaderWithin = 10 * time.Second // for a leader to be found: elections take less
+)
 
 // command does what an operator wants, here or on the leader.
 func (n *node) command(ctx context.Context, c command) (changed, error) {
@@ -53,7 +55,8 @@ func (n *node) command(ctx context.Context, c command) (changed, error) {
 	if c.Op == api.OpLeave {
 		c.ID = n.raft.Status().NodeID
 	}
-	for {
+	for begun := time.Now(); ; {
+		changes := n.news.wait()
 		leader, ok := n.raft.Leader()
 		var out changed
 		var err error
@@ -65,10 +68,9 @@ func (n *node) command(ctx context.Context, c command) (changed, error) {
 		default:
 			err = n.net.call(ctx, leader.ID, http.MethodPost, commandPath, c, &out)
 		}
-		if !errors.Is(err, cluster.ErrNotLeader) && !errors.Is(err, cluster.ErrNoLeader) {
+		if !errors.Is(err, cluster.ErrNotLeader) && !errors.Is(err, cluster.ErrNoLeader) || time.Since(begun) > leaderWithin {
 			return out, err
 		}
-		changes := n.news.wait()
 		if e := pause(ctx, 300*time.Millisecond, changes); e != nil {
 			return out, err
 		}
@@ -131,7 +133,7 @@ func (n *node) memberOf(ctx context.Context, c command) (cluster.Member, error) 
 	}
 	who := cmp.Or(c.ID, c.Name)
 	for _, m := range n.raft.Members() {
-		if m.ID == who || m.Name == who {
+		if who != "" && (m.ID == who || m.Name == who) {
 			if c.Op == api.OpAdd && c.Address != "" {
 				m.Address = c.Address
 			}
@@ -143,7 +145,7 @@ func (n *node) memberOf(ctx context.Context, c command) (cluster.Member, error) 
 	}
 	var d description
 	if err := n.net.call(ctx, c.Address, http.MethodGet, nodePath, nil, &d); err != nil {
-		return cluster.Member{}, fmt.Errorf("%w: nobody at %s says who it is, so nothing was added: %w", cluster.ErrUnreachable, c.Address, err)
+		return cluster.Member{}, fmt.Errorf("%w: nobody at %s says who it is, so nothing was added: %v", cluster.ErrUnreachable, c.Address, err)
 	}
 	if who != "" && who != d.ID && who != d.Name {
 		return cluster.Member{}, fmt.Errorf("%w: the node at %s is %s (%s), not %s", api.ErrConflict, c.Address, d.Name, d.ID, rota.CleanReason("%s", who))
@@ -155,6 +157,9 @@ func (n *node) memberOf(ctx context.Context, c command) (cluster.Member, error) 
 func (n *node) takeIn(ctx context.Context, from link.Identity, c command) (changed, error) {
 	if from.ID != "" && from.ID != c.ID || from.ID == "" && from.Name != c.Name {
 		return changed{}, fmt.Errorf("%s asks for another node, %s", from, rota.CleanReason("%s", c.ID))
+	}
+	if from.ID == "" && (from.Name != c.Name || slices.ContainsFunc(n.raft.Members(), func(m cluster.Member) bool { return m.ID == c.ID && m.Name != c.Name })) {
+		return changed{}, fmt.Errorf("%s asks for another node, %s (%s)", from, rota.CleanReason("%s", c.Name), rota.CleanReason("%s", c.ID))
 	}
 	if c.ID == "" || c.Name == "" || c.Address == "" {
 		return changed{}, errors.New("a node that asks to be taken in needs an id, a name and an address")
@@ -210,16 +215,16 @@ func errorsOf(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, cluster.ErrNotLeader), errors.Is(err, cluster.ErrNoLeader), errors.Is(err, cluster.ErrClosed):
-		return fmt.Errorf("%w: %w", api.ErrNoLeader, err)
-	case errors.Is(err, cluster.ErrUnanswered):
-		return fmt.Errorf("%w: %w", context.DeadlineExceeded, err) // it may have happened
 	case errors.Is(err, cluster.ErrNoMember):
 		return fmt.Errorf("%w: %w", api.ErrNoSuch, err)
 	case errors.Is(err, cluster.ErrMajority), errors.Is(err, cluster.ErrTwins), errors.Is(err, cluster.ErrForeign):
 		return fmt.Errorf("%w: %w", api.ErrConflict, err)
 	case errors.Is(err, cluster.ErrBehind), errors.Is(err, cluster.ErrUnreachable):
 		return fmt.Errorf("%w: %w", api.ErrBusy, err)
+	case errors.Is(err, cluster.ErrNotLeader), errors.Is(err, cluster.ErrNoLeader), errors.Is(err, cluster.ErrClosed):
+		return fmt.Errorf("%w: %w", api.ErrNoLeader, err)
+	case errors.Is(err, cluster.ErrUnanswered):
+		return fmt.Errorf("%w: %w", context.DeadlineExceeded, err) // it may have happened
 	}
 	return err
 }
@@ -415,7 +420,7 @@ func (o operator) Verify(ctx context.Context) (api.ClusterVerification, error) {
 			x.Offset = d.Offset
 		}
 		if together > 1 {
-			x.Compared, x.Same = d.Index, len(at) == 1
+			x.Compared, x.Same = d.Index, 2*len(at[d.Digest]) > together // what most hold is right
 			if !x.Same {
 				problem("%s holds another state than others at event %d: take it out and let it join anew with an empty data directory", m.Label(), d.Index)
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,7 +31,7 @@ const (
 )
 
 // maxPeerAnswer bounds what is read of a peer's answer, in bytes.
-const maxPeerAnswer = 80 << 20
+const maxPeerAnswer = 1 << 20
 
 // A failure is why a peer did not do what it was asked. Its kind brings errors that matter over the wire as what they were.
 type failure struct {
@@ -38,20 +39,43 @@ type failure struct {
 	Text string `json:"text"`
 }
 
-// failures are the errors that keep their identity between nodes.
-var failures = map[string]error{
-	"not-leader":  cluster.ErrNotLeader,
-	"no-leader":   cluster.ErrNoLeader,
-	"closed":      cluster.ErrClosed,
-	"unanswered":  cluster.ErrUnanswered,
-	"no-member":   cluster.ErrNoMember,
-	"majority":    cluster.ErrMajority,
-	"unreachable": cluster.ErrUnreachable,
-	"behind":      cluster.ErrBehind,
-	"twins":       cluster.ErrTwins,
-	"foreign":     cluster.ErrForeign,
-	"too-large":   cluster.ErrTooLarge,
-	"conflict":    api.ErrConflict,
+// failures are the errors that keep their identity between nodes, those that say most first.
+var failures = []struct {
+	kind string
+	is   error
+}{
+	{"unreachable", cluster.ErrUnreachable},
+	{"no-member", cluster.ErrNoMember},
+	{"majority", cluster.ErrMajority},
+	{"behind", cluster.ErrBehind},
+	{"twins", cluster.ErrTwins},
+	{"foreign", cluster.ErrForeign},
+	{"too-large", cluster.ErrTooLarge},
+	{"conflict", api.ErrConflict},
+	{"not-leader", cluster.ErrNotLeader},
+	{"no-leader", cluster.ErrNoLeader},
+	{"closed", cluster.ErrClosed},
+	{"unanswered", cluster.ErrUnanswered},
+}
+
+// kindOf returns the kind of an error.
+func kindOf(err error) string {
+	for _, f := range failures {
+		if errors.Is(err, f.is) {
+			return f.kind
+		}
+	}
+	return "refused"
+}
+
+// errorOf returns the error of a kind; nil of one that says nothing more.
+func errorOf(kind string) error {
+	for _, f := range failures {
+		if f.kind == kind {
+			return f.is
+		}
+	}
+	return nil
 }
 
 // remoteError is what a peer said, with the error it stands for.
@@ -67,11 +91,13 @@ func (e *remoteError) Unwrap() error { return e.is }
 // is cluster.ErrUnanswered.
 func (w *network) call(ctx context.Context, to, method, path string, in, out any) error {
 	var body io.Reader
+	encoding := ""
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
 			return err
 		}
+		b, encoding = packed(b)
 		body = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "https://"+to+path, body)
@@ -79,6 +105,9 @@ func (w *network) call(ctx context.Context, to, method, path string, in, out any
 		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if encoding != "" {
+		req.Header.Set("Content-Encoding", encoding)
+	}
 	resp, err := w.port.Client().Do(req)
 	if err != nil {
 		return fmt.Errorf("%w: %w", cluster.ErrUnanswered, err)
@@ -103,31 +132,30 @@ func (w *network) call(ctx context.Context, to, method, path string, in, out any
 	if json.Unmarshal(b, &f) != nil || f.Text == "" {
 		return fmt.Errorf("%w: %s said %s", cluster.ErrUnanswered, to, resp.Status)
 	}
-	return &remoteError{rota.CleanReason("%s", f.Text), failures[f.Kind]}
+	return &remoteError{rota.CleanReason("%s", f.Text), errorOf(f.Kind)}
+}
+
+// ordered is what became of a forwarded event.
+type ordered struct {
+	Index uint64 `json:"index"`
 }
 
 // forward hands an event to the leader.
 func (w *network) forward(ctx context.Context, leader cluster.Member, e rota.Event) (rota.Event, error) {
-	var out rota.Event
+	var out ordered
 	err := w.call(ctx, leader.ID, http.MethodPost, appendPath, e, &out)
-	return out, err
+	e.Index = out.Index
+	return e, err
 }
 
 // answer writes what a peer asked for, or why not.
-func answer(rw http.ResponseWriter, out any, err error) {
+func answer(rw http.ResponseWriter, status int, out any, err error) {
 	rw.Header().Set("Content-Type", "application/json")
 	if err == nil {
 		_ = json.NewEncoder(rw).Encode(out)
 		return
 	}
-	f := failure{Kind: "refused", Text: err.Error()}
-	for kind, is := range failures {
-		if errors.Is(err, is) {
-			f.Kind = kind
-			break
-		}
-	}
-	status := http.StatusUnprocessableEntity
+	f := failure{Kind: kindOf(err), Text: err.Error()}
 	if f.Kind == "not-leader" {
 		status = http.StatusMisdirectedRequest
 	}
@@ -135,42 +163,95 @@ func answer(rw http.ResponseWriter, out any, err error) {
 	_ = json.NewEncoder(rw).Encode(f)
 }
 
-// peerAsked makes a handler of a function that takes JSON from another node.
-func peerAsked[In, Out any](do func(ctx context.Context, from link.Identity, in In) (Out, error)) http.HandlerFunc {
+// Bounds of what peers send, in bytes.
+const (
+	maxForwarded = 256 << 20 // of an event: the configuration of a million endpoints
+	maxPacked    = 64 << 20  // of it as it travels
+	maxAsked     = 64 << 10  // of everything else
+	packAbove    = 4 << 10   // what is larger travels packed
+)
+
+// peerAsked makes a handler of a function that takes JSON of at most limit bytes from another node. What this version does not know in it is refused: a
+// part that was left out could be the one that mattered.
+func peerAsked[In, Out any](limit int64, do func(ctx context.Context, from link.Identity, in In) (Out, error)) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
 		from, ok := link.PeerOf(r.Context())
 		if !ok || from.Role != link.Node {
-			http.Error(rw, "only nodes may ask this", http.StatusForbidden)
+			answer(rw, http.StatusForbidden, nil, errors.New("only nodes may ask this"))
 			return
 		}
 		var in In
 		if r.Method != http.MethodGet {
-			if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
-				http.Error(rw, "the request is not understood: another version of rota?", http.StatusBadRequest)
+			if status, err := readAsked(rw, r, limit, &in); err != nil {
+				answer(rw, status, nil, err)
 				return
 			}
 		}
 		out, err := do(r.Context(), from, in)
-		answer(rw, out, err)
+		answer(rw, http.StatusUnprocessableEntity, out, err)
 	}
 }
 
-// ofMember lets only nodes ask that are in the cluster: one that waits to be taken in has a good certificate, too.
-func ofMember[In, Out any](n *node, do func(context.Context, link.Identity, In) (Out, error)) func(context.Context, link.Identity, In) (Out, error) {
-	return func(ctx context.Context, from link.Identity, in In) (Out, error) {
-		if !n.hasMember(from) {
-			var none Out
-			return none, fmt.Errorf("%w: %s, as far as this node knows", cluster.ErrNoMember, from)
-		}
-		return do(ctx, from, in)
-	}
-}
-
-// hasMember reports whether a node is one of the cluster.
-func (n *node) hasMember(who link.Identity) bool {
+// isMember reports whether a node is one of the cluster: by its id, or by its name where certificates carry no ids.
+func (n *node) isMember(who link.Identity) bool {
 	return slices.ContainsFunc(n.raft.Members(), func(m cluster.Member) bool {
 		return who.ID != "" && m.ID == who.ID || who.ID == "" && who.Name != "" && m.Name == who.Name
 	})
+}
+
+// readAsked reads the body of a request, and returns with an error which status it is.
+func readAsked(rw http.ResponseWriter, r *http.Request, limit int64, in any) (int, error) {
+	var body io.Reader = http.MaxBytesReader(rw, r.Body, min(limit, maxPacked))
+	switch e := r.Header.Get("Content-Encoding"); e {
+	case "":
+	case "gzip":
+		z, err := gzip.NewReader(body)
+		if err != nil {
+			return http.StatusBadRequest, fmt.Errorf("the request cannot be unpacked: %w", err)
+		}
+		body = http.MaxBytesReader(rw, io.NopCloser(z), limit)
+	default:
+		return http.StatusUnsupportedMediaType, errors.New("the request is packed in a way that this version does not know")
+	}
+	d := json.NewDecoder(body)
+	d.DisallowUnknownFields()
+	err := d.Decode(in)
+	if err == nil {
+		if _, more := d.Token(); more == nil {
+			err = errors.New("something follows it")
+		} else if !errors.Is(more, io.EOF) {
+			err = more
+		}
+	}
+	switch _, large := errors.AsType[*http.MaxBytesError](err); {
+	case err == nil:
+		return 0, nil
+	case large:
+		return http.StatusRequestEntityTooLarge, fmt.Errorf("%w: a request of more than %d bytes", cluster.ErrTooLarge, limit)
+	}
+	return http.StatusBadRequest, fmt.Errorf("the request is not understood, upgrade this node before what sent it: %w", err)
+}
+
+// packed returns a body as it travels, and its Content-Encoding.
+func packed(b []byte) ([]byte, string) {
+	if len(b) <= packAbove {
+		return b, ""
+	}
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	_, _ = z.Write(b) // a buffer takes everything
+	_ = z.Close()
+	return out.Bytes(), "gzip"
+}
+
+// membersOnly makes sure that who asks is one of the cluster, not only of a good certificate: who waits to be taken in decides nothing.
+func membersOnly[In, Out any](n *node, do func(ctx context.Context, from link.Identity, in In) (Out, error)) func(context.Context, link.Identity, In) (Out, error) {
+	return func(ctx context.Context, from link.Identity, in In) (out Out, err error) {
+		if !n.isMember(from) {
+			return out, fmt.Errorf("%s is not one of the cluster yet", from)
+		}
+		return do(ctx, from, in)
+	}
 }
 
 // serve answers peers from now on.
@@ -185,11 +266,11 @@ func (n *node) serve() error {
 	mux := http.NewServeMux()
 	mux.Handle(agent.TargetsPath, agents)
 	mux.Handle(agent.ReportPath, n.reports(agents))
-	mux.HandleFunc("POST "+appendPath, peerAsked(ofMember(n, n.appendFor)))
-	mux.HandleFunc("POST "+commandPath, peerAsked(ofMember(n, n.commandFor)))
-	mux.HandleFunc("POST "+joinPath, peerAsked(n.takeIn))
-	mux.HandleFunc("GET "+nodePath, peerAsked(n.describe))
-	mux.HandleFunc("GET "+fitPath, peerAsked(ofMember(n, n.fitFor)))
+	mux.HandleFunc("POST "+appendPath, peerAsked(maxForwarded, membersOnly(n, n.appendFor)))
+	mux.HandleFunc("POST "+commandPath, peerAsked(maxAsked, membersOnly(n, n.commandFor)))
+	mux.HandleFunc("POST "+joinPath, peerAsked(maxAsked, n.takeIn))
+	mux.HandleFunc("GET "+nodePath, peerAsked(maxAsked, n.describe))
+	mux.HandleFunc("GET "+fitPath, peerAsked(maxAsked, membersOnly(n, n.fitFor)))
 	if n.net.own {
 		mux.Handle("POST "+renewPath, link.RenewHandler(func() (*link.CA, error) { return link.LoadCA(n.net.files) }, n.net.log))
 	}
@@ -208,12 +289,13 @@ func identify(r *http.Request) (string, error) {
 }
 
 // appendFor orders an event that another node forwards. What only a leader may say is never forwarded.
-func (n *node) appendFor(ctx context.Context, from link.Identity, e rota.Event) (rota.Event, error) {
+func (n *node) appendFor(ctx context.Context, from link.Identity, e rota.Event) (ordered, error) {
 	switch e.Kind {
-	case rota.EventVerdicts, rota.EventTick, rota.EventLead, rota.EventPublished:
-		return e, fmt.Errorf("%s may not forward %s: only who leads says that", from, e.Kind)
+	case rota.EventVerdicts, rota.EventTick, rota.EventLead, rota.EventPublished, rota.EventVantages:
+		return ordered{}, fmt.Errorf("%s may not forward %s: only who leads says that", from, e.Kind)
 	}
-	return n.raft.AppendHere(ctx, e)
+	e, err := n.raft.AppendHere(ctx, e)
+	return ordered{e.Index}, err
 }
 
 // description is what a node says of itself to others.
@@ -234,6 +316,7 @@ type description struct {
 func (n *node) describe(ctx context.Context, _ link.Identity, _ struct{}) (description, error) {
 	id := n.net.creds.Identity()
 	st := n.raft.Status()
+	st.Trouble = n.trouble(st)
 	d := description{
 		ID: st.NodeID, Name: st.Node, Site: n.net.site, Version: version(), Now: time.Now(), Expires: n.net.creds.Expires(), Status: st,
 	}

@@ -133,7 +133,7 @@ func (n *node) tryReload(ctx context.Context) error {
 		err = n.dns.SetZones(zonesOf(next.DNS)) // compiled above; it cannot fail
 	}
 	logWarnings(n.log, next)
-	err = errors.Join(err, n.spoke(next))
+	n.spoke(next)
 	n.current.Store(&inForce{cfg: next, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
 	close(old.replaced)
 	return err

@@ -134,13 +134,15 @@ type node struct {
 	// Replaced as a whole by a reload, read by anyone.
 	current atomic.Pointer[inForce]
 
-	seen    *evidence     // what this process has seen for itself
-	news    broadcast     // fired when the state, who leads or what was seen may have changed
-	opined  broadcast     // fired when this vantage's report may have changed
-	doubt   doubt         // why this vantage abstains
-	doubted broadcast     // fired when that changed
-	sites   sites         // where agents say that they stand
-	leading atomic.Uint64 // the term in which this node leads; 0: it does not
+	seen     *evidence // what this process has seen for itself
+	news     broadcast // fired when the state, who leads or what was seen may have changed
+	opined   broadcast // fired when this vantage's report may have changed
+	doubt    doubt     // why this vantage abstains
+	doubted  broadcast // fired when that changed
+	sites    sites     // where agents say that they stand
+	differed atomic.Pointer[difference]
+	able     atomic.Pointer[able] // who is fit to lead instead
+	leading  atomic.Uint64        // the term in which this node leads; 0: it does not
 
 	reloading sync.Mutex // held while a configuration is made an event: by each reload for its length, by a new term
 }
@@ -173,6 +175,7 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 			return nil, err
 		}
 		o.Network = n.net.options()
+		o.Network.Fit = n.fit
 	}
 	if n.raft, err = cluster.Open(o); err != nil {
 		return nil, errors.Join(err, n.unbind())
@@ -340,7 +343,7 @@ func (n *node) knowsAll(st *rota.State) bool {
 func (n *node) feed(ctx context.Context) error {
 	var probed []rota.Target
 	for {
-		changed, heard, opined, doubted := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubted.wait()
+		changed, heard, opined, doubted, led := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubted.wait(), n.raft.LeaderChanged()
 		st := n.raft.State()
 		ts := st.Targets()
 		if !n.votes(st) {
@@ -360,6 +363,7 @@ func (n *node) feed(ctx context.Context) error {
 		case <-heard:
 		case <-opined:
 		case <-doubted:
+		case <-led:
 		case <-wake:
 		}
 	}
@@ -400,7 +404,11 @@ func (n *node) restate(ctx context.Context) error {
 		return nil
 	}
 	cfg := n.current.Load().cfg
-	return errors.Join(n.respec(ctx, cfg), n.spoke(cfg))
+	if err := n.respec(ctx, cfg); err != nil {
+		return err
+	}
+	n.spoke(cfg)
+	return nil
 }
 
 // errReplaced ends the publishers of a configuration that is no longer in force.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/rota-dns/rota/internal/config"
@@ -18,21 +18,22 @@ import (
 )
 
 // Among several nodes each has a configuration file, and what they decide by is one. A file speaks when it was edited: when a node reads
-// it again, and when a node starts with another file than it had when it last ran. So the last edit counts, wherever it was made, and a
-// change of leader brings no older file back. Alone the file always speaks.
+// it again, and when a node starts with another file than it had when it last ran. So the last edit counts, wherever it was made, and
+// neither a change of leader nor the loss of all others brings an older file back. Where there never was another node, the file always
+// speaks.
 
-// spokenFile keeps the fingerprint of the file that this node last had.
-const spokenFile = "spoken"
+// spokenFile keeps what is known of the file that this node last had.
+const spokenFile = "spoken.json"
 
-// specOf returns what a configuration means for decisions, now.
-func (n *node) specOf(cfg *config.Config) rota.Spec {
-	spec := specOf(cfg)
-	spec.Vantages = n.vantagesOf(n.raft.State(), cfg)
-	return spec
+// fingerprint tells one configuration from another in two ways: by what it means for decisions, which leaves out who and where the node
+// is, and by what stands in its files. An edit changes both; a newer version of rota may read another meaning out of the same files, and
+// that is no edit.
+type fingerprint struct {
+	Meaning string `json:"meaning"`
+	Files   string `json:"files"`
 }
 
-// fingerprint tells whether a configuration was edited. Who and where the node is does not count.
-func fingerprint(cfg *config.Config) (string, error) {
+func fingerprintOf(cfg *config.Config) (fingerprint, error) {
 	spec := specOf(cfg)
 	spec.Vantages = nil
 	b, err := json.Marshal(struct {
@@ -41,59 +42,102 @@ func fingerprint(cfg *config.Config) (string, error) {
 		Nodes  bool
 	}{spec, cfg.Agents, cfg.NodesVote})
 	if err != nil {
-		return "", err
+		return fingerprint{}, err
 	}
 	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:]), nil
+	return fingerprint{hex.EncodeToString(sum[:]), cfg.Sources.Fingerprint()}, nil
 }
 
-// alone reports whether no other node's file could matter.
-func (n *node) alone() bool { return n.net == nil || len(n.raft.Members()) < 2 }
+// specOf returns what a configuration means for decisions, now.
+func (n *node) specOf(cfg *config.Config) rota.Spec {
+	spec := specOf(cfg)
+	spec.Vantages = n.vantagesOf(n.raft.State(), cfg)
+	return spec
+}
 
-// spoke notes that the node has this file.
-func (n *node) spoke(cfg *config.Config) error {
-	sum, err := fingerprint(cfg)
-	if err != nil || n.net == nil {
-		return err
+// alone reports whether no other node's file could matter: there is none, and never was.
+func (n *node) alone() bool {
+	if n.net == nil {
+		return true
+	}
+	st := n.raft.State()
+	return len(n.raft.Members()) == 1 && len(st.Nodes()) <= 1 && len(st.Removed()) == 0
+}
+
+// spoke notes that the node has this file. A note that cannot be written makes the file count as edited at the next start; that stops
+// nothing now.
+func (n *node) spoke(cfg *config.Config) {
+	if n.net == nil {
+		return
 	}
 	path := filepath.Join(n.dir, spokenFile)
-	if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == sum {
-		return nil
+	now, err := fingerprintOf(cfg)
+	if err == nil {
+		if had, err := n.spoken(); err == nil && had == now {
+			return
+		}
+		var b []byte
+		if b, err = json.Marshal(now); err == nil {
+			_, err = keep(path, bytes.NewReader(append(b, '\n')))
+		}
 	}
-	if err := os.WriteFile(path+".tmp", []byte(sum+"\n"), 0o600); err != nil {
-		return err
+	if err != nil {
+		n.log.Error("what this node's configuration file says could not be noted; at its next start the file counts as edited", "file", path, "error", err)
 	}
-	return os.Rename(path+".tmp", path)
+}
+
+// spoken returns what was noted last.
+func (n *node) spoken() (f fingerprint, err error) {
+	path := filepath.Join(n.dir, spokenFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return f, err
+	}
+	if err := json.Unmarshal(b, &f); err != nil {
+		return f, fmt.Errorf("%s: %w", path, err)
+	}
+	return f, nil
 }
 
 // edited reports whether the file is another one than this node had when it last ran. A node that has just joined had none: its file
 // does not speak.
 func (n *node) edited(cfg *config.Config) (bool, error) {
-	b, err := os.ReadFile(filepath.Join(n.dir, spokenFile))
+	had, err := n.spoken()
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	sum, err := fingerprint(cfg)
-	return strings.TrimSpace(string(b)) != sum, err
+	now, err := fingerprintOf(cfg)
+	return now.Meaning != had.Meaning && now.Files != had.Files, err
+}
+
+// difference is what was last found of a configuration and the services in force. It is immutable.
+type difference struct {
+	of   *config.Config
+	in   []rota.Service
+	text string
 }
 
 // differs says that this node's file is not what is in force, or nothing.
 func (n *node) differs() string {
-	now := n.current.Load()
-	spec := n.specOf(now.cfg)
-	in := n.raft.State().Spec()
-	if len(in.Services) == 0 {
+	cfg, in := n.current.Load().cfg, n.raft.State().Spec()
+	if n.net == nil || len(in.Services) == 0 {
 		return ""
 	}
+	if d := n.differed.Load(); d != nil && d.of == cfg && sameSlice(d.in, in.Services) {
+		return d.text
+	}
+	d := &difference{of: cfg, in: in.Services}
+	spec := specOf(cfg)
 	spec.Vantages, in.Vantages = nil, nil
-	if same, err := sameSpec(spec, in); err != nil || same {
-		return ""
+	if same, err := sameSpec(spec, in); err == nil && !same {
+		d.text = "the configuration file of this node differs from the configuration in force, which was edited on another node, restored, or read by another version of rota: " +
+			"make the files equal, or edit this one for it to count"
 	}
-	return "the configuration file of this node differs from the configuration in force, which was edited on another node: " +
-		"make the files equal, or edit this one for it to count"
+	n.differed.Store(d)
+	return d.text
 }
 
 // speakAgain is how soon a file that was edited while the node was down is said again when nobody could order it.
@@ -101,17 +145,24 @@ const speakAgain = 2 * time.Second
 
 // speak puts the file of a node that starts in force if it was edited while the node was down.
 func (n *node) speak(ctx context.Context) error {
+	n.reloading.Lock()
 	cfg := n.current.Load().cfg
 	edited, err := n.edited(cfg)
-	if err != nil {
-		return err
+	switch {
+	case err != nil:
+		// What was there before is not known. To believe an older file would be worse than to ask for another edit.
+		n.log.Error("whether the configuration file was edited while this node was down is not known, so it is taken not to be; if it was, reload it", "error", err)
+		fallthrough
+	case !edited:
+		n.spoke(cfg)
 	}
+	n.reloading.Unlock()
 	for edited {
 		n.reloading.Lock()
 		now := n.current.Load().cfg
 		err := n.respec(ctx, now)
 		if err == nil {
-			err = n.spoke(now)
+			n.spoke(now)
 		}
 		n.reloading.Unlock()
 		if err == nil {
@@ -121,11 +172,6 @@ func (n *node) speak(ctx context.Context) error {
 		n.log.Warn("the configuration was edited while this node was down and could not be put in force yet", "again_in", speakAgain, "error", err)
 		if err := pause(ctx, speakAgain, nil); err != nil {
 			return nil
-		}
-	}
-	if !edited {
-		if err := n.spoke(cfg); err != nil {
-			return fmt.Errorf("%s: %w", filepath.Join(n.dir, spokenFile), err)
 		}
 	}
 	<-ctx.Done()

@@ -127,18 +127,15 @@ func (n *node) reports(agents http.Handler) http.HandlerFunc {
 // takeFromNode takes a report that another node sends: its own, or one of an agent that it speaks for.
 func (n *node) takeFromNode(who link.Identity, r *http.Request, b []byte) error {
 	vantage := r.Header.Get(agent.VantageHeader)
+	name, ok := n.nameOf(who)
+	if !ok {
+		return refusalOf(fmt.Errorf("%s is not one of the cluster yet: %w", who, cluster.ErrVantage))
+	}
 	if vantage == "" {
-		name, ok := n.nameOf(who)
-		if !ok {
-			return refusalOf(fmt.Errorf("%s is not one of the cluster yet: %w", who, cluster.ErrVantage))
-		}
 		if err := n.inbox.Take(name, r.RemoteAddr, 0, b); err != nil {
 			return refusalOf(err)
 		}
 		return nil
-	}
-	if !n.hasMember(who) {
-		return refusalOf(fmt.Errorf("%s is not one of the cluster: %w", who, cluster.ErrVantage))
 	}
 	if !n.isAgent(vantage) {
 		return refusalOf(fmt.Errorf("%s speaks for %s, which is no agent: %w", who, rota.CleanReason("%s", vantage), cluster.ErrVantage))
@@ -181,6 +178,7 @@ func refusalOf(err error) *agent.Refusal {
 		{cluster.ErrVantage, http.StatusForbidden, ""},
 		{cluster.ErrName, http.StatusForbidden, ""},
 		{cluster.ErrReplay, http.StatusConflict, agent.RefusedReplay},
+		{cluster.ErrAged, http.StatusConflict, agent.RefusedReplay},
 		{cluster.ErrTwice, http.StatusConflict, agent.RefusedTwice},
 		{rota.ErrTable, http.StatusConflict, agent.RefusedTable},
 		{cluster.ErrRate, http.StatusTooManyRequests, ""},
@@ -227,11 +225,11 @@ func (n *node) vantagesOf(st *rota.State, cfg *config.Config) []rota.Vantage {
 		if slices.ContainsFunc(nodes, func(v rota.Vantage) bool { return v.Name == a.Name }) {
 			continue // whoever bears a node's name would have its vote
 		}
-		site := a.Site
-		if site == "" {
-			site = n.siteOf(st, a.Name)
+		v := rota.Vantage{Name: a.Name, Site: a.Site, Agent: true}
+		if v.Site == "" {
+			v.Site, v.Said = n.siteOf(st, a.Name), true
 		}
-		out = append(out, rota.Vantage{Name: a.Name, Site: site, Agent: true})
+		out = append(out, v)
 	}
 	slices.SortFunc(out, func(a, b rota.Vantage) int { return strings.Compare(a.Name, b.Name) })
 	return out
@@ -243,7 +241,7 @@ func (n *node) siteOf(st *rota.State, name string) string {
 		return site
 	}
 	for _, v := range st.Spec().Vantages {
-		if v.Agent && v.Name == name && v.Site != "" {
+		if v.Said && v.Name == name {
 			return v.Site
 		}
 	}
@@ -260,10 +258,9 @@ func (n *node) keepVantages(ctx context.Context) error {
 		st := n.raft.State()
 		spec := st.Spec()
 		want := n.vantagesWanted(st)
-		if len(spec.Services)+len(spec.Vantages) > 0 && !slices.Equal(spec.Vantages, want) {
-			spec.Vantages = want
+		if len(spec.Services)+len(spec.Vantages) > 0 && len(want) > 0 && !slices.Equal(spec.Vantages, want) {
 			if _, err := n.raft.AppendHere(ctx, rota.Event{
-				Kind: rota.EventSpec, Actor: n.name, Reason: "who votes: " + voters(want), Spec: &spec,
+				Kind: rota.EventVantages, Actor: n.name, Reason: "who votes: " + voters(want), Vantages: want,
 			}); err != nil {
 				return err
 			}
@@ -279,19 +276,18 @@ func (n *node) keepVantages(ctx context.Context) error {
 	}
 }
 
-// vantagesWanted is vantagesOf by what the state knows: agents stand in it by name, and nodes if they vote. Where agents are this node's
-// file may say.
+// vantagesWanted is vantagesOf by what the state knows: agents stand in it by name, with the site that was configured if one was, and nodes
+// if they vote. No file of this node matters: it need not be the one in force.
 func (n *node) vantagesWanted(st *rota.State) []rota.Vantage {
 	cfg := *n.current.Load().cfg
-	known := make(map[string]string, len(cfg.Agents))
-	for _, a := range cfg.Agents {
-		known[a.Name] = a.Site
-	}
 	cfg.Agents, cfg.NodesVote = nil, false
 	for _, v := range st.Spec().Vantages {
-		if v.Agent {
-			cfg.Agents = append(cfg.Agents, config.Agent{Name: v.Name, Site: known[v.Name]})
-		} else {
+		switch {
+		case v.Agent && v.Said:
+			cfg.Agents = append(cfg.Agents, config.Agent{Name: v.Name})
+		case v.Agent:
+			cfg.Agents = append(cfg.Agents, config.Agent{Name: v.Name, Site: v.Site})
+		default:
 			cfg.NodesVote = true
 		}
 	}

@@ -77,7 +77,7 @@ func (c *Collector) count(s *rota.State) map[rota.EndpointID]uint64 {
 	respecified := false
 	for _, r := range c.o.Records(c.after, 0) {
 		c.after = r.Event.Index
-		respecified = respecified || r.Event.Kind == rota.EventSpec
+		respecified = respecified || r.Event.Kind == rota.EventSpec || r.Event.Kind == rota.EventRestore
 		for _, t := range r.Transitions {
 			for _, a := range symmetric(t.Before, t.After) {
 				if addr, err := netip.ParseAddr(a); err == nil {

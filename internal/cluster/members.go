@@ -451,6 +451,9 @@ func (n *Node) tendOnce(ctx context.Context) error {
 		return errNotIn
 	}
 	round, _ := n.round.load()
+	if round == nil && n.raft.Load().State() == raft.Leader {
+		return ErrNotLeader // a term begins with its EventLead
+	}
 	if me.Address != n.address() {
 		if round == nil {
 			return fmt.Errorf("the cluster knows this node at %s, but it is at %s: add it again with its new address", me.Address, n.address())

@@ -68,6 +68,7 @@ type Node struct {
 	wire     *guarded
 	raft     atomic.Pointer[raft.Raft]
 	disk     *disk
+	mark     mark
 	history  *history
 	unlock   func() error
 	stop     context.CancelFunc // ends the node's own goroutines
@@ -149,6 +150,7 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 			if n.disk != nil {
 				_ = n.disk.Close()
 			}
+			_ = n.mark.f.Close() // os.ErrInvalid when it was not opened
 			_ = n.unlock()
 		}
 	}()
@@ -161,6 +163,9 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 		return nil, err
 	}
 	if n.disk, err = n.openDisk(through); err != nil {
+		return nil, err
+	}
+	if n.mark, err = openMark(n.dir); err != nil {
 		return nil, err
 	}
 	cut, _ := filepath.Glob(filepath.Join(n.dir, raftDir, "snapshots", "*.tmp")) // by kills while they were written; raft leaves them
@@ -487,7 +492,7 @@ func (n *Node) Close() error {
 		n.own.Wait()
 		err := down.Error() // closes the transport
 		n.carrying.Wait()
-		n.err = errors.Join(err, n.wire.Close(), n.save(), n.disk.Close(), n.unlock())
+		n.err = errors.Join(err, n.wire.Close(), n.save(), n.disk.Close(), n.mark.f.Close(), n.unlock())
 	})
 	return n.err
 }
@@ -627,6 +632,7 @@ func (m *machine) Apply(l *raft.Log) any {
 		r.Transitions = rota.Transitions(v.state, next)
 	}
 	n.history.add(r, size)
+	n.mark.set(l.Index, l.Term)
 	n.view.store(view{next, l.Term})
 	n.fed.Add(1)
 	n.grew.Add(int64(len(l.Data)))

@@ -41,7 +41,11 @@ func (c *Config) Effective() []byte {
 			doc.set("publish", publishers)
 		}
 	}
-	doc.set("ownership", mapOf("registry", "none", "owner", c.Owner))
+	ownership := mapOf("registry", "none")
+	if c.Owner != "" {
+		ownership.set("owner", c.Owner)
+	}
+	doc.set("ownership", ownership)
 	services := mapOf()
 	for _, v := range c.Spec.Services {
 		services.set(v.Name.Short(), serviceNode(v))

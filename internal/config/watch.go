@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"maps"
 	"slices"
 	"time"
@@ -19,6 +20,12 @@ type Sources struct {
 
 // sum is one number for all of it.
 type sum [sha256.Size]byte
+
+// Fingerprint returns what tells these sources from others, in hexadecimal digits: other files, or other content.
+func (s Sources) Fingerprint() string {
+	now := s.seen()
+	return hex.EncodeToString(now[:])
+}
 
 // seen returns the sum of what was read.
 func (s Sources) seen() sum {

@@ -16,6 +16,7 @@ const (
 	EventTick      EventKind = "tick"      // time passed: overrides expire, holds end
 	EventLead      EventKind = "lead"      // a node began to lead
 	EventPublished EventKind = "published" // a publisher changed a DNS
+	EventVantages  EventKind = "vantages"  // who votes, whole; the rest of the configuration stays
 	EventNodes     EventKind = "nodes"     // nodes came, left or changed their name
 	EventRestore   EventKind = "restore"   // configuration and overrides become, whole, those of a backup
 )
@@ -23,7 +24,7 @@ const (
 // Known reports whether this version knows the kind.
 func (k EventKind) Known() bool {
 	switch k {
-	case EventSpec, EventVerdicts, EventOverride, EventLift, EventTick, EventLead, EventPublished, EventNodes, EventRestore:
+	case EventSpec, EventVerdicts, EventOverride, EventLift, EventTick, EventLead, EventPublished, EventVantages, EventNodes, EventRestore:
 		return true
 	}
 	return false
@@ -43,6 +44,7 @@ type Event struct {
 	Lift      []EndpointID `json:"lift,omitempty"`
 	Lead      *Lead        `json:"lead,omitempty"`
 	Published *Published   `json:"published,omitempty"`
+	Vantages  []Vantage    `json:"vantages,omitempty"`
 	Nodes     []Node       `json:"nodes,omitempty"`
 	Removed   []Removed    `json:"removed,omitempty"` // that a backup knows of
 }

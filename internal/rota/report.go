@@ -14,6 +14,7 @@ type Vantage struct {
 	Site string `json:"site"`
 
 	Agent bool `json:"agent,omitempty"` // it is no node: accepted by name, without a vote on the order of events
+	Said  bool `json:"said,omitempty"`  // its site is what it says of itself: nobody configured one
 }
 
 // Opinion is what one vantage holds of one target. It is immutable: a vantage whose opinion, class or reason changes makes a new

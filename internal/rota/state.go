@@ -239,6 +239,13 @@ func (t *transaction) apply(e Event) error {
 		}
 		t.lead = *e.Lead
 	case EventPublished:
+	case EventVantages:
+		if len(e.Vantages) == 0 {
+			return errors.New("names nobody who votes")
+		}
+		spec := t.compiled().spec
+		spec.Vantages = e.Vantages
+		return t.respec(spec)
 	case EventNodes:
 		return t.enrol(e.Nodes)
 	case EventRestore:

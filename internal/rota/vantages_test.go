@@ -160,3 +160,32 @@ func TestMajorityFollowsVantages(t *testing.T) {
 		}
 	}
 }
+
+// Who votes changes alone: a configuration that was ordered meanwhile stays.
+func TestVantagesEvent(t *testing.T) {
+	s := inEachWay(t, "a", "b", "c")
+	before := s
+	apply := func(vs ...Vantage) error {
+		next, err := s.Apply(Event{Index: s.Index() + 1, At: s.At(), Kind: EventVantages, Vantages: vs})
+		s = next
+		return err
+	}
+	if err := apply(Vantage{Name: "a", Site: "x"}, Vantage{Name: "d", Site: "y", Agent: true, Said: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(s.Spec().Vantages); got != "[{a x false false} {d y true true}]" {
+		t.Error(got)
+	}
+	if len(s.Services()) != len(before.Services()) || len(before.Spec().Vantages) != 3 || s.Serial() != before.Serial() {
+		t.Error("something else changed")
+	}
+	again, err := Restore(s.Snapshot())
+	if err != nil || fmt.Sprint(again.Spec().Vantages) != fmt.Sprint(s.Spec().Vantages) {
+		t.Error(again.Spec().Vantages, err)
+	}
+	for _, bad := range [][]Vantage{nil, {{Name: "a"}, {Name: "a"}}, {{}}} {
+		if err := apply(bad...); err == nil || len(s.Spec().Vantages) != 2 {
+			t.Errorf("%v: %v", bad, err)
+		}
+	}
+}

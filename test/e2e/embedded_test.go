@@ -161,9 +161,7 @@ func TestEmbeddedReload(t *testing.T) {
 		t.Errorf("after a refused reload: %v, %v", got, err)
 	}
 	n.write(strings.Replace(embedded(port, ""), "127.0.0.2, ", "", 1))
-	if err := n.cmd.Process.Signal(syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
+	n.signal(t, syscall.SIGHUP)
 	eventually(t, "the removed endpoint has left", answers(n.dns, www, dns.TypeA, three[1], three[2]))
 }
 
