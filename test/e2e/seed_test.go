@@ -61,7 +61,7 @@ type job struct {
 func begin(t *testing.T, log *logBuffer, env []string, args ...string) *job {
 	t.Helper()
 	j := &job{cmd: exec.Command(binary, args...), log: log, done: make(chan struct{})}
-	j.cmd.Env = append(os.Environ(), env...)
+	j.cmd.Env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0"), env...) // or each would take a second to end
 	j.cmd.Stdout, j.cmd.Stderr = log, log
 	j.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := j.cmd.Start(); err != nil {
