@@ -257,7 +257,7 @@ func membersOnly[In, Out any](n *node, do func(ctx context.Context, from link.Id
 // serve answers peers from now on.
 func (n *node) serve() error {
 	agents, err := agent.NewServer(agent.ServerOptions{
-		Identify: identify, Targets: func() []rota.Target { return n.raft.State().Targets() },
+		Identify: identify, Targets: n.given,
 		Changed: n.ledOrChanged, Lead: n.leadWord, Nodes: n.net.addresses, Report: n.takeReport, Log: n.log.With("room", "agent"),
 	})
 	if err != nil {
@@ -277,6 +277,15 @@ func (n *node) serve() error {
 	var h http.Handler = mux
 	n.net.serv.Store(&h)
 	return nil
+}
+
+// given returns the targets for agents: none where nothing is checked, and nil while there is no configuration.
+func (n *node) given() []rota.Target {
+	st := n.raft.State()
+	if ts := st.Targets(); len(ts) > 0 || len(st.Services()) == 0 {
+		return ts
+	}
+	return []rota.Target{}
 }
 
 // identify names the agent that asks.

@@ -214,6 +214,9 @@ const (
 	enqueue   = 5 * time.Second // an Append waits this long for raft's attention
 )
 
+// forwardWhole is how long a leader that is handed a whole configuration may take: it is large, and travels far.
+const forwardWhole = 30 * time.Second
+
 func (n *Node) raftConfig() *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(n.id.Node)
@@ -352,7 +355,11 @@ func (n *Node) appendOnce(ctx context.Context, e rota.Event) (rota.Event, error)
 		return e, ErrClosed
 	}
 	defer n.appends.leave()
-	ctx, cancel := context.WithTimeout(ctx, enqueue)
+	wait := enqueue
+	if e.Spec != nil {
+		wait = forwardWhole
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	defer context.AfterFunc(n.life, cancel)()
 	return n.net.Forward(ctx, leader, e)

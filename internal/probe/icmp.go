@@ -455,6 +455,19 @@ func probeICMP(ctx context.Context, r *run) finding {
 		finish()
 		return *f
 	}
+	deadline, bounded := ctx.Deadline()
+	take := func(a result) {
+		switch {
+		case bounded && a.at.After(deadline): // it was there to be looked at, but too late
+		case a.failure == "":
+			got++
+			fmt.Fprintf(&log, "reply %d after %v\n", got, a.at.Sub(begun).Round(time.Microsecond))
+		default:
+			failed++
+			failure = a.failure
+			fmt.Fprintf(&log, "error after %v: %s\n", a.at.Sub(begun).Round(time.Microsecond), failure)
+		}
+	}
 	tick := next.C
 	for got+failed < count {
 		if sent == count {
@@ -468,16 +481,12 @@ func probeICMP(ctx context.Context, r *run) finding {
 			}
 			continue
 		case a := <-answers:
-			if a.failure == "" {
-				got++
-				fmt.Fprintf(&log, "reply %d after %v\n", got, a.at.Sub(begun).Round(time.Microsecond))
-			} else {
-				failed++
-				failure = a.failure
-				fmt.Fprintf(&log, "error after %v: %s\n", a.at.Sub(begun).Round(time.Microsecond), failure)
-			}
+			take(a)
 			continue
 		case <-ctx.Done():
+			for len(answers) > 0 { // what came in time counts, however busy this process was
+				take(<-answers)
+			}
 		}
 		break
 	}

@@ -1,7 +1,9 @@
 package probe
 
 import (
+	"context"
 	"encoding/binary"
+	"log/slog"
 	"net"
 	"net/netip"
 	"syscall"
@@ -111,6 +113,42 @@ func FuzzParseEcho(f *testing.F) {
 			t.Error("wrong sequence")
 		}
 	})
+}
+
+// What arrived before the deadline counts, and what arrived after it does not, whichever of them is looked at when.
+func TestPingJudgesByArrival(t *testing.T) {
+	addr := netip.MustParseAddr("192.0.2.1")
+	for range 50 {
+		s := &socket{raw: true, waiting: map[uint64]waiting{}}
+		end := time.Now().Add(-time.Second) // the process was kept from looking until now
+		ctx, cancel := context.WithDeadline(t.Context(), end)
+		at := []time.Time{end.Add(-time.Millisecond), end.Add(time.Millisecond), end.Add(-time.Microsecond)}
+		s.conn = answering{PacketConn: nil, sent: func() {
+			s.take(reply(s, s.number, func([]byte) {}), addr, at[s.number-1])
+		}}
+		p := newPinger(slog.New(slog.DiscardHandler))
+		p.socks[0] = s
+		var f finding
+		q := newQuestion(rota.Check{Kind: rota.KindICMP, Count: 1, Timing: rota.Timing{Timeout: time.Second}})
+		for i, want := range []rota.Status{rota.Up, rota.Down, rota.Up} {
+			f = probeICMP(ctx, &run{ping: p, addr: addr, q: q, trace: &Trace{}, parent: t.Context()})
+			if f.status != want {
+				t.Fatalf("answer %d: %+v, want %v", i, f, want)
+			}
+		}
+		cancel()
+	}
+}
+
+// answering is a connection over which every request is answered while it is sent.
+type answering struct {
+	net.PacketConn
+	sent func()
+}
+
+func (a answering) WriteTo(b []byte, _ net.Addr) (int, error) {
+	a.sent()
+	return len(b), nil
 }
 
 func TestTimeoutOfNothing(t *testing.T) {

@@ -1,0 +1,176 @@
+package probe
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// What was seen up and failed since is counted, and what never was up, or could not be seen, is not.
+func TestSight(t *testing.T) {
+	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
+	seen := func(s rota.Status, n int) rota.Observation { return rota.Observation{Status: s, At: at(n)} }
+	s := &sight{}
+	for i, c := range []struct {
+		see      rota.Status
+		moved    int
+		up, down int // seconds; 0: not set
+	}{
+		{rota.Down, 0, 0, 0}, // it never was up
+		{rota.Unknown, 0, 0, 0},
+		{rota.Up, 0, 3, 0},
+		{rota.Unknown, 0, 3, 0},
+		{rota.Down, 1, 3, 5},
+		{rota.Down, 0, 3, 5}, // the first failure counts
+		{rota.Unknown, 0, 3, 5},
+		{rota.Up, -1, 8, 0},
+		{rota.Up, 0, 9, 0},
+	} {
+		if got := s.see(seen(c.see, i+1)); got != c.moved {
+			t.Errorf("%d: %v moved %d, want %d", i+1, c.see, got, c.moved)
+		}
+		is := func(got time.Time, want int) bool {
+			return want == 0 && got.IsZero() || want != 0 && got.Equal(at(want))
+		}
+		if !is(s.up, c.up) || !is(s.down, c.down) {
+			t.Errorf("%d: up %v, down %v, want %d, %d", i+1, s.up, s.down, c.up, c.down)
+		}
+	}
+}
+
+// fallen counts by hand what Fallen keeps count of.
+func fallen(p *Prober) int {
+	n := 0
+	for _, s := range p.Sights(func(rota.TargetID) bool { return false }) {
+		if !s.Down.IsZero() {
+			n++
+		}
+	}
+	return n
+}
+
+func TestSights(t *testing.T) {
+	scene(t, Options{}, func(p *Prober, w *world) {
+		ts := targets(20)
+		dead := ts[:0:0]
+		w.answer = func(id rota.TargetID, _ int) finding {
+			if slices.ContainsFunc(dead, func(t rota.Target) bool { return t.ID == id }) {
+				return down(rota.ClassTimeout, "no answer")
+			}
+			return up("fine")
+		}
+		kill := func(ts []rota.Target) {
+			w.mu.Lock()
+			dead = ts
+			w.mu.Unlock()
+		}
+		check := func(what string, want, of int) {
+			t.Helper()
+			synctest.Wait()
+			all := p.Sights(func(rota.TargetID) bool { return false })
+			if p.Fallen() != want || fallen(p) != want || len(all) != of {
+				t.Errorf("%s: %d fallen, %d by hand, of %d; want %d of %d", what, p.Fallen(), fallen(p), len(all), want, of)
+			}
+		}
+		p.Set(ts)
+		time.Sleep(15 * time.Second)
+		check("all are up", 0, 20)
+		kill(ts[:12])
+		time.Sleep(12 * time.Second)
+		check("twelve failed", 12, 20)
+
+		// Only what fell is asked about, and said to be shared.
+		asked := 0
+		shared := 0
+		for _, s := range p.Sights(func(id rota.TargetID) bool { asked++; return id == ts[3].ID }) {
+			if s.Shared {
+				shared++
+				if s.Address != ts[3].Address || s.Up.IsZero() || !s.Down.After(s.Up) {
+					t.Errorf("%+v", s)
+				}
+			}
+		}
+		if asked != 12 || shared != 1 {
+			t.Errorf("asked of %d, %d shared", asked, shared)
+		}
+
+		p.Set(ts[2:])
+		check("two of those that fell are gone", 10, 18)
+		p.Set(ts)
+		check("they came back and were not seen up since", 10, 20)
+		time.Sleep(30 * time.Second)
+		check("nor seen at all", 10, 20)
+		kill(nil)
+		time.Sleep(12 * time.Second)
+		check("all are up again", 0, 20)
+		p.Set(nil)
+		check("nothing is left", 0, 0)
+	})
+}
+
+// What a probe found of a target that was dropped and wanted again meanwhile is nobody's sight.
+func TestSightOfReplaced(t *testing.T) {
+	scene(t, Options{}, func(p *Prober, w *world) {
+		ts := targets(1)
+		p.Set(ts)
+		time.Sleep(15 * time.Second)
+		synctest.Wait()
+		old := p.Sights(func(rota.TargetID) bool { return false })[0]
+		if old.Up.IsZero() {
+			t.Fatal("it was not seen")
+		}
+		// A probe that takes its time, and fails.
+		w.mu.Lock()
+		w.took, w.answer = 2*time.Second, func(rota.TargetID, int) finding { return down(rota.ClassTimeout, "no answer") }
+		w.mu.Unlock()
+		for w.inFlight() == 0 {
+			time.Sleep(100 * time.Millisecond)
+			synctest.Wait()
+		}
+		p.Set(nil)
+		p.Set(ts)
+		synctest.Wait()
+		w.mu.Lock()
+		w.took, w.answer = time.Millisecond, func(rota.TargetID, int) finding { return up("fine") }
+		w.mu.Unlock()
+		if now := p.Sights(func(rota.TargetID) bool { return false }); len(now) != 1 || p.Fallen() != 0 || !now[0].Down.IsZero() {
+			t.Errorf("%+v, %d fallen", now, p.Fallen())
+		}
+		time.Sleep(15 * time.Second)
+		synctest.Wait()
+		if now := p.Sights(func(rota.TargetID) bool { return false })[0]; !now.Up.After(old.Up) || !now.Down.IsZero() || p.Fallen() != 0 {
+			t.Errorf("%+v after %+v, %d fallen", now, old, p.Fallen())
+		}
+	})
+}
+
+func (w *world) inFlight() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.flying)
+}
+
+// BenchmarkSights measures what a vantage pays twice a second while much has fallen, and what it remembers.
+func BenchmarkSights(b *testing.B) {
+	for _, n := range []int{1_000, 100_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p := New(Options{})
+			s := newScheduler(p, nil)
+			p.Set(targets(n))
+			s.apply()
+			now := time.Now()
+			for _, e := range s.order {
+				e.sight.see(rota.Observation{Status: rota.Up, At: now})
+				e.sight.see(rota.Observation{Status: rota.Down, At: now.Add(time.Second)})
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				rota.SelfDoubt(p.Sights(func(rota.TargetID) bool { return false }), now.Add(2*time.Second))
+			}
+		})
+	}
+}
