@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -259,6 +260,21 @@ func summary(r api.Record) string {
 		}
 	case rota.EventVantages:
 		out = append(out, count(len(e.Vantages), "vantage"))
+	case rota.EventNodes:
+		for _, x := range e.Nodes {
+			switch {
+			case x.Gone:
+				out = append(out, "node "+cmp.Or(x.Name, x.ID)+" is out")
+			case x.Site != "" && x.Site != x.Name:
+				out = append(out, "node "+x.Name+" in "+x.Site)
+			default:
+				out = append(out, "node "+x.Name)
+			}
+		}
+	case rota.EventRestore:
+		if e.Spec != nil {
+			out = append(out, "restored the configuration of "+count(len(e.Spec.Services), "service")+" and "+count(len(e.Overrides), "override"))
+		}
 	case rota.EventVerdicts:
 		verdicts := make([]string, len(e.Verdicts))
 		for i, v := range e.Verdicts {
