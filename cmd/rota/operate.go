@@ -145,7 +145,8 @@ func (n *node) memberOf(ctx context.Context, c command) (cluster.Member, error) 
 	}
 	var d description
 	if err := n.net.call(ctx, c.Address, http.MethodGet, nodePath, nil, &d); err != nil {
-		return cluster.Member{}, fmt.Errorf("%w: nobody at %s says who it is, so nothing was added: %v", cluster.ErrUnreachable, c.Address, err)
+		why := strings.TrimPrefix(err.Error(), cluster.ErrUnanswered.Error()+": ") // it was not the leader that was asked
+		return cluster.Member{}, fmt.Errorf("%w: nobody at %s says who it is, so nothing was added: %s", cluster.ErrUnreachable, c.Address, why)
 	}
 	if who != "" && who != d.ID && who != d.Name {
 		return cluster.Member{}, fmt.Errorf("%w: the node at %s is %s (%s), not %s", api.ErrConflict, c.Address, d.Name, d.ID, rota.CleanReason("%s", who))
@@ -155,7 +156,7 @@ func (n *node) memberOf(ctx context.Context, c command) (cluster.Member, error) 
 
 // takeIn takes in a node that waits for it and has a certificate of this cluster. Any node may be asked.
 func (n *node) takeIn(ctx context.Context, from link.Identity, c command) (changed, error) {
-	if from.ID != "" && from.ID != c.ID || from.ID == "" && from.Name != c.Name {
+	if from.ID != "" && from.ID != c.ID {
 		return changed{}, fmt.Errorf("%s asks for another node, %s", from, rota.CleanReason("%s", c.ID))
 	}
 	if from.ID == "" && (from.Name != c.Name || slices.ContainsFunc(n.raft.Members(), func(m cluster.Member) bool { return m.ID == c.ID && m.Name != c.Name })) {

@@ -424,6 +424,8 @@ func (n *Node) tend(ctx context.Context) {
 		switch {
 		case err == nil:
 			n.trouble.over(n.log, troubleMember)
+		case errors.Is(err, errNotIn) && n.Status().Removed:
+			n.trouble.say(n.log, troubleMember, errors.New("the cluster goes on without this node, which was removed: it answers with what it knew; to let it join again, give it an empty data directory"))
 		case errors.Is(err, errNotIn), errors.Is(err, ErrNoLeader), errors.Is(err, ErrNotLeader), errors.Is(err, ErrUnanswered), errors.Is(err, ErrClosed), ctx.Err() != nil:
 			wait = time.Second
 		default:
