@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -113,16 +114,23 @@ func bootstrap(ctx context.Context, cfg *config.Config, log *slog.Logger) (bool,
 	if aerr != nil {
 		return false, aerr
 	}
+	fresh := err != nil
+	look, instead := clusterAt, "`rota cluster token` there, `rota cluster join TOKEN` here"
+	if !own {
+		instead = "start it without --bootstrap"
+		if look, err = memberOfCluster(cfg, log); err != nil {
+			return false, err
+		}
+	}
 	for _, at := range cfg.Cluster.Join {
 		if at == address {
 			continue
 		}
-		if of, ok := clusterAt(ctx, at); ok {
-			return false, fmt.Errorf("%s is a node of cluster %s already: a second cluster would fight it over the DNS. Let this node join that one: "+
-				"`rota cluster token` there, `rota cluster join TOKEN` here", at, of)
+		if of, ok := look(ctx, at); ok {
+			return false, fmt.Errorf("%s is a node of cluster %s already: a second cluster would fight it over the DNS. Let this node join that one: %s", at, of, instead)
 		}
 	}
-	if err != nil {
+	if fresh {
 		if err := cluster.Begin(cluster.Options{Dir: dir, Node: cfg.Node.Name, Log: log, Network: &cluster.Network{
 			Address: address, Site: cfg.Node.Site, Cluster: externalID(cfg),
 		}}); err != nil {
@@ -154,6 +162,26 @@ func externalID(cfg *config.Config) string {
 		return ""
 	}
 	return cfg.Cluster.ID
+}
+
+// memberOfCluster returns what clusterAt is where certificates are made elsewhere: nobody joins there, so a node is asked who it is. One
+// that waits is of no cluster yet.
+func memberOfCluster(cfg *config.Config, log *slog.Logger) (func(context.Context, string) (string, bool), error) {
+	w := &network{log: log, cfg: cfg.Cluster, dir: cfg.Node.DataDir}
+	if err := w.credentials(cfg); err != nil {
+		return nil, err
+	}
+	d, err := link.NewDialer(link.DialerOptions{Credentials: w.creds, Timeout: 3 * time.Second, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	w.client = d.Client()
+	return func(ctx context.Context, at string) (string, bool) {
+		var said description
+		defer w.client.CloseIdleConnections()
+		err := w.call(ctx, at, http.MethodGet, nodePath, nil, &said)
+		return said.Status.Cluster, err == nil && said.Status.Voters > 0
+	}, nil
 }
 
 // clusterAt looks whether a node of a cluster answers at an address, and of which. It asks for nothing: the certificate that is shown to

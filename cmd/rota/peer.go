@@ -108,7 +108,7 @@ func (w *network) call(ctx context.Context, to, method, path string, in, out any
 	if encoding != "" {
 		req.Header.Set("Content-Encoding", encoding)
 	}
-	resp, err := w.port.Client().Do(req)
+	resp, err := w.client.Do(req)
 	if err != nil {
 		return fmt.Errorf("%w: %w", cluster.ErrUnanswered, err)
 	}
