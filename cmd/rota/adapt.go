@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/nameserver"
 	"github.com/rota-dns/rota/internal/probe"
@@ -80,10 +81,26 @@ func specOf(cfg *config.Config) rota.Spec {
 	return spec
 }
 
+// owner is who owns what is published, the same on all nodes: as configured, or the cluster. A node that ran alone before it had company
+// owned its zones by its own name, which the cluster takes them over from.
+func (n *node) owner(cfg *config.Config) (owner string, formerly func() []string) {
+	if cfg.Owner != "" {
+		return cfg.Owner, nil
+	}
+	return n.raft.Status().Cluster, func() []string {
+		var names []string
+		for _, x := range n.raft.State().Nodes() {
+			names = append(names, x.Name)
+		}
+		return names
+	}
+}
+
 // publishersOf makes the publishers of a configuration, sorted by name. None of them does anything yet.
 func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 	var out []*publish.Publisher
 	var errs []error
+	owner, formerly := n.owner(cfg)
 	for _, p := range cfg.Publishers {
 		backend, err := backendOf(p)
 		if err != nil {
@@ -91,7 +108,7 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 			continue
 		}
 		out = append(out, publish.New(publish.Options{
-			Name: p.Name, Backend: backend, Source: source{n}, Owner: cfg.Owner, Hold: n.seen.held,
+			Name: p.Name, Backend: backend, Source: source{n}, Owner: owner, Formerly: formerly, Hold: n.seen.held,
 			Record: func(ctx context.Context, done rota.Published) error {
 				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
 				return err
@@ -119,12 +136,35 @@ func backendOf(p config.Publisher) (publish.Backend, error) {
 	return nil, fmt.Errorf("no such type: %s", p.Type)
 }
 
+// appliedWithin bounds how long an event that the leader ordered is waited for here: the state then shows what was asked for.
+const appliedWithin = 5 * time.Second
+
+// awaitApplied waits until the event with an index is in this node's state, or long enough.
+func (n *node) awaitApplied(ctx context.Context, index uint64) {
+	ctx, cancel := context.WithTimeout(ctx, appliedWithin)
+	defer cancel()
+	for {
+		changed := n.raft.Changed()
+		if n.raft.State().Index() >= index {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
 // apiOptions shows the node to the API.
 func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 	o := api.Options{
 		Source: n.raft,
 		Append: func(ctx context.Context, e rota.Event) (rota.Event, error) {
 			e, err := n.raft.Append(ctx, e)
+			if err == nil {
+				n.awaitApplied(ctx, e.Index)
+			}
 			return e, errorsOf(err)
 		},
 		Records:       n.records,
@@ -257,16 +297,22 @@ func (n *node) plan(ctx context.Context) ([]api.Plan, error) {
 
 func (n *node) clusterStatus() api.ClusterStatus {
 	s := n.raft.Status()
-	out := api.ClusterStatus{
+	return api.ClusterStatus{
 		Cluster: s.Cluster, NodeID: s.NodeID, Node: s.Node, Raft: s.Raft, Term: s.Term, Leader: s.Leader, Leading: s.Leading,
 		Last: s.Last, Commit: s.Commit, Applied: s.Applied, Snapshot: s.Snapshot,
 		LastContact: s.LastContact, Voters: s.Voters, Voter: s.Voter, Removed: s.Removed, Behind: s.Behind, Since: s.Since,
-		Healthy: s.Healthy, Trouble: s.Trouble, Members: n.membersView(),
+		Healthy: s.Healthy, Trouble: n.trouble(s), Members: n.membersView(),
 	}
-	if text := n.differs(); text != "" {
-		out.Trouble = append(slices.Clone(out.Trouble), text)
+}
+
+// trouble is what is wrong although the node serves.
+func (n *node) trouble(s cluster.Status) []string {
+	if n.net != nil {
+		if text := n.differs(); text != "" {
+			return append(slices.Clone(s.Trouble), text)
+		}
 	}
-	return out
+	return s.Trouble
 }
 
 // vantageStats is what this node counted of the vantages that it heard.

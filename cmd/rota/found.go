@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -114,23 +115,23 @@ func bootstrap(ctx context.Context, cfg *config.Config, log *slog.Logger) (bool,
 	if aerr != nil {
 		return false, aerr
 	}
-	fresh := err != nil
-	look, instead := clusterAt, "`rota cluster token` there, `rota cluster join TOKEN` here"
-	if !own {
-		instead = "start it without --bootstrap"
-		if look, err = memberOfCluster(cfg, log); err != nil {
-			return false, err
-		}
-	}
 	for _, at := range cfg.Cluster.Join {
 		if at == address {
 			continue
 		}
-		if of, ok := look(ctx, at); ok {
-			return false, fmt.Errorf("%s is a node of cluster %s already: a second cluster would fight it over the DNS. Let this node join that one: %s", at, of, instead)
+		of, found, err := clusterOf(ctx, cfg, at)
+		if err != nil {
+			return false, err
+		}
+		if found {
+			how := "`rota cluster token` there, `rota cluster join TOKEN` here"
+			if !own {
+				how = "start it with `rota run` and without --bootstrap, and cluster.join leads it"
+			}
+			return false, fmt.Errorf("%s is a node of cluster %s already: a second cluster would fight it over the DNS. Let this node join that one: %s", at, of, how)
 		}
 	}
-	if fresh {
+	if err != nil {
 		if err := cluster.Begin(cluster.Options{Dir: dir, Node: cfg.Node.Name, Log: log, Network: &cluster.Network{
 			Address: address, Site: cfg.Node.Site, Cluster: externalID(cfg),
 		}}); err != nil {
@@ -164,26 +165,6 @@ func externalID(cfg *config.Config) string {
 	return cfg.Cluster.ID
 }
 
-// memberOfCluster returns what clusterAt is where certificates are made elsewhere: nobody joins there, so a node is asked who it is. One
-// that waits is of no cluster yet.
-func memberOfCluster(cfg *config.Config, log *slog.Logger) (func(context.Context, string) (string, bool), error) {
-	w := &network{log: log, cfg: cfg.Cluster, dir: cfg.Node.DataDir}
-	if err := w.credentials(cfg); err != nil {
-		return nil, err
-	}
-	d, err := link.NewDialer(link.DialerOptions{Credentials: w.creds, Timeout: 3 * time.Second, Log: log})
-	if err != nil {
-		return nil, err
-	}
-	w.client = d.Client()
-	return func(ctx context.Context, at string) (string, bool) {
-		var said description
-		defer w.client.CloseIdleConnections()
-		err := w.call(ctx, at, http.MethodGet, nodePath, nil, &said)
-		return said.Status.Cluster, err == nil && said.Status.Voters > 0
-	}, nil
-}
-
 // clusterAt looks whether a node of a cluster answers at an address, and of which. It asks for nothing: the certificate that is shown to
 // everybody who wants to join says it.
 func clusterAt(ctx context.Context, address string) (string, bool) {
@@ -212,6 +193,51 @@ func clusterAt(ctx context.Context, address string) (string, bool) {
 	return "that is not named", true
 }
 
+// clusterOf looks whether a node of a cluster answers at an address, and of which. Where certificates are made elsewhere nobody joins by
+// a token, so it is asked as a node asks a node; one that waits to be taken in is of no cluster yet.
+func clusterOf(ctx context.Context, cfg *config.Config, address string) (of string, found bool, err error) {
+	if cfg.Cluster.CertFile == "" {
+		of, found = clusterAt(ctx, address)
+		return of, found, nil
+	}
+	creds, err := link.LoadCredentials(link.CredentialOptions{
+		Files:    link.Files{CA: cfg.Cluster.CAFile, Cert: cfg.Cluster.CertFile, Key: cfg.Cluster.KeyFile},
+		External: &link.Mapping{Cluster: externalID(cfg), Nodes: cfg.Cluster.Nodes},
+	})
+	if err != nil {
+		return "", false, err
+	}
+	d, err := link.NewDialer(link.DialerOptions{Credentials: creds})
+	if err != nil {
+		return "", false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer func() {
+		cancel()
+		err = errors.Join(err, d.Run(ctx)) // ends what stands
+	}()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+nodePath, nil)
+	if err != nil {
+		return "", false, err
+	}
+	resp, err := d.Client().Do(req)
+	if no, refused := errors.AsType[*link.Refusal](err); refused {
+		return externalID(cfg), no.Reason == link.NotAllowed || no.Reason == link.OwnID, nil
+	}
+	if err != nil {
+		return "", false, nil // nobody is there
+	}
+	defer resp.Body.Close()
+	var who description
+	if resp.StatusCode == http.StatusOK {
+		err = json.NewDecoder(io.LimitReader(resp.Body, maxPeerAnswer)).Decode(&who)
+	}
+	if resp.StatusCode != http.StatusOK || err != nil {
+		return "", false, fmt.Errorf("a node answers at %s and does not say whether it is of a cluster (%s): begin a cluster when it does, or is gone", address, resp.Status)
+	}
+	return who.Status.Cluster, who.Status.Voters > 0, nil
+}
+
 func (a *app) joinCommand() *cobra.Command {
 	nonvoter := false
 	c := &cobra.Command{
@@ -235,7 +261,8 @@ with ` + "`rota run`" + `, it asks to be taken in and has a vote once it has cau
 				return err
 			}
 			if !joined {
-				fmt.Fprintf(a.err, "Node %s is of cluster %s already; the token was not used. Start it with `rota run`.\n", id.Name, id.Cluster)
+				fmt.Fprintf(a.err, "Node %s is of cluster %s already; the token was not used. Start it with `rota run`. If it was removed from\n"+
+					"the cluster: move its data directory %s away, and join again.\n", id.Name, id.Cluster, cfg.Node.DataDir)
 				return nil
 			}
 			fmt.Fprintf(a.err, "Node %s may join cluster %s. Start it with `rota run`; `rota cluster status` shows it come in.\n", id.Name, id.Cluster)

@@ -37,7 +37,6 @@ type network struct {
 	creds   *link.Credentials
 	tokens  *link.Tokens // nil: certificates are made elsewhere
 	port    *link.Port
-	client  *http.Client // calls other nodes
 
 	node atomic.Pointer[cluster.Node] // nil until the data directory is open
 	serv atomic.Pointer[http.Handler] // what peers are answered with; nil until the node is made
@@ -74,7 +73,6 @@ func newNetwork(cfg *config.Config, log *slog.Logger) (*network, error) {
 	if w.port, err = link.NewPort(o); err != nil {
 		return nil, err
 	}
-	w.client = w.port.Client()
 	return w, w.port.Listen(context.Background())
 }
 

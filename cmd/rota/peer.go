@@ -108,7 +108,7 @@ func (w *network) call(ctx context.Context, to, method, path string, in, out any
 	if encoding != "" {
 		req.Header.Set("Content-Encoding", encoding)
 	}
-	resp, err := w.client.Do(req)
+	resp, err := w.port.Client().Do(req)
 	if err != nil {
 		return fmt.Errorf("%w: %w", cluster.ErrUnanswered, err)
 	}
@@ -325,6 +325,7 @@ type description struct {
 func (n *node) describe(ctx context.Context, _ link.Identity, _ struct{}) (description, error) {
 	id := n.net.creds.Identity()
 	st := n.raft.Status()
+	st.Trouble = n.trouble(st)
 	d := description{
 		ID: st.NodeID, Name: st.Node, Site: n.net.site, Version: version(), Now: time.Now(), Expires: n.net.creds.Expires(), Status: st,
 	}

@@ -194,7 +194,7 @@ func (w *work) report(ctx context.Context) {
 			w.await(ctx, askGap)
 		default:
 			stale = 0
-			sleep(ctx, road.failed(err))
+			w.await(ctx, road.failed(err)) // another leader is told at once
 		}
 	}
 }

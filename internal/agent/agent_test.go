@@ -235,6 +235,25 @@ func TestAgentFailsOver(t *testing.T) {
 	})
 }
 
+// While nobody leads no node takes reports; whoever leads then is told at once, however long the agent would have waited.
+func TestAgentNewLeaderAfterNone(t *testing.T) {
+	a := newNode("a", one)
+	bubble(t, []*node{a}, func(t *testing.T, _ *prober) {
+		a.change(func(n *node) { n.deaf = errors.New("no node leads") })
+		wait(time.Minute)
+		for term := range 5 {
+			before := len(a.got())
+			a.change(func(n *node) { n.table.Lead, n.deaf = fmt.Sprint("n2/", term), nil })
+			wait(askGap)
+			if got := len(a.got()) - before; got != 1 {
+				t.Errorf("the new leader of term %d heard %d reports", term, got)
+			}
+			a.change(func(n *node) { n.deaf = errors.New("no node leads") })
+			wait(time.Minute)
+		}
+	})
+}
+
 // A node that can be asked and cannot hand on reports is left for reports only.
 func TestAgentDeafNode(t *testing.T) {
 	a, b := newNode("a", one), newNode("b", one)

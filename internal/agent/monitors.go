@@ -50,7 +50,7 @@ func plainHTTP(c rota.Check) error {
 	case c.Method != "" && c.Method != "GET":
 		return errors.New("healthagents know GET only")
 	case c.Host != "":
-		return errors.New("healthagents send the address as host")
+		return errors.New(`healthagents send the address as host: write host: "{}"`)
 	case len(c.Header) > 0:
 		return errors.New("healthagents send no headers of their own")
 	case len(c.ExpectHeader) > 0 || c.Body != "":

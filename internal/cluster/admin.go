@@ -7,8 +7,8 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// MembersIndex returns the index of the log's entry that last changed the members, as far as this node knows.
-func (n *Node) MembersIndex() uint64 { return n.raft.Load().GetConfiguration().Index() }
+// MembersIndex returns the index of the log's entry that last changed the members, as far as this node knows; 0: it does not know.
+func (n *Node) MembersIndex() uint64 { return n.membersAt.Load() }
 
 type previousKey struct{}
 

@@ -22,6 +22,7 @@ const (
 	previousFile = "state.json.prev"
 	raftDir      = "raft"
 	logFile      = "raft/raft.db"
+	markFile     = "raft/applied"
 )
 
 // openDir makes the data directory if need be and takes its lock.

@@ -133,6 +133,7 @@ func (l *raftLog) Name() string { return l.name }
 func (l *raftLog) Named(name string) hclog.Logger {
 	return &raftLog{l.log, l.name + name, l.args, l.said}
 }
+
 func (l *raftLog) ResetNamed(name string) hclog.Logger { return &raftLog{l.log, name, l.args, l.said} }
 func (l *raftLog) SetLevel(hclog.Level)                {} // slog's handler decides
 func (l *raftLog) GetLevel() hclog.Level               { return hclog.Trace }

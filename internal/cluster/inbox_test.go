@@ -1,11 +1,9 @@
 package cluster
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -507,8 +505,6 @@ func TestPassedOn(t *testing.T) {
 // TestTwoWithOneIdentity: the one that began last is heard; that the other lives is said, in the log and to itself.
 func TestTwoWithOneIdentity(t *testing.T) {
 	judged(t, spec(1, 3), func(b *bench) {
-		var log bytes.Buffer
-		b.log = slog.New(slog.NewTextHandler(&log, nil))
 		in, v := three(b)
 		twin := b.vantage(in, "a")
 		twin.incarnation = 555
@@ -526,10 +522,10 @@ func TestTwoWithOneIdentity(t *testing.T) {
 		if got := time.Since(st[0].Twice); got != 0 {
 			b.Errorf("last seen twice %v ago", got)
 		}
-		if !strings.Contains(log.String(), "another process began later to report as this vantage") {
-			b.Errorf("nothing about it in the log:\n%s", log.String())
+		if !strings.Contains(b.said.String(), "another process began later to report as this vantage") {
+			b.Errorf("nothing about it in the log:\n%s", b.said.String())
 		}
-		if n := strings.Count(log.String(), "report refused"); n > 9 {
+		if n := strings.Count(b.said.String(), "report refused"); n > 9 {
 			b.Errorf("%d lines", n)
 		}
 		time.Sleep(reportEvery)

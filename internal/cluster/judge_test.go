@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,13 +18,36 @@ import (
 type bench struct {
 	*testing.T
 	*Node
-	seq uint64
+	seq  uint64
+	said *notebook
+}
+
+// notebook is what a node logs.
+type notebook struct {
+	mu   sync.Mutex // guards text
+	text strings.Builder
+}
+
+func (n *notebook) Write(b []byte) (int, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.text.Write(b)
+}
+
+func (n *notebook) String() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.text.String()
 }
 
 func judged(t *testing.T, s *rota.Spec, f func(b *bench)) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		n := mustOpen(t, dir)
+		said := &notebook{}
+		n, err := Open(Options{Dir: dir, Node: "a", Log: slog.New(slog.NewTextHandler(said, nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
 		led(t, n)
 		mustAppend(t, n, rota.Event{Kind: rota.EventSpec, Spec: s})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -32,7 +57,7 @@ func judged(t *testing.T, s *rota.Spec, f func(b *bench)) {
 				t.Errorf("Lead: %v", err)
 			}
 		})
-		f(&bench{T: t, Node: n})
+		f(&bench{T: t, Node: n, said: said})
 		cancel()
 		wg.Wait()
 		mustClose(t, n)

@@ -2,9 +2,10 @@ package cluster
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -26,7 +27,14 @@ const (
 	longestPause  = 10 * time.Second
 )
 
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
+func jitter(d time.Duration) time.Duration { return d/2 + time.Duration(below(uint64(d/2)+1)) }
+
+// below draws a number below n. The randomness is crypto/rand's, which a test can seed.
+func below(n uint64) uint64 {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return binary.LittleEndian.Uint64(b[:]) % n
+}
 
 // watch follows raft's word on who leads. A round begins with its EventLead and ends with the leadership.
 func (n *Node) watch(ctx context.Context) {
@@ -270,7 +278,7 @@ func (n *Node) successor(able []Member) Member {
 	if i := slices.IndexFunc(able, func(m Member) bool { return m.ID == n.unfit.from }); i >= 0 && len(able) > 1 {
 		able = slices.Delete(able, i, i+1)
 	}
-	return able[rand.N(len(able))]
+	return able[below(uint64(len(able)))]
 }
 
 // followLeader shows who leads to whoever waits for another one.

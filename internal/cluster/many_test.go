@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -496,6 +497,60 @@ func TestUncommitted(t *testing.T) {
 	}, "a", "b", "c")
 }
 
+// A node of many that was killed before it saved its state serves, before it heard anybody, what it served before. Without a mark that it can
+// trust, it serves what it saved.
+func TestKilledBeforeItSaved(t *testing.T) {
+	for name, x := range map[string]struct {
+		spoil  func(mark []byte) []byte
+		newest bool
+	}{
+		"as it was":       {func(b []byte) []byte { return b }, true},
+		"no mark":         {func([]byte) []byte { return nil }, false},
+		"a torn mark":     {func(b []byte) []byte { b[3] ^= 1; return b }, false},
+		"of another log":  {func(b []byte) []byte { return markOf(binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])+1) }, false},
+		"beyond the log":  {func(b []byte) []byte { return markOf(binary.BigEndian.Uint64(b)+100, binary.BigEndian.Uint64(b[8:])) }, false},
+		"a short file":    {func(b []byte) []byte { return b[:10] }, false},
+		"more than there": {func(b []byte) []byte { return append(b, 1, 2, 3) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(m *many) {
+				t := m.T
+				mustAppend(t, m.leader(), rota.Event{Kind: rota.EventSpec, Spec: spec(3, 2)})
+				m.settle()
+				time.Sleep(2 * tendEvery)
+				n := m.follower()
+				dir := m.dirs[n.name]
+				saved, err := os.ReadFile(filepath.Join(dir, stateFile))
+				if err != nil {
+					t.Fatal(err)
+				}
+				before := n.State().Index()
+				mustAppend(t, m.leader(), drain(0, n.State()))
+				after := m.settle().Index()
+				m.stop(n.name)
+				edit(t, filepath.Join(dir, stateFile), func([]byte) []byte { return saved })
+				if err := os.Remove(filepath.Join(dir, previousFile)); err != nil {
+					t.Fatal(err)
+				}
+				edit(t, filepath.Join(dir, markFile), x.spoil)
+				m.net.Split([]string{n.name}, []string{m.leader().name})
+				again := m.start(n.name)
+				want := before
+				if x.newest {
+					want = after
+				}
+				if got := again.State().Index(); got != want {
+					t.Errorf("event %d is served, want %d; before the last one it was %d", got, want, before)
+				}
+				m.net.Heal()
+				if got := m.settle().Index(); got < after {
+					t.Errorf("event %d is what all hold in the end, want %d at least", got, after)
+				}
+			}, "a", "b", "c")
+		})
+	}
+}
+
 func TestSlowDisk(t *testing.T) { // L7
 	f := &faulty{}
 	bubble(t, func(m *many) {
@@ -806,7 +861,7 @@ func TestBootstrap(t *testing.T) {
 		_ = r.Close()
 		// One of many does not open as if it were alone.
 		m.stop(f.name)
-		if _, err := Open(Options{Dir: m.dirs[f.name], Node: f.name}); err == nil || !strings.Contains(err.Error(), "cluster.listen") {
+		if _, err := Open(Options{Dir: m.dirs[f.name], Node: f.name}); err == nil || !strings.Contains(err.Error(), "election: raft") {
 			t.Errorf("one of many, alone: %v", err)
 		}
 	}, "a", "b", "c")
@@ -877,6 +932,39 @@ func TestGrow(t *testing.T) {
 	})
 }
 
+// The index of the last change of members is the same on all nodes, outlives a restart, and guards a change that is made on another one.
+func TestMembersIndex(t *testing.T) {
+	bubble(t, func(m *many) {
+		a, b := m.nodes["a"], m.nodes["b"]
+		time.Sleep(time.Second) // followers hear a moment later what is committed
+		at := a.MembersIndex()
+		if at == 0 || b.MembersIndex() != at {
+			m.Fatalf("a knows %d and b %d", at, b.MembersIndex())
+		}
+		if err := a.Demote(WithMembersIndex(m.Context(), at), b.id.Node); err != nil {
+			m.Fatal(err)
+		}
+		if a.MembersIndex() <= at {
+			m.Errorf("after a change: %d, was %d", a.MembersIndex(), at)
+		}
+		voter := Member{ID: b.id.Node, Name: "b", Address: "b"}
+		if err := a.AddVoter(WithMembersIndex(m.Context(), at), voter); err == nil {
+			m.Error("a vote was given on what is over")
+		}
+		if err := a.AddVoter(WithMembersIndex(m.Context(), a.MembersIndex()), voter); err != nil {
+			m.Error(err)
+		}
+		at = a.MembersIndex()
+		if err := a.Compact(m.Context()); err != nil {
+			m.Fatal(err)
+		}
+		m.stop("a")
+		if got := m.start("a").MembersIndex(); got != at {
+			m.Errorf("after a restart: %d, want %d", got, at)
+		}
+	}, "a", "b", "c")
+}
+
 // TestHandOver stops the leader and has another one lead at once.
 func TestHandOver(t *testing.T) {
 	bubble(t, func(m *many) {
@@ -918,9 +1006,16 @@ func TestConfirmIsOfATerm(t *testing.T) {
 		if err := l.Confirm(t.Context(), l.Status().Term); err != nil {
 			t.Errorf("leading again: %v", err)
 		}
-		// The term ends while the majority is asked.
-		asked := make(chan error, 1)
+		// An answer to what was asked before, and is still under way, confirms nothing.
 		term = l.Status().Term
+		m.net.Weather(400*time.Millisecond, 0)
+		time.Sleep(10 * time.Second)
+		if now := m.leader(); now != l || now.Status().Term != term {
+			t.Fatal("another leads")
+		}
+		if err := l.Confirm(t.Context(), term); err != nil {
+			t.Errorf("on a slow network: %v", err)
+		}
 		var rest []string
 		for x := range m.nodes {
 			if x != l.name {
@@ -928,8 +1023,7 @@ func TestConfirmIsOfATerm(t *testing.T) {
 			}
 		}
 		m.net.Split([]string{l.name}, rest)
-		go func() { asked <- l.Confirm(t.Context(), term) }()
-		if err := <-asked; !errors.Is(err, ErrNotLeader) {
+		if err := l.Confirm(t.Context(), term); !errors.Is(err, ErrNotLeader) {
 			t.Errorf("cut off: %v", err)
 		}
 		m.net.Heal()

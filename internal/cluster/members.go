@@ -234,13 +234,13 @@ func (n *Node) AddNonvoter(ctx context.Context, m Member) error {
 // AddVoter takes a node in, waits until it answers and has caught up, and gives it a vote. A node that does not answer until ctx ends
 // is taken out again, so that a typing error cannot cost the majority.
 func (n *Node) AddVoter(ctx context.Context, m Member) error {
-	_, err := find(n.raft.Load().GetConfiguration().Configuration().Servers, m.ID)
+	s, err := find(n.raft.Load().GetConfiguration().Configuration().Servers, m.ID)
 	fresh := err != nil
 	if err := n.AddNonvoter(ctx, m); err != nil {
 		return err
 	}
-	if previous(ctx) != 0 {
-		ctx = WithMembersIndex(ctx, 0) // for what was asked; its own doing is no obstacle
+	if fresh || string(s.Address) != m.Address {
+		ctx = WithMembersIndex(ctx, 0) // it was looked at; its own doing is no obstacle
 	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -451,6 +451,9 @@ func (n *Node) tendOnce(ctx context.Context) error {
 		return errNotIn
 	}
 	round, _ := n.round.load()
+	if round == nil && n.raft.Load().State() == raft.Leader {
+		return ErrNotLeader // a term begins with its EventLead
+	}
 	if me.Address != n.address() {
 		if round == nil {
 			return fmt.Errorf("the cluster knows this node at %s, but it is at %s: add it again with its new address", me.Address, n.address())

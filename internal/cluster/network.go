@@ -70,6 +70,8 @@ func (t Timing) orDefault() Timing {
 type contact struct {
 	at   time.Time
 	last uint64 // index of the other's last log entry
+	term uint64 // in which it followed
+	call uint64 // number of the newest call that it answered so
 }
 
 // guarded is the transport as raft sees it: it drops what would break raft or its promises, and remembers who answered.
@@ -86,6 +88,7 @@ type guarded struct {
 	mu     sync.Mutex // guards what follows
 	heard  map[raft.ServerID]contact
 	commit uint64 // the highest index that a leader said is committed
+	calls  uint64 // that this node, as leader, has begun
 }
 
 var _ raft.WithPreVote = (*guarded)(nil)
@@ -215,10 +218,25 @@ func (n *Node) server(id raft.ServerID) (raft.Server, bool) {
 	return raft.Server{}, false
 }
 
-func (g *guarded) answered(id raft.ServerID, last uint64) {
+// begin numbers a call.
+func (g *guarded) begin() uint64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.heard[id] = contact{time.Now(), last}
+	g.calls++
+	return g.calls
+}
+
+// begun returns the number of the newest call.
+func (g *guarded) begun() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.calls
+}
+
+func (g *guarded) answered(id raft.ServerID, last, term, call uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.heard[id] = contact{time.Now(), last, term, max(call, g.heard[id].call)}
 }
 
 func (g *guarded) contact(id raft.ServerID) contact {
@@ -234,17 +252,19 @@ func (g *guarded) committed() uint64 {
 }
 
 func (g *guarded) AppendEntries(id raft.ServerID, to raft.ServerAddress, a *raft.AppendEntriesRequest, r *raft.AppendEntriesResponse) error {
+	call := g.begin()
 	err := g.Transport.AppendEntries(id, to, a, r)
 	if err == nil && r.Term == a.Term {
-		g.answered(id, r.LastLog)
+		g.answered(id, r.LastLog, a.Term, call)
 	}
 	return err
 }
 
 func (g *guarded) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, a *raft.InstallSnapshotRequest, r *raft.InstallSnapshotResponse, data io.Reader) error {
+	call := g.begin()
 	err := g.Transport.InstallSnapshot(id, to, a, r, data)
 	if err == nil && r.Success {
-		g.answered(id, a.LastLogIndex)
+		g.answered(id, a.LastLogIndex, a.Term, call)
 	}
 	return err
 }

@@ -68,6 +68,7 @@ type Node struct {
 	wire     *guarded
 	raft     atomic.Pointer[raft.Raft]
 	disk     *disk
+	mark     mark
 	history  *history
 	unlock   func() error
 	stop     context.CancelFunc // ends the node's own goroutines
@@ -87,6 +88,8 @@ type Node struct {
 	view latest[view]
 	grew atomic.Int64 // bytes of events applied since the last snapshot was asked for
 	fed  atomic.Int64 // events applied since then
+
+	membersAt atomic.Uint64 // index of the entry that last changed the members; raft tells it to its state machine only
 
 	// Owned by watch, shown to all.
 	round latest[*round]
@@ -147,6 +150,7 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 			if n.disk != nil {
 				_ = n.disk.Close()
 			}
+			_ = n.mark.f.Close() // os.ErrInvalid when it was not opened
 			_ = n.unlock()
 		}
 	}()
@@ -159,6 +163,9 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 		return nil, err
 	}
 	if n.disk, err = n.openDisk(through); err != nil {
+		return nil, err
+	}
+	if n.mark, err = openMark(n.dir); err != nil {
 		return nil, err
 	}
 	cut, _ := filepath.Glob(filepath.Join(n.dir, raftDir, "snapshots", "*.tmp")) // by kills while they were written; raft leaves them
@@ -440,30 +447,52 @@ func raftError(err error) error {
 	return err
 }
 
-// Confirm returns nil when this node still leads in a term, as a majority of the voters says now; ErrNotLeader or ErrClosed when not.
-// Leading again in a later term is not leading in this one: what began in it may rest on what another leader has changed since.
+// Confirm returns nil when this node still leads in a term, as a majority of the voters says after having been asked now; ErrNotLeader or
+// ErrClosed when not. Leading again in a later term is not leading in this one: what began in it may rest on what another leader has
+// changed since.
 func (n *Node) Confirm(ctx context.Context, term uint64) error {
 	select {
 	case <-n.closing:
 		return ErrClosed
 	default:
 	}
-	if err := n.leads(term); err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	go func() { done <- n.raft.Load().VerifyLeader().Error() }() // raft forgets to answer when it is shut down right now: Close must not wait for it
-	select {
-	case err := <-done:
-		if err != nil {
-			return raftError(err)
+	asked := n.wire.begun()
+	for {
+		if err := n.leads(term); err != nil {
+			return err
 		}
-		return n.leads(term) // terms only grow: it was this one when the majority was asked
-	case <-n.closing:
-		return ErrClosed
-	case <-ctx.Done():
-		return ctx.Err()
+		done := make(chan error, 1)
+		go func() { done <- n.raft.Load().VerifyLeader().Error() }() // raft forgets to answer when it is shut down right now: Close must not wait for it
+		select {
+		case err := <-done:
+			if err != nil {
+				return raftError(err)
+			}
+			// raft also counts answers to what was asked before: another may lead by the time they arrive.
+			if n.followed(term, asked) {
+				return n.leads(term) // terms only grow: it was this one when the majority was asked
+			}
+		case <-n.closing:
+			return ErrClosed
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+}
+
+// followed reports whether a majority of the voters followed this node in a term when they were asked after a call.
+func (n *Node) followed(term, call uint64) bool {
+	all, follow := 0, 0
+	for _, s := range n.raft.Load().GetConfiguration().Configuration().Servers {
+		if s.Suffrage != raft.Voter {
+			continue
+		}
+		all++
+		if c := n.wire.contact(s.ID); s.ID == raft.ServerID(n.id.Node) || c.term == term && c.call > call {
+			follow++
+		}
+	}
+	return follow >= all/2+1
 }
 
 // leads returns ErrNotLeader unless raft, for all this node knows, leads in the term.
@@ -492,7 +521,7 @@ func (n *Node) Close() error {
 		n.own.Wait()
 		err := down.Error() // closes the transport
 		n.carrying.Wait()
-		n.err = errors.Join(err, n.wire.Close(), n.save(), n.disk.Close(), n.unlock())
+		n.err = errors.Join(err, n.wire.Close(), n.save(), n.disk.Close(), n.mark.f.Close(), n.unlock())
 	})
 	return n.err
 }
@@ -632,10 +661,17 @@ func (m *machine) Apply(l *raft.Log) any {
 		r.Transitions = rota.Transitions(v.state, next)
 	}
 	n.history.add(r, size)
+	n.mark.set(l.Index, l.Term)
 	n.view.store(view{next, l.Term})
 	n.fed.Add(1)
 	n.grew.Add(int64(len(l.Data)))
 	return applied{e, errors.Join(err, refused)}
+}
+
+// StoreConfiguration notes where in the log the members changed.
+func (m *machine) StoreConfiguration(index uint64, _ raft.Configuration) {
+	n := (*Node)(m)
+	n.membersAt.Store(index)
 }
 
 // fold is State.Apply. A panic in it is a bug of ours that would come back at every start, for ever; so it refuses the event instead,

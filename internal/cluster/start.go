@@ -221,7 +221,7 @@ func (n *Node) brokenLog(base *saved, err error) error {
 
 // replay makes the state out of the newest stored one and what the log holds after it, as far as that is known to be committed. When the
 // log ends with a configuration in which only this node votes, everything in it is: what the majority of one holds, no one can undo.
-// Otherwise only what was stored as state is known to be; the rest comes from the leader.
+// Otherwise only what was stored as state, and what the mark says was applied, is known to be; the rest comes from the leader.
 func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 	s := base
 	if s == nil {
@@ -237,6 +237,7 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 	covered := max(s.state.Index(), s.covers)
 	snapshotted := snapshot.Index
 	servers := snapshot.Configuration.Servers
+	n.membersAt.Store(snapshot.ConfigurationIndex)
 	notes := make(map[uint64]note, len(s.notes))
 	for _, x := range s.notes {
 		notes[x.Index] = x
@@ -256,6 +257,10 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 		}
 		if first > covered+1 {
 			return fmt.Errorf("it begins at entry %d, but the newest stored state ends at %d", first, covered)
+		}
+		applied, err := n.mark.read(n.disk)
+		if err != nil {
+			return err
 		}
 		since, settled, err := n.lookBack(first, last, covered, &servers)
 		if err != nil {
@@ -280,7 +285,7 @@ func (n *Node) replay(snaps raft.SnapshotStore, base *saved) error {
 			if i <= s.state.Index() && i < since {
 				continue
 			}
-			if i > s.state.Index() && !n.sole {
+			if i > max(s.state.Index(), applied) && !n.sole {
 				break // whatever raft says is committed it will feed
 			}
 			e, size, err := decodeEvent(l.Data)

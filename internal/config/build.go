@@ -204,7 +204,10 @@ const maxOwner = 128
 
 func (b *builder) owner() {
 	owner, name := b.root.get("ownership").get("owner"), b.root.get("node").get("name")
-	b.c.Owner = textOr(owner, b.c.Node.Name)
+	b.c.Owner = textOr(owner, "")
+	if b.c.Owner == "" && b.c.Cluster.Election != Raft {
+		b.c.Owner = b.c.Node.Name
+	}
 	n := len(url.QueryEscape(b.c.Owner))
 	switch {
 	case n <= maxOwner:

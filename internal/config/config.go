@@ -19,7 +19,7 @@ type Config struct {
 	DNS        *DNS // nil: rota answers no queries itself
 	Keys       map[string]Key
 	Publishers []Publisher // those that a service uses, sorted by name; rota.Embedded is not among them
-	Owner      string      // who owns what is published, in the fence record; default: the node's name
+	Owner      string      // who owns what is published, in the fence record; default: the node's name, and with raft the cluster's id, which stands here as nothing
 
 	NodesVote   bool         // nodes have a voice, not only agents
 	Agents      []Agent      // accepted vantages that are no nodes, sorted by name

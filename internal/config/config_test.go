@@ -187,3 +187,17 @@ func TestMinimalExamplesLoad(t *testing.T) {
 		t.Errorf("warnings: %v", c.Warnings)
 	}
 }
+
+// Who is checked is asked under the service's name, under another, or under its own address, which the effective configuration says again.
+func TestHostOfAnEndpointItself(t *testing.T) {
+	for host, want := range map[string]string{"": "www.lb.test", ", host: shop.test": "shop.test", `, host: "{}"`: ""} {
+		text := `services: {www.lb.test: {endpoints: [192.0.2.1], check: {type: http, port: 80` + host + `}, publish: "rfc2136://192.0.2.53/lb.test"}}`
+		c := parse(t, text)
+		if got := c.Spec.Services[0].Endpoints[0].Checks[0].Check.Host; got != want {
+			t.Errorf("host%s: %q, want %q", host, got, want)
+		}
+		if got := parse(t, string(c.Effective())).Spec.Services[0].Endpoints[0].Checks[0].Check.Host; got != want {
+			t.Errorf("host%s: %q after the effective configuration was read, want %q", host, got, want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -40,7 +41,11 @@ func (c *Config) Effective() []byte {
 			doc.set("publish", publishers)
 		}
 	}
-	doc.set("ownership", mapOf("registry", "none", "owner", c.Owner))
+	ownership := mapOf("registry", "none")
+	if c.Owner != "" {
+		ownership.set("owner", c.Owner)
+	}
+	doc.set("ownership", ownership)
 	services := mapOf()
 	for _, v := range c.Spec.Services {
 		services.set(v.Name.Short(), serviceNode(v))
@@ -370,7 +375,7 @@ func checkNode(u rota.Use) *mapping {
 	set("port", c.Port, c.Port == 0)
 	set("method", c.Method, c.Method == "")
 	set("path", c.Path, c.Path == "")
-	set("host", c.Host, c.Host == "")
+	set("host", cmp.Or(c.Host, itself), c.Kind != rota.KindHTTP && c.Kind != rota.KindHTTPS)
 	set("header", headers(c.Header), len(c.Header) == 0)
 	set("status", c.Status, len(c.Status) == 0)
 	set("expect_header", headers(c.ExpectHeader), len(c.ExpectHeader) == 0)

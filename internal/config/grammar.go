@@ -105,6 +105,13 @@ var (
 		_, err := parseServer(s, "1")
 		return err
 	}}
+	checkHost = scalar{want: `a host name, an address, or "{}"`, json: "string", parse: func(s string) error {
+		if s == itself {
+			return nil
+		}
+		_, err := parseServer(s, "1")
+		return err
+	}}
 	address = scalar{want: "an address", json: "string", parse: func(s string) error { _, _, err := parseAddress(s); return err }}
 	listen  = scalar{want: "ADDRESS:PORT", json: "string", parse: parsed(parseListen)}
 	server  = scalar{want: "HOST:PORT", json: "string", parse: func(s string) error { _, err := parseServer(s, "53"); return err }}
@@ -210,8 +217,8 @@ func httpFields() []field {
 			shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath},
 		},
 		{
-			key: "host", doc: "Host header, and SNI unless server_name says otherwise. Default: the service's name.",
-			shape: hostOrIP,
+			key: "host", doc: "Host header, and SNI unless server_name says otherwise; {}: the endpoint's address. Default: the service's name.",
+			shape: checkHost,
 		},
 		{key: "method", doc: "GET (default), HEAD or OPTIONS.", shape: word("GET", "HEAD", "OPTIONS")},
 		{key: "status", doc: "Accepted codes, ranges such as 200-299, classes such as 2xx. Default: 200-399.", shape: list{

@@ -869,6 +869,9 @@ func headers(n *node) []rota.Header {
 	return hs
 }
 
+// itself stands for the endpoint's own address.
+const itself = "{}"
+
 // asciiHost turns a U-label host into what is sent; addresses stay.
 func asciiHost(h string) string {
 	if n, err := parseHost(h); err == nil && !strings.Contains(h, ":") {
@@ -890,7 +893,9 @@ func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
 	case rota.KindHTTP, rota.KindHTTPS:
 		c.Port = cmp.Or(c.Port, map[rota.Kind]uint16{rota.KindHTTP: 80, rota.KindHTTPS: 443}[c.Kind])
 		c.Path, c.Method = cmp.Or(c.Path, "/"), cmp.Or(c.Method, "GET")
-		c.Host = asciiHost(cmp.Or(c.Host, name))
+		if c.Host = asciiHost(cmp.Or(c.Host, name)); c.Host == itself {
+			c.Host = ""
+		}
 		c.MaxBody = cmp.Or(c.MaxBody, rota.DefaultMaxBody)
 		if len(c.Status) == 0 {
 			c.Status = []rota.StatusRange{{From: 200, To: 399}}

@@ -144,3 +144,13 @@ func TestOwnerFitsIntoTheFence(t *testing.T) {
 	parse(t, "node: {name: "+long+"}") // nobody is told who owns what
 	parse(t, "node: {name: "+long+"}\nownership: {owner: a}"+published)
 }
+
+// The name of a node would be another one after a change of leader.
+func TestOwnerOfMany(t *testing.T) {
+	const alone, many = "node: {name: a}\n", "node: {name: a}\ncluster: {election: raft}\n"
+	for in, want := range map[string]string{alone: "a", many: "", many + "ownership: {owner: web}": "web", alone + "ownership: {owner: web}": "web"} {
+		if got := parse(t, in).Owner; got != want {
+			t.Errorf("%s: owner %q, want %q", in, got, want)
+		}
+	}
+}

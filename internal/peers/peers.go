@@ -1,6 +1,7 @@
 // Package peers starts real servers for tests: BIND, Knot and PowerDNS as name servers, nginx as an endpoint, and a faulty road to put
-// before them. Each server runs in the foreground on free loopback ports, with its configuration and data under the test's own
-// temporary directory, and is ended by its process id. A server that is not installed fails the test with the Debian package's name.
+// before them. Each server runs in the foreground on free loopback ports or in a network of its own, with its configuration and data
+// under the test's own temporary directory, and is ended by its process id. A server that is not installed fails the test with the
+// Debian package's name.
 // Only tests import this package.
 package peers
 
@@ -53,10 +54,25 @@ type Zone struct {
 	Closed bool   // nobody may update it
 }
 
+// Place is where a server runs. The zero Place is loopback, on a free port.
+type Place struct {
+	Address string       // IPv4 address to listen on, at port 53; empty: 127.0.0.1
+	Within  func(func()) // calls its argument on a thread of another network, where processes and sockets begin; nil: here
+}
+
+func (p Place) within(f func()) {
+	if p.Within == nil {
+		f()
+		return
+	}
+	p.Within(f)
+}
+
 // Config says what a name server holds.
 type Config struct {
 	Zones []Zone
 	Keys  []Key // may update every zone that is not closed; empty: DefaultKey
+	At    Place
 }
 
 // NameServer is a running name server.
@@ -66,6 +82,7 @@ type NameServer struct {
 	t    testing.TB
 	c    Config
 	dir  string
+	host string
 	port int
 	run  *process
 }
@@ -76,14 +93,17 @@ func Start(t testing.TB, kind Kind, c Config) *NameServer {
 	if len(c.Keys) == 0 {
 		c.Keys = []Key{DefaultKey()}
 	}
-	s := &NameServer{Kind: kind, t: t, c: c, dir: t.TempDir(), port: FreePort(t)}
+	s := &NameServer{Kind: kind, t: t, c: c, dir: t.TempDir(), host: c.At.Address, port: 53}
+	if s.host == "" {
+		s.host, s.port = "127.0.0.1", FreePort(t)
+	}
 	s.configure()
 	s.Restart()
 	return s
 }
 
 // Addr returns the server's address and port, for UDP and TCP.
-func (s *NameServer) Addr() string { return fmt.Sprintf("127.0.0.1:%d", s.port) }
+func (s *NameServer) Addr() string { return net.JoinHostPort(s.host, strconv.Itoa(s.port)) }
 
 // Kill ends the server at once (SIGKILL) and waits for it.
 func (s *NameServer) Kill() {
@@ -107,17 +127,17 @@ func (s *NameServer) Restart() {
 	}
 	switch s.Kind {
 	case BIND:
-		s.run = start(s.t, "named", "bind9", s.dir, "-g", "-c", s.path("named.conf"))
+		s.run = start(s.t, s.c.At, "named", "bind9", s.dir, "-g", "-c", s.path("named.conf"))
 	case Knot:
-		s.run = start(s.t, "knotd", "knot", s.dir, "-c", s.path("knot.conf"))
+		s.run = start(s.t, s.c.At, "knotd", "knot", s.dir, "-c", s.path("knot.conf"))
 	case PowerDNS:
-		s.run = start(s.t, "pdns_server", "pdns-server", s.dir, "--config-dir="+s.dir)
+		s.run = start(s.t, s.c.At, "pdns_server", "pdns-server", s.dir, "--config-dir="+s.dir)
 	}
 	s.run.await(func() error {
 		for _, z := range s.c.Zones {
 			m := new(dns.Msg)
 			m.SetQuestion(z.Name, dns.TypeSOA)
-			answer, _, err := (&dns.Client{Timeout: 300 * time.Millisecond}).Exchange(m, s.Addr())
+			answer, err := s.ask(&dns.Client{Timeout: 300 * time.Millisecond}, m)
 			if err != nil {
 				return err
 			}
@@ -151,7 +171,9 @@ func (s *NameServer) Dump(zone string) []string {
 	s.t.Helper()
 	m := new(dns.Msg)
 	m.SetAxfr(zone)
-	envelopes, err := new(dns.Transfer).In(m, s.Addr())
+	var envelopes chan *dns.Envelope
+	var err error
+	s.c.At.within(func() { envelopes, err = new(dns.Transfer).In(m, s.Addr()) })
 	if err != nil {
 		s.t.Fatalf("%s: transfer of %s: %v", s.Kind, zone, err)
 	}
@@ -173,7 +195,7 @@ func (s *NameServer) Serial(zone string) uint32 {
 	s.t.Helper()
 	m := new(dns.Msg)
 	m.SetQuestion(zone, dns.TypeSOA)
-	answer, _, err := new(dns.Client).Exchange(m, s.Addr())
+	answer, err := s.ask(new(dns.Client), m)
 	if err != nil || len(answer.Answer) == 0 {
 		s.t.Fatalf("%s: SOA of %s: %v %v", s.Kind, zone, answer, err)
 	}
@@ -191,7 +213,7 @@ func (s *NameServer) Update(zone string, remove, add []string) {
 	k := s.c.Keys[0]
 	m.SetTsig(k.Name+".", dns.CanonicalName(k.Algorithm), 300, time.Now().Unix())
 	c := &dns.Client{Net: "tcp", TsigSecret: map[string]string{k.Name + ".": k.Secret}}
-	answer, _, err := c.Exchange(m, s.Addr())
+	answer, err := s.ask(c, m)
 	if err != nil || answer.Rcode != dns.RcodeSuccess {
 		s.t.Fatalf("%s: update of %s by hand: %v %v", s.Kind, zone, answer, err)
 	}
@@ -215,7 +237,7 @@ func (s *NameServer) Lookup(name string, t uint16) []string {
 	s.t.Helper()
 	m := new(dns.Msg)
 	m.SetQuestion(name, t)
-	answer, _, err := (&dns.Client{Net: "tcp"}).Exchange(m, s.Addr())
+	answer, err := s.ask(&dns.Client{Net: "tcp"}, m)
 	if err != nil {
 		s.t.Fatalf("%s: %s: %v", s.Kind, name, err)
 	}
@@ -227,6 +249,12 @@ func (s *NameServer) Lookup(name string, t uint16) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// ask asks the server from where it runs.
+func (s *NameServer) ask(c *dns.Client, m *dns.Msg) (answer *dns.Msg, err error) {
+	s.c.At.within(func() { answer, _, err = c.Exchange(m, s.Addr()) })
+	return answer, err
 }
 
 func (s *NameServer) path(name string) string { return filepath.Join(s.dir, name) }
@@ -260,11 +288,11 @@ func (s *NameServer) configureBIND() {
 	var b strings.Builder
 	fmt.Fprintf(&b, `options {
 	directory %q; pid-file none; session-keyfile "session.key"; managed-keys-directory %q;
-	listen-on port %d { 127.0.0.1; }; listen-on-v6 { none; };
+	listen-on port %d { %s; }; listen-on-v6 { none; };
 	recursion no; allow-transfer { any; }; notify no; dnssec-validation no; minimal-responses no;
 };
 controls {};
-`, s.dir, s.dir, s.port)
+`, s.dir, s.dir, s.port, s.host)
 	var keys strings.Builder
 	for _, k := range s.c.Keys {
 		fmt.Fprintf(&b, "key %q { algorithm %s; secret %q; };\n", k.Name, k.Algorithm, k.Secret)
@@ -282,15 +310,15 @@ controls {};
 
 func (s *NameServer) configureKnot() {
 	var b strings.Builder
-	fmt.Fprintf(&b, "server:\n  rundir: %q\n  listen: 127.0.0.1@%d\ndatabase:\n  storage: %q\nlog:\n  - target: stderr\n    any: info\nkey:\n",
-		s.dir, s.port, s.dir)
+	fmt.Fprintf(&b, "server:\n  rundir: %q\n  listen: %s@%d\ndatabase:\n  storage: %q\nlog:\n  - target: stderr\n    any: info\nkey:\n",
+		s.dir, s.host, s.port, s.dir)
 	var ids []string
 	for _, k := range s.c.Keys {
 		fmt.Fprintf(&b, "  - id: %s.\n    algorithm: %s\n    secret: %s\n", k.Name, k.Algorithm, k.Secret)
 		ids = append(ids, k.Name+".")
 	}
 	fmt.Fprintf(&b, "acl:\n  - id: update\n    key: [%s]\n    action: [update]\n", strings.Join(ids, ", "))
-	b.WriteString("  - id: transfer\n    address: 127.0.0.0/8\n    action: [transfer]\nzone:\n")
+	b.WriteString("  - id: transfer\n    address: 0.0.0.0/0\n    action: [transfer]\nzone:\n")
 	for _, z := range s.c.Zones {
 		acl := "[update, transfer]"
 		if z.Closed {
@@ -304,18 +332,18 @@ func (s *NameServer) configureKnot() {
 func (s *NameServer) configurePowerDNS() {
 	s.write("pdns.conf", `launch=lmdb
 lmdb-filename=%s
-local-address=127.0.0.1
+local-address=%s
 local-port=%d
 socket-dir=%s
 daemon=no
 guardian=no
 dnsupdate=yes
-allow-dnsupdate-from=127.0.0.0/8
-allow-axfr-ips=127.0.0.0/8
+allow-dnsupdate-from=0.0.0.0/0
+allow-axfr-ips=0.0.0.0/0
 disable-axfr=no
 loglevel=4
 version-string=anonymous
-`, s.path("db"), s.port, s.dir)
+`, s.path("db"), s.host, s.port, s.dir)
 	util := func(args ...string) {
 		s.t.Helper()
 		cmd := exec.Command(lookPath(s.t, "pdnsutil", "pdns-server"), append([]string{"--config-dir=" + s.dir}, args...)...)

@@ -58,15 +58,17 @@ func lookPath(t testing.TB, name, pkg string) string {
 	return ""
 }
 
-func start(t testing.TB, name, pkg, dir string, args ...string) *process {
+func start(t testing.TB, at Place, name, pkg, dir string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, name: name, out: &output{}, done: make(chan struct{})}
 	p.cmd = exec.Command(lookPath(t, name, pkg), args...)
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, p.out, p.out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
+	at.within(func() {
+		if err := p.cmd.Start(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	})
 	go func() {
 		p.cmd.Wait()
 		close(p.done)
@@ -153,7 +155,7 @@ func (n *Nginx) Restart() {
 	if n.run != nil {
 		n.run.kill()
 	}
-	n.run = start(n.t, "nginx", "nginx-light", n.dir, "-p", n.dir, "-e", "stderr", "-c", filepath.Join(n.dir, "nginx.conf"))
+	n.run = start(n.t, Place{}, "nginx", "nginx-light", n.dir, "-p", n.dir, "-e", "stderr", "-c", filepath.Join(n.dir, "nginx.conf"))
 	n.run.await(func() error {
 		c, err := net.DialTimeout("tcp", n.addr, time.Second)
 		if err == nil {

@@ -31,6 +31,7 @@ func Pass(p Packet) [][]byte { return [][]byte{p.Wire} }
 // Road forwards DNS messages over UDP and TCP to a server, by a rule.
 type Road struct {
 	t      testing.TB
+	at     Place
 	server string
 	udp    *net.UDPConn
 	tcp    net.Listener
@@ -43,20 +44,29 @@ type Road struct {
 }
 
 // NewRoad opens a road to a server. It passes everything until Set, and closes with the test.
-func NewRoad(t testing.TB, server string) *Road {
+func NewRoad(t testing.TB, server string) *Road { return NewRoadAt(t, Place{}, server) }
+
+// NewRoadAt opens a road that begins, and goes on to the server, at a place.
+func NewRoadAt(t testing.TB, at Place, server string) *Road {
 	t.Helper()
-	r := &Road{t: t, server: server, rule: Pass, conns: map[net.Conn]bool{}}
-	var err error
-	for range 50 {
-		if r.tcp, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			t.Fatal(err)
-		}
-		addr := r.tcp.Addr().(*net.TCPAddr)
-		if r.udp, err = net.ListenUDP("udp", &net.UDPAddr{IP: addr.IP, Port: addr.Port}); err == nil {
-			break
-		}
-		r.tcp.Close()
+	r := &Road{t: t, at: at, server: server, rule: Pass, conns: map[net.Conn]bool{}}
+	near := "127.0.0.1:0"
+	if at.Address != "" {
+		near = net.JoinHostPort(at.Address, "53")
 	}
+	var err error
+	at.within(func() {
+		for range 50 {
+			if r.tcp, err = net.Listen("tcp", near); err != nil {
+				t.Fatal(err)
+			}
+			addr := r.tcp.Addr().(*net.TCPAddr)
+			if r.udp, err = net.ListenUDP("udp", &net.UDPAddr{IP: addr.IP, Port: addr.Port}); err == nil {
+				break
+			}
+			r.tcp.Close()
+		}
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +99,7 @@ func (r *Road) Set(rule Rule) {
 // Send delivers a message to the server past the rule, as a late or replayed one, and returns the answer's rcode.
 func (r *Road) Send(wire []byte) int {
 	r.t.Helper()
-	c, err := net.DialTimeout("tcp", r.server, 3*time.Second)
+	c, err := r.dial("tcp")
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -103,6 +113,12 @@ func (r *Road) Send(wire []byte) int {
 		r.t.Fatalf("no answer to a message sent late: %v", err)
 	}
 	return int(answer[3] & 0xf)
+}
+
+// dial connects to the server.
+func (r *Road) dial(network string) (c net.Conn, err error) {
+	r.at.within(func() { c, err = net.DialTimeout(network, r.server, 3*time.Second) })
+	return c, err
 }
 
 func (r *Road) apply(p Packet) [][]byte {
@@ -141,7 +157,7 @@ func (r *Road) serveUDP() {
 		}
 		up := clients[client.String()]
 		if up == nil {
-			if up, err = net.Dial("udp", r.server); err != nil || !r.keep(up) {
+			if up, err = r.dial("udp"); err != nil || !r.keep(up) {
 				return
 			}
 			clients[client.String()] = up
@@ -185,7 +201,7 @@ func (r *Road) serveTCP() {
 		}
 		r.wg.Go(func() {
 			defer r.drop(near)
-			far, err := net.Dial("tcp", r.server)
+			far, err := r.dial("tcp")
 			if err != nil || !r.keep(far) {
 				return
 			}

@@ -105,6 +105,7 @@ func TestConformance(t *testing.T) {
 		{"replay", replay},
 		{"late message of our own", lateMessage},
 		{"other owner", otherOwner},
+		{"former name of the owner", formerName},
 		{"150 addresses", tooMany},
 		{"names in the way", inTheWay},
 		{"answers from the road", badAnswers},
@@ -526,6 +527,21 @@ func otherOwner(t *testing.T, x *target) {
 	if diff := cmp.Diff(zone, x.server.Dump("example.test.")); diff != "" {
 		t.Errorf("the zone changed:\n%s", diff)
 	}
+}
+
+func formerName(t *testing.T, x *target) {
+	w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2")).up("192.0.2.1", "192.0.2.2")
+	alone := run(t, quick(w, x.backend()), 1)
+	eventually(t, "the write of a node alone", func() bool { return settled(alone.Publisher, w.State().At()) })
+	grown := quick(w, x.backend())
+	grown.Owner, grown.Formerly = "cluster", func() []string { return []string{"other", "test"} }
+	now := run(t, grown, 2)
+	eventually(t, "the cluster's fence", func() bool { return x.fence().Owner == "cluster" })
+	w.down("192.0.2.1")
+	eventually(t, "the cluster's write", func() bool {
+		return settled(now.Publisher, w.State().At()) && x.holds("www.example.test.", dns.TypeA, "192.0.2.2")()
+	})
+	eventually(t, "a conflict for who is still called as before", func() bool { return reasonCode(alone.Publisher) == CodeConflict })
 }
 
 func tooMany(t *testing.T, x *target) {

@@ -3,11 +3,12 @@ package publish
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -31,6 +32,9 @@ type Options struct {
 	Backend Backend
 	Source  Source
 	Owner   string // names the installation in fence records, the same on all its nodes; at most 128 bytes when URL-encoded
+
+	// Formerly, when set, gives names that the installation had before it was called Owner: a zone that one of them owns is taken over.
+	Formerly func() []string
 
 	// Record is told of every write once it was read back. Its error is logged; the DNS stays as it is.
 	Record func(context.Context, rota.Published) error
@@ -250,22 +254,24 @@ func (p *Publisher) look(ctx context.Context, names []rota.Name, pace backoff.Ba
 		}
 		p.mu.Unlock()
 		if r.Transient {
-			return got, pace.NextBackOff()
+			return got, spread(pace.NextBackOff(), 0.5)
 		}
 		wait = p.o.MaxBackoff
 	}
 	return got, wait
 }
 
+// newBackoff returns the pauses before a failed round is tried again; they are to be spread.
 func newBackoff(o Options) *backoff.ExponentialBackOff {
-	return &backoff.ExponentialBackOff{
-		InitialInterval: o.MinBackoff, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: o.MaxBackoff,
-	}
+	return &backoff.ExponentialBackOff{InitialInterval: o.MinBackoff, Multiplier: 2, MaxInterval: o.MaxBackoff}
 }
 
-// jitter spreads d by ±10 %.
-func jitter(d time.Duration) time.Duration {
-	return d + time.Duration((rand.Float64()-0.5)*0.2*float64(d))
+// spread draws from d ± a share of it. The randomness is crypto/rand's, which a test can seed.
+func spread(d time.Duration, share float64) time.Duration {
+	var b [8]byte
+	rand.Read(b[:])                                                // never fails
+	x := float64(binary.LittleEndian.Uint64(b[:])>>11) / (1 << 53) // 0 to 1
+	return d + time.Duration((2*x-1)*share*float64(d))
 }
 
 // Plan reads the DNS and returns what Run would write now. It writes nothing and works on any node, leading or not.
@@ -308,14 +314,22 @@ func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) Zone
 		return ZonePlan{Zone: name, Changes: []rota.Change{}, Reasons: []*Reason{ReasonOf(err)}}
 	}
 	plan := d.plan(name, have)
-	if _, r := heldBy(name, p.o.Owner, have.Sets); r != nil {
+	if _, r := heldBy(name, p.o.Owner, p.o.formerly(), have.Sets); r != nil {
 		plan.Reasons = append(plan.Reasons, r)
 	}
 	return plan
 }
 
+// formerly are the names that the installation had before.
+func (o *Options) formerly() []string {
+	if o.Formerly == nil {
+		return nil
+	}
+	return o.Formerly()
+}
+
 // heldBy reads the fence among the sets; the zero fence when there is none. The reason says that somebody else owns the zone.
-func heldBy(zone rota.Name, owner string, sets []rota.RRset) (Fence, *Reason) {
+func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) (Fence, *Reason) {
 	set := find(sets, FenceKey(zone))
 	if len(set.Data) == 0 {
 		return Fence{}, nil
@@ -326,7 +340,7 @@ func heldBy(zone rota.Name, owner string, sets []rota.RRset) (Fence, *Reason) {
 		return Fence{}, &Reason{
 			Code: CodeConflict, Zone: zone, Text: err.Error(), Advice: "nothing is written; remove that record if nobody needs it",
 		}
-	case f.Owner != owner:
+	case f.Owner != owner && !slices.Contains(formerly, f.Owner):
 		return f, &Reason{
 			Code: CodeConflict, Zone: zone, Text: fmt.Sprintf("the zone is written by rota %q, this is %q", rota.CleanReason("%s", f.Owner), owner),
 			Advice: "nothing is written; if that installation is gone, remove the TXT record " + set.Name.Short(),

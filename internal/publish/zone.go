@@ -98,12 +98,12 @@ func (z *zone) run(ctx context.Context) error {
 			} else if err != nil {
 				return err
 			}
-			wait = jitter(z.o.Audit)
+			wait = spread(z.o.Audit, 0.1)
 			switch reasons := z.note(d, whole, names); {
 			case slices.ContainsFunc(reasons, func(r *Reason) bool { return r.Transient }):
-				wait = pace.NextBackOff()
+				wait = spread(pace.NextBackOff(), 0.5)
 			case len(reasons) > 0:
-				wait = jitter(z.o.MaxBackoff)
+				wait = spread(z.o.MaxBackoff, 0.1)
 			default:
 				pace.Reset()
 			}
@@ -308,13 +308,13 @@ func (z *zone) because(err error) *Reason {
 	return &r
 }
 
-// take makes the fence ours, once a term: from whoever of the same owner holds it, or anew.
+// take makes the fence ours, once a term: from whoever of the same owner holds it, under a former name of it too, or anew.
 func (z *zone) take(ctx context.Context) (*Reason, error) {
 	have, err := z.o.Backend.Read(ctx, z.name, []rota.Key{FenceKey(z.name)})
 	if err != nil {
 		return z.because(err), nil
 	}
-	old, conflict := heldBy(z.name, z.o.Owner, have.Sets)
+	old, conflict := heldBy(z.name, z.o.Owner, z.o.formerly(), have.Sets)
 	if conflict != nil {
 		return conflict, nil
 	}
@@ -332,7 +332,7 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 		if rerr != nil {
 			return z.because(rerr), nil
 		}
-		now, conflict := heldBy(z.name, z.o.Owner, have.Sets)
+		now, conflict := heldBy(z.name, z.o.Owner, z.o.formerly(), have.Sets)
 		switch {
 		case conflict != nil:
 			return conflict, nil
@@ -354,7 +354,7 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 
 // still looks whether the fence is ours, and follows a write of our own that arrived late.
 func (z *zone) still(sets []rota.RRset) *Reason {
-	now, conflict := heldBy(z.name, z.o.Owner, sets)
+	now, conflict := heldBy(z.name, z.o.Owner, nil, sets)
 	switch {
 	case conflict != nil:
 		z.held = false

@@ -1,5 +1,5 @@
 // Package sim is for tests only. Network is a network in memory between the nodes of a cluster, with the faults that real ones have:
-// cuts in one direction or both, delay, and messages that are lost on their way there or back. The tests of this package wire real
+// cuts in one direction or both, delay, messages that are lost on their way there or back, and machines that stand still. The tests of this package wire real
 // cluster nodes, real publishers and a DNS that keeps its promises and nobody's secrets into one synctest bubble, and let one seed
 // decide what goes wrong.
 package sim
@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"math/rand/v2"
 	"sync"
@@ -18,23 +19,42 @@ import (
 )
 
 // Network carries messages between addresses. Its methods may be called from any goroutine.
+//
+// Every message travels for a while that the seed decides: so hardly ever do two things happen at one instant, and what happens depends
+// on the seed rather than on which goroutine runs first.
 type Network struct {
 	// Timeout is how long a caller waits for an answer. It must not change once messages flow.
 	Timeout time.Duration
+	seed    uint64
 
-	mu    sync.Mutex // guards what follows
-	ends  map[string]*Transport
-	cut   map[[2]string]bool // from, to
-	delay time.Duration      // at most, each way
-	loss  float64            // of messages, each way
-	rnd   *rand.Rand
+	// Now is called, with a number that the seed has for this moment and link, whenever a message arrives or is given up. It must not
+	// change once messages flow. Nil: nobody is.
+	Now func(uint64)
+
+	mu     sync.Mutex // guards what follows
+	ends   map[string]*Transport
+	cut    map[[2]string]bool   // from, to
+	paused map[string]time.Time // until when an address does nothing
+	delay  time.Duration        // at most, each way, beside that of a good network
+	loss   float64              // of messages, each way
 }
 
-// NewNetwork returns a network without faults. The seed decides which messages a lossy one loses.
+// goodDelay is what a message takes at most on a network without faults, each way.
+const goodDelay = time.Millisecond
+
+// NewNetwork returns a network without faults. The seed decides how long messages travel, and which a lossy network loses.
 func NewNetwork(seed uint64) *Network {
 	return &Network{
-		Timeout: time.Second, ends: map[string]*Transport{}, cut: map[[2]string]bool{}, rnd: rand.New(rand.NewPCG(seed, 1)),
+		Timeout: time.Second, seed: seed, ends: map[string]*Transport{}, cut: map[[2]string]bool{}, paused: map[string]time.Time{},
 	}
+}
+
+// draw returns what decides about a message of a kind that leaves now on a link. It depends on nothing but these and the seed: what
+// went before it, and in which order, does not matter.
+func (n *Network) draw(from, to, kind string) *rand.Rand {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%q %q %q %d", from, to, kind, time.Now().UnixNano())
+	return rand.New(rand.NewPCG(n.seed, h.Sum64()))
 }
 
 // Cut stops what goes from one address to another, and lets the other direction pass.
@@ -54,15 +74,11 @@ func (n *Network) Split(a, b []string) {
 	}
 }
 
-// Reach ends the cuts from and to an address.
-func (n *Network) Reach(addr string) {
+// Mend lets pass again what goes from one address to another.
+func (n *Network) Mend(from, to string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for k := range n.cut {
-		if k[0] == addr || k[1] == addr {
-			delete(n.cut, k)
-		}
-	}
+	delete(n.cut, [2]string{from, to})
 }
 
 // Weather sets the longest delay of a message and the share of messages that are lost.
@@ -72,11 +88,20 @@ func (n *Network) Weather(delay time.Duration, loss float64) {
 	n.delay, n.loss = delay, loss
 }
 
-// Heal ends all faults.
+// Pause stops an address for a while, as when its machine stands still: what it has decided to send leaves afterwards, what reaches it
+// meanwhile waits, and its own patience does not run out.
+func (n *Network) Pause(addr string, d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.paused[addr] = time.Now().Add(d)
+}
+
+// Heal ends all faults. What was under way under one still suffers it.
 func (n *Network) Heal() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.cut)
+	clear(n.paused)
 	n.delay, n.loss = 0, 0
 }
 
@@ -86,48 +111,106 @@ var (
 	errRefused = errors.New("connection refused")
 )
 
-// leg carries one message. It waits as long as the message travels, or as long as the caller waits for a lost one.
-func (n *Network) leg(from, to string, stop <-chan struct{}, deadline time.Time) error {
+// call is a request and its answer, while they travel.
+type call struct {
+	net      *Network
+	from, to string
+	kind     string
+	stop     <-chan struct{}
+	deadline time.Time // of the caller's patience
+}
+
+// newCall is a call that begins now. Those that begin at one instant do not lose patience at one instant.
+func (n *Network) newCall(from, to, kind string, stop <-chan struct{}) *call {
+	patience := n.Timeout + time.Duration(n.draw(from, to, kind).Int64N(int64(goodDelay)))
+	return &call{n, from, to, kind, stop, time.Now().Add(patience)}
+}
+
+// there carries the request, back the answer. Each waits as long as the message travels, or as long as the caller waits for a lost one.
+func (c *call) there() error { return c.leg(c.from, c.to) }
+func (c *call) back() error  { return c.leg(c.to, c.from) }
+
+func (c *call) leg(from, to string) error {
+	if err := c.sleep(c.pause(from)); err != nil {
+		return err
+	}
+	n := c.net
+	r := n.draw(from, to, c.kind)
 	n.mu.Lock()
-	lost := n.cut[[2]string{from, to}] || n.loss > 0 && n.rnd.Float64() < n.loss
-	var d time.Duration
-	if n.delay > 0 {
-		d = time.Duration(n.rnd.Int64N(int64(n.delay)))
-	}
+	d, storm, luck := 1+time.Duration(r.Int64N(int64(goodDelay))), r.Float64(), r.Float64()
+	d += time.Duration(storm * float64(n.delay))
+	lost := n.cut[[2]string{from, to}] || luck < n.loss
 	n.mu.Unlock()
-	if lost || time.Until(deadline) < d {
-		d, lost = time.Until(deadline), true
-	}
-	if d > 0 {
-		t := time.NewTimer(d)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-stop:
-			return errSilence
+	if !lost && time.Until(c.deadline) >= d {
+		if err := c.sleep(d); err != nil {
+			return err
 		}
+		d = c.pause(to)
 	}
-	if lost {
+	if lost || time.Until(c.deadline) < d {
+		if err := c.sleep(time.Until(c.deadline)); err != nil {
+			return err
+		}
 		return fmt.Errorf("%s to %s: %w", from, to, errSilence)
 	}
-	return nil
+	return c.sleep(d)
+}
+
+// pause returns how long an address still stands still. The caller's patience stands still with it.
+func (c *call) pause(addr string) time.Duration {
+	c.net.mu.Lock()
+	defer c.net.mu.Unlock()
+	d := max(0, time.Until(c.net.paused[addr]))
+	if addr == c.from {
+		c.deadline = c.deadline.Add(d)
+	}
+	return d
+}
+
+func (c *call) sleep(d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		c.now()
+		return nil
+	case <-c.stop:
+		return c.ended()
+	}
+}
+
+// now tells of this moment whoever wants to know.
+func (c *call) now() {
+	if c.net.Now != nil {
+		c.net.Now(c.net.draw(c.from, c.to, c.kind).Uint64())
+	}
+}
+
+// ended returns what a caller sees whose end was closed. Calls that are ended at one instant do not return at one instant.
+func (c *call) ended() error {
+	time.Sleep(1 + time.Duration(c.net.draw(c.from, c.to, c.kind).Int64N(int64(goodDelay))))
+	c.now()
+	return errSilence
 }
 
 // Call runs f as if it were a request that one address answers to another. With an error, f may have been run or not.
 func (n *Network) Call(ctx context.Context, from, to string, f func(context.Context) error) error {
-	deadline := time.Now().Add(n.Timeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
+	c := n.newCall(from, to, "call", ctx.Done())
+	if d, ok := ctx.Deadline(); ok && d.Before(c.deadline) {
+		c.deadline = d
 	}
-	if err := n.leg(from, to, ctx.Done(), deadline); err != nil {
+	if err := c.there(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithDeadline(ctx, deadline)
+	ctx, cancel := context.WithDeadline(ctx, c.deadline)
 	defer cancel()
 	if err := f(ctx); err != nil {
 		return err
 	}
-	return n.leg(to, from, ctx.Done(), deadline)
+	return c.back()
 }
 
 // Transport is one node's end of the network, as raft wants it.
@@ -188,22 +271,22 @@ func (t *Transport) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (ra
 
 // AppendEntries is raft's call of that name.
 func (t *Transport) AppendEntries(_ raft.ServerID, to raft.ServerAddress, a *raft.AppendEntriesRequest, r *raft.AppendEntriesResponse) error {
-	return call(t, to, a, nil, r)
+	return ask(t, to, a, nil, r)
 }
 
 // RequestVote is raft's call of that name.
 func (t *Transport) RequestVote(_ raft.ServerID, to raft.ServerAddress, a *raft.RequestVoteRequest, r *raft.RequestVoteResponse) error {
-	return call(t, to, a, nil, r)
+	return ask(t, to, a, nil, r)
 }
 
 // RequestPreVote is raft's call of that name.
 func (t *Transport) RequestPreVote(_ raft.ServerID, to raft.ServerAddress, a *raft.RequestPreVoteRequest, r *raft.RequestPreVoteResponse) error {
-	return call(t, to, a, nil, r)
+	return ask(t, to, a, nil, r)
 }
 
 // TimeoutNow is raft's call of that name.
 func (t *Transport) TimeoutNow(_ raft.ServerID, to raft.ServerAddress, a *raft.TimeoutNowRequest, r *raft.TimeoutNowResponse) error {
-	return call(t, to, a, nil, r)
+	return ask(t, to, a, nil, r)
 }
 
 // InstallSnapshot is raft's call of that name.
@@ -212,12 +295,16 @@ func (t *Transport) InstallSnapshot(_ raft.ServerID, to raft.ServerAddress, a *r
 	if err != nil {
 		return err
 	}
-	return call(t, to, a, b, r)
+	return ask(t, to, a, b, r)
 }
 
-func call[R any](t *Transport, to raft.ServerAddress, command any, data []byte, out *R) error {
-	deadline := time.Now().Add(t.net.Timeout)
-	if err := t.net.leg(t.addr, string(to), t.closed, deadline); err != nil {
+func ask[R any](t *Transport, to raft.ServerAddress, command any, data []byte, out *R) error {
+	kind := fmt.Sprintf("%T", command)
+	if heartbeat(command) {
+		kind = "heartbeat"
+	}
+	c := t.net.newCall(t.addr, string(to), kind, t.closed)
+	if err := c.there(); err != nil {
 		return err
 	}
 	t.net.mu.Lock()
@@ -231,7 +318,7 @@ func call[R any](t *Transport, to raft.ServerAddress, command any, data []byte, 
 	if data != nil {
 		rpc.Reader = bytes.NewReader(data)
 	}
-	timer := time.NewTimer(time.Until(deadline))
+	timer := time.NewTimer(time.Until(c.deadline))
 	defer timer.Stop()
 	if f := peer.fast(command); f != nil {
 		select {
@@ -246,7 +333,7 @@ func call[R any](t *Transport, to raft.ServerAddress, command any, data []byte, 
 		case <-peer.closed:
 			return errRefused
 		case <-t.closed:
-			return errSilence
+			return c.ended()
 		case <-timer.C:
 			return errSilence
 		}
@@ -256,7 +343,7 @@ func call[R any](t *Transport, to raft.ServerAddress, command any, data []byte, 
 		if r.Error != nil {
 			return r.Error
 		}
-		if err := t.net.leg(string(to), t.addr, t.closed, deadline); err != nil {
+		if err := c.back(); err != nil {
 			return err
 		}
 		v, ok := r.Response.(*R)
@@ -268,19 +355,24 @@ func call[R any](t *Transport, to raft.ServerAddress, command any, data []byte, 
 	case <-peer.closed:
 		return errRefused
 	case <-t.closed:
-		return errSilence
+		return c.ended()
 	case <-timer.C:
 		return errSilence
 	}
 }
 
-// fast returns who answers the command when it is a heartbeat.
+// fast returns who answers the command past the queue, when it is a heartbeat.
 func (t *Transport) fast(command any) func(raft.RPC) {
-	a, ok := command.(*raft.AppendEntriesRequest)
-	if !ok || a.Term == 0 || a.PrevLogEntry != 0 || a.PrevLogTerm != 0 || len(a.Entries) != 0 || a.LeaderCommitIndex != 0 {
+	if !heartbeat(command) {
 		return nil
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.heartbeat
+}
+
+// heartbeat reports whether raft takes a command for one.
+func heartbeat(command any) bool {
+	a, ok := command.(*raft.AppendEntriesRequest)
+	return ok && a.Term != 0 && a.PrevLogEntry == 0 && a.PrevLogTerm == 0 && len(a.Entries) == 0 && a.LeaderCommitIndex == 0
 }

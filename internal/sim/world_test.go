@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"math/rand/v2"
 	"net/netip"
@@ -113,6 +114,7 @@ func (d *server) apply(from string, term uint64, b publish.Batch) error {
 	if d.w.flaw != noFence {
 		for _, c := range changes {
 			if !slices.Equal(d.zone[c.Key()].Data, c.Old.Data) {
+				d.w.tell("%s is refused in term %d: %v", from, term, changes)
 				return publish.ErrMoved
 			}
 		}
@@ -129,6 +131,7 @@ func (d *server) apply(from string, term uint64, b publish.Batch) error {
 		d.w.violated("%s wrote as leader of term %d after the leader of term %d had: %v", from, term, d.term, b.Changes)
 	}
 	d.term = max(d.term, term)
+	d.w.tell("%s writes in term %d: %v", from, term, changes)
 	for _, c := range changes {
 		if len(c.New.Data) == 0 {
 			delete(d.zone, c.Key())
@@ -193,11 +196,27 @@ func (w *world) happen(x step) {
 		w.net.Weather(time.Duration(x.x*float64(300*time.Millisecond)), 0.1*x.x)
 	case "crash":
 		w.net.Split([]string{m.name}, append(all, "dns"))
-		m.close()
+		m.close(true)
 	case "restart":
-		m.close()
+		m.close(false)
 		m.open(false)
-	case "pause": // a write is under way, and its sender hears of nobody until it is over
+	case "bounce":
+		m.close(true)
+		m.open(false)
+	case "pause": // a machine stands still, often the leader's while it is about to write
+		if l := leader(); l != nil && x.x < 0.6 {
+			m = w.nodes[slices.IndexFunc(w.nodes, func(m *member) bool { return m.up() == l })]
+		}
+		w.turn(x.n)
+		time.Sleep(time.Duration(x.n) * time.Millisecond / 2)
+		w.net.Pause(m.name, time.Second+time.Duration(x.x*float64(25*time.Second)))
+	case "deaf": // the DNS does what it is asked, and is not heard
+		w.net.Cut("dns", m.name)
+		w.turn(x.n)
+	case "dumb": // the DNS is not reached by one node, and by all others
+		w.net.Cut(m.name, "dns")
+		w.turn(x.n)
+	case "stall": // a write is under way, and its sender hears of nobody until it is over
 		w.dns.set(func(d *server) { d.holds++ })
 		w.net.Split([]string{m.name}, append(all, "dns"))
 		w.turn(x.n)
@@ -239,17 +258,35 @@ func (w *world) happen(x step) {
 		if err == nil {
 			w.violated("%s acknowledged what no other node holds", m.name)
 		}
-		m.close()
+		m.close(true)
 		if x.x < 0.7 {
 			m.open(false) // and it is still cut off
 		}
 	case "transfer":
-		if l := leader(); l != nil {
-			ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
-			_ = l.Transfer(ctx, "")
-			cancel()
+		w.transfer(leader(), "")
+	case "again": // who led leads again, and has not noticed that it did not
+		was := leader()
+		if was == nil {
+			return
 		}
+		from := was.Status()
+		w.net.Cut(from.Node, "dns")
+		w.transfer(was, "")
+		w.turn(x.n)
+		time.Sleep(time.Second + time.Duration(x.x*float64(2*time.Second)))
+		w.transfer(leader(), from.NodeID)
+		w.net.Mend(from.Node, "dns")
+		w.turn(x.n + 1)
 	}
+}
+
+func (w *world) transfer(from *cluster.Node, to string) {
+	if from == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+	defer cancel()
+	_ = from.Transfer(ctx, to)
 }
 
 func (e *eyes) tell(lies bool) {
@@ -348,6 +385,18 @@ func (w *world) settle() {
 		return
 	}
 	st := leader.State()
+	_, sum, err := leader.Digest(w.t.Context(), 0)
+	if err != nil {
+		w.violated("no digest: %v", err)
+	}
+	w.tell("%s leads at event %d, %s", leader.Status().Node, st.Index(), sum)
+	for _, r := range leader.Records(0, 0) {
+		b, err := json.Marshal(r)
+		if err != nil {
+			w.violated("%v", err)
+		}
+		w.tell("%s", b)
+	}
 	for _, m := range w.nodes {
 		if s := m.up().State(); s.Index() != st.Index() {
 			w.violated("%s is at event %d, the leader at %d", m.name, s.Index(), st.Index())

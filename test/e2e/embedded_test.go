@@ -161,9 +161,7 @@ func TestEmbeddedReload(t *testing.T) {
 		t.Errorf("after a refused reload: %v, %v", got, err)
 	}
 	n.write(strings.Replace(embedded(port, ""), "127.0.0.2, ", "", 1))
-	if err := n.cmd.Process.Signal(syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
+	n.signal(t, syscall.SIGHUP)
 	eventually(t, "the removed endpoint has left", answers(n.dns, www, dns.TypeA, three[1], three[2]))
 }
 
@@ -216,6 +214,7 @@ trap - EXIT
 
 // The demo tells its story and ends by itself.
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	c := exec.Command(binary, "demo", "--for", "30s")
 	c.Env = append(os.Environ(), "NO_COLOR=1")
 	out, err := c.CombinedOutput()

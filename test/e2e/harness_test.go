@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,11 +24,18 @@ import (
 	"github.com/rota-dns/rota/internal/peers"
 )
 
-// binary is the command under test, built once.
-var binary string
+// binary is the command under test, built once, or an existing one that the environment variable ROTA_E2E_BINARY names.
+var binary = os.Getenv("ROTA_E2E_BINARY")
 
 func TestMain(m *testing.M) {
+	// Tests of a cluster wait most of the time. The command line still decides when it says something.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
 	os.Exit(func() int {
+		if binary != "" || os.Getenv(worldChild) != "" {
+			return m.Run()
+		}
 		dir, err := os.MkdirTemp("", "rota-e2e-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -49,7 +56,7 @@ func TestMain(m *testing.M) {
 const patience = 60 * time.Second
 
 // eventually waits until ok returns true.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if ok() {
@@ -61,13 +68,14 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // node is a running rota.
 type node struct {
-	t      *testing.T
+	t      testing.TB
+	name   string
 	config string // path
 	data   string // directory
 	dns    string // host:port of its name server; empty: none
-	cmd    *exec.Cmd
+	place  *place // where it runs; nil: where the test runs
 	log    *logBuffer
-	done   chan struct{}
+	*process
 }
 
 // logBuffer keeps what a process said.
@@ -89,7 +97,7 @@ func (l *logBuffer) String() string {
 }
 
 // newNode writes a configuration. DATA and DNS in it stand for the data directory and the name server's address.
-func newNode(t *testing.T, config string) *node {
+func newNode(t testing.TB, config string) *node {
 	t.Helper()
 	dir := t.TempDir()
 	n := &node{t: t, config: filepath.Join(dir, "rota.yaml"), data: filepath.Join(dir, "data")}
@@ -97,12 +105,7 @@ func newNode(t *testing.T, config string) *node {
 		n.dns = fmt.Sprintf("127.0.0.1:%d", peers.FreePort(t))
 	}
 	n.write(config)
-	t.Cleanup(func() {
-		n.kill()
-		if t.Failed() {
-			t.Logf("log of rota:\n%s", n.log)
-		}
-	})
+	n.ends()
 	return n
 }
 
@@ -115,62 +118,81 @@ func (n *node) write(config string) {
 	}
 }
 
-// start runs the node; its answers begin at once.
+// ends ends the node with the test.
+func (n *node) ends() {
+	n.t.Cleanup(func() {
+		n.kill()
+		if n.t.Failed() && n.log != nil {
+			n.t.Logf("log of rota:\n%s", n.log)
+		}
+	})
+}
+
+// start runs the node and waits until it is ready; its answers begin at once.
 func (n *node) start() {
 	n.t.Helper()
-	if n.log == nil {
-		n.log = &logBuffer{}
-	}
-	n.cmd = exec.Command(binary, "run", "--config", n.config)
-	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := n.cmd.Start(); err != nil {
-		n.t.Fatal(err)
-	}
-	n.done = make(chan struct{})
-	go func(c *exec.Cmd, done chan struct{}) {
-		_ = c.Wait() // the test looks at the state and the log
-		close(done)
-	}(n.cmd, n.done)
+	n.launch()
 	eventually(n.t, "rota is ready", func() bool {
-		select {
-		case <-n.done:
-			n.t.Fatalf("rota ended at its start:\n%s", n.log)
-		default:
-		}
+		n.alive()
 		return n.get("/readyz", nil) == nil
 	})
 }
 
+// launch runs the node, with more flags.
+func (n *node) launch(flags ...string) {
+	n.t.Helper()
+	if n.log == nil {
+		n.log = &logBuffer{}
+	}
+	c := exec.Command(binary, append([]string{"run", "--config", n.config}, flags...)...)
+	c.Stdout, c.Stderr = n.log, n.log
+	n.process = launch(n.t, n.place, c)
+}
+
+// alive fails the test when the node has ended.
+func (n *node) alive() {
+	n.t.Helper()
+	select {
+	case <-n.done:
+		n.t.Fatalf("rota ended at its start:\n%s", n.log)
+	default:
+	}
+}
+
 // kill is kill -9.
 func (n *node) kill() {
-	if n.cmd != nil && n.cmd.Process != nil {
-		_ = n.cmd.Process.Kill()
-		<-n.done
-		n.cmd = nil
+	if n.process != nil {
+		n.process.kill()
+		n.process = nil
 	}
 }
 
 // stop is SIGTERM, and waits for the end.
 func (n *node) stop() *os.ProcessState {
 	n.t.Helper()
-	if err := n.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		n.t.Fatal(err)
-	}
+	n.signal(n.t, syscall.SIGTERM)
 	select {
 	case <-n.done:
 	case <-time.After(patience):
 		n.t.Fatal("rota does not end on SIGTERM")
 	}
 	s := n.cmd.ProcessState
-	n.cmd = nil
+	n.process = nil
 	return s
 }
 
 // get asks the API over the unix socket.
 func (n *node) get(path string, into any) error {
+	r, err := http.NewRequest(http.MethodGet, "http://localhost"+path, nil)
+	if err != nil {
+		return err
+	}
+	return n.roundTrip(apiLimit, r, into)
+}
+
+func (n *node) roundTrip(limit time.Duration, r *http.Request, into any) error {
 	c := http.Client{
-		Timeout: 5 * time.Second,
+		Timeout: limit,
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -178,7 +200,7 @@ func (n *node) get(path string, into any) error {
 			},
 		},
 	}
-	resp, err := c.Get("http://localhost" + path)
+	resp, err := c.Do(r)
 	if err != nil {
 		return err
 	}
@@ -187,14 +209,25 @@ func (n *node) get(path string, into any) error {
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %s", path, resp.Status, body)
+	if resp.StatusCode/100 != 2 {
+		return &statusError{resp.StatusCode, string(body)}
 	}
 	if into == nil {
 		return nil
 	}
 	return json.Unmarshal(body, into)
 }
+
+// apiLimit bounds one question to the API, unless said otherwise.
+const apiLimit = 30 * time.Second
+
+// statusError is a refusal of the API.
+type statusError struct {
+	status int
+	body   string
+}
+
+func (e *statusError) Error() string { return fmt.Sprintf("%d: %s", e.status, e.body) }
 
 // rota runs a client verb against the node and returns what it prints.
 func (n *node) rota(args ...string) string {
@@ -209,14 +242,32 @@ func (n *node) rota(args ...string) string {
 func (n *node) try(args ...string) (string, error) {
 	c := exec.Command(binary, args...)
 	c.Env = append(os.Environ(), "ROTA_ADDR=unix://"+filepath.Join(n.data, "api.sock"))
-	out, err := c.CombinedOutput()
-	return string(out), err
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	x := launch(n.t, n.place, c)
+	<-x.done
+	if !x.cmd.ProcessState.Success() {
+		return out.String(), fmt.Errorf("%v", x.cmd.ProcessState)
+	}
+	return out.String(), nil
 }
 
 // ask returns the addresses that server gives for name, sorted; an error for anything but NOERROR.
 func ask(server, name string, qtype uint16) ([]string, error) {
+	return askFrom(nil, server, name, qtype)
+}
+
+// askFrom asks from a place.
+func askFrom(p *place, server, name string, qtype uint16) ([]string, error) {
 	m := new(dns.Msg).SetQuestion(dns.Fqdn(name), qtype)
-	in, _, err := (&dns.Client{Timeout: 2 * time.Second}).Exchange(m, server)
+	var in *dns.Msg
+	var err error
+	exchange := func() { in, _, err = (&dns.Client{Timeout: 2 * time.Second}).Exchange(m, server) }
+	if p == nil {
+		exchange()
+	} else {
+		p.within(exchange)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -241,112 +292,5 @@ func answers(server, name string, qtype uint16, want ...string) func() bool {
 	return func() bool {
 		got, err := ask(server, name, qtype)
 		return err == nil && slices.Equal(got, want)
-	}
-}
-
-// watcher asks a name server all the time and notes what must never be seen.
-type watcher struct {
-	server, name string
-	allowed      []string
-
-	stop chan struct{}
-	done chan struct{}
-
-	mu     sync.Mutex // guards what follows
-	asked  int
-	wrong  []string
-	banned string
-}
-
-// watch asks server for the addresses of name until the test ends. allowed are the only addresses that may be seen. Only an answer can
-// be wrong: silence while a server is down is not.
-func watch(t *testing.T, server, name string, allowed ...string) *watcher {
-	w := &watcher{server: server, name: name, allowed: allowed, stop: make(chan struct{}), done: make(chan struct{})}
-	go w.run()
-	t.Cleanup(func() { w.clean(t) })
-	return w
-}
-
-func (w *watcher) run() {
-	defer close(w.done)
-	var serial uint32
-	for {
-		select {
-		case <-w.stop:
-			return
-		case <-time.After(5 * time.Millisecond):
-		}
-		m := new(dns.Msg).SetQuestion(dns.Fqdn(w.name), dns.TypeA)
-		in, _, err := (&dns.Client{Timeout: 200 * time.Millisecond}).Exchange(m, w.server)
-		if err != nil {
-			continue
-		}
-		w.judge(in)
-		m = new(dns.Msg).SetQuestion(dns.Fqdn(w.name), dns.TypeSOA)
-		if in, _, err = (&dns.Client{Timeout: 200 * time.Millisecond}).Exchange(m, w.server); err != nil {
-			continue
-		}
-		for _, rr := range slices.Concat(in.Answer, in.Ns) {
-			if soa, ok := rr.(*dns.SOA); ok {
-				if serial != 0 && int32(soa.Serial-serial) < 0 {
-					w.note(fmt.Sprintf("the serial went back from %d to %d", serial, soa.Serial))
-				}
-				serial = soa.Serial
-			}
-		}
-	}
-}
-
-func (w *watcher) judge(in *dns.Msg) {
-	w.mu.Lock()
-	w.asked++
-	banned := w.banned
-	w.mu.Unlock()
-	if in.Rcode != dns.RcodeSuccess || len(in.Answer) == 0 {
-		w.note(fmt.Sprintf("rcode %s with %d answers", dns.RcodeToString[in.Rcode], len(in.Answer)))
-	}
-	for _, rr := range in.Answer {
-		a, ok := rr.(*dns.A)
-		switch {
-		case !ok:
-			w.note("a record that is no address: " + rr.String())
-		case netip.MustParseAddr(a.A.String()).String() == banned:
-			w.note(banned + " was answered, and it is known to be dead")
-		case !slices.Contains(w.allowed, a.A.String()):
-			w.note(a.A.String() + " was answered and is not configured")
-		}
-	}
-}
-
-// ban makes one more address wrong from now on; empty lifts the ban.
-func (w *watcher) ban(address string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.banned = address
-}
-
-func (w *watcher) note(what string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.wrong) < 20 {
-		w.wrong = append(w.wrong, time.Now().Format("15:04:05.000 ")+what)
-	}
-}
-
-// clean ends the watch and fails the test when anything was wrong, or nothing was seen.
-func (w *watcher) clean(t *testing.T) {
-	t.Helper()
-	select {
-	case <-w.stop:
-		return
-	default:
-	}
-	close(w.stop)
-	<-w.done
-	if w.asked == 0 {
-		t.Errorf("the watcher at %s never got an answer", w.server)
-	}
-	for _, x := range w.wrong {
-		t.Errorf("%s at %s: %s", w.name, w.server, x)
 	}
 }
