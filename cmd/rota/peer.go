@@ -171,8 +171,8 @@ const (
 	packAbove    = 4 << 10   // what is larger travels packed
 )
 
-// peerAsked makes a handler of a function that takes JSON of at most limit bytes from another node. What this version does not know in it is refused: a
-// part that was left out could be the one that mattered.
+// peerAsked makes a handler of a function that takes JSON of at most limit bytes from another node. What this version does not know in
+// it is refused: a part that was left out could be the one that mattered.
 func peerAsked[In, Out any](limit int64, do func(ctx context.Context, from link.Identity, in In) (Out, error)) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
 		from, ok := link.PeerOf(r.Context())

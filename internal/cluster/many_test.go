@@ -1251,7 +1251,11 @@ func TestReportsFindTheLeader(t *testing.T) {
 			t.Errorf("the leader holds %d reports", got)
 		}
 		before := m.sent.Load()
+		rest := m.leader().Status()
 		time.Sleep(100 * time.Second)
+		if now := m.leader().Status(); now.Applied != rest.Applied || now.Last != rest.Last {
+			t.Errorf("while nothing changed, the log grew from %d to %d, events from %d to %d", rest.Last, now.Last, rest.Applied, now.Applied)
+		}
 		if got := m.sent.Load() - before; got < 18 || got > 22 {
 			t.Errorf("%d reports of two followers in 100 s", got)
 		}
