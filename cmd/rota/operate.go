@@ -145,8 +145,7 @@ func (n *node) memberOf(ctx context.Context, c command) (cluster.Member, error) 
 	}
 	var d description
 	if err := n.net.call(ctx, c.Address, http.MethodGet, nodePath, nil, &d); err != nil {
-		why := strings.TrimPrefix(err.Error(), cluster.ErrUnanswered.Error()+": ") // it was not the leader that was asked
-		return cluster.Member{}, fmt.Errorf("%w: nobody at %s says who it is, so nothing was added: %s", cluster.ErrUnreachable, c.Address, why)
+		return cluster.Member{}, fmt.Errorf("%w: nobody at %s says who it is, so nothing was added: %v", cluster.ErrUnreachable, c.Address, err)
 	}
 	if who != "" && who != d.ID && who != d.Name {
 		return cluster.Member{}, fmt.Errorf("%w: the node at %s is %s (%s), not %s", api.ErrConflict, c.Address, d.Name, d.ID, rota.CleanReason("%s", who))

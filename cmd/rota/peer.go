@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"time"
 
@@ -110,13 +111,13 @@ func (w *network) call(ctx context.Context, to, method, path string, in, out any
 	}
 	resp, err := w.port.Client().Do(req)
 	if err != nil {
-		return fmt.Errorf("%w: %w", cluster.ErrUnanswered, err)
+		return unanswered(err)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxPeerAnswer+1))
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: %w", cluster.ErrUnanswered, err)
+		return unanswered(err)
 	case len(b) > maxPeerAnswer:
 		return fmt.Errorf("%s %s: the answer of %s has more than %d bytes", method, path, to, maxPeerAnswer)
 	case resp.StatusCode == http.StatusOK:
@@ -130,9 +131,17 @@ func (w *network) call(ctx context.Context, to, method, path string, in, out any
 	}
 	f := failure{}
 	if json.Unmarshal(b, &f) != nil || f.Text == "" {
-		return fmt.Errorf("%w: %s said %s", cluster.ErrUnanswered, to, resp.Status)
+		return unanswered(fmt.Errorf("%s said %s", to, resp.Status))
 	}
 	return &remoteError{rota.CleanReason("%s", f.Text), errorOf(f.Kind)}
+}
+
+// unanswered is an error after which nobody knows whether the peer did what it was asked. The URL in it says nothing to people.
+func unanswered(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		err = u.Err
+	}
+	return &remoteError{err.Error(), cluster.ErrUnanswered}
 }
 
 // ordered is what became of a forwarded event.
@@ -145,6 +154,9 @@ func (w *network) forward(ctx context.Context, leader cluster.Member, e rota.Eve
 	var out ordered
 	err := w.call(ctx, leader.ID, http.MethodPost, appendPath, e, &out)
 	e.Index = out.Index
+	if errors.Is(err, cluster.ErrUnanswered) {
+		err = fmt.Errorf("%w: %s: %v", cluster.ErrUnanswered, leader.Label(), err)
+	}
 	return e, err
 }
 
