@@ -40,7 +40,7 @@ bench: ## every benchmark, COUNT=1 times, with allocations
 fuzz: ## every fuzz target for SECONDS=10
 	./test/fuzz $(SECONDS)
 
-sim: ## simulated nights of a cluster with all kinds of faults, NIGHTS=400 of them
+sim: ## simulated nights of a cluster with all kinds of faults, NIGHTS=400 of them (`make test` has 30)
 	go test ./internal/sim -seeds $(NIGHTS) -timeout 60m
 
 lint: ## gofumpt, go vet, staticcheck
