@@ -181,6 +181,7 @@ type TokenRecord struct {
 	ID      string    `json:"id"`
 	Hash    string    `json:"hash,omitempty"` // of the secret; empty in lists
 	Role    Role      `json:"role"`
+	Name    string    `json:"name,omitempty"` // whom it lets in; empty: whoever has it
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires"`
 	Uses    int       `json:"uses"` // allowed
@@ -191,9 +192,10 @@ type TokenRecord struct {
 
 // Use is one use of a token.
 type Use struct {
-	By  string    `json:"by"`  // role and id of the newcomer
-	Key string    `json:"key"` // hash of its public key: the same newcomer asking again is no second use
-	At  time.Time `json:"at"`
+	By   string    `json:"by"`             // role and id of the newcomer
+	Name string    `json:"name,omitempty"` // its name
+	Key  string    `json:"key"`            // hash of its public key: the same newcomer asking again is no second use
+	At   time.Time `json:"at"`
 }
 
 // TokenStore keeps token records. Update calls change with all of them and keeps what it returns, as one step that no other Update
@@ -248,6 +250,7 @@ func NewTokens(cluster string, store TokenStore) *Tokens { return &Tokens{cluste
 // TokenRequest says what a token is for.
 type TokenRequest struct {
 	Role      Role
+	Name      string        // whom it lets in, and nobody else; empty: whoever has it
 	Life      time.Duration // DefaultTokenLife when zero
 	Uses      int           // 1 when zero
 	Addresses []string      // where the newcomer may ask
@@ -266,6 +269,8 @@ func (t *Tokens) Issue(ctx context.Context, r TokenRequest) (Token, error) {
 	switch {
 	case !r.Role.valid():
 		return Token{}, fmt.Errorf("join token: role %q: node or agent", r.Role)
+	case r.Name != "" && !spell(r.Name, maxName):
+		return Token{}, fmt.Errorf("join token: name %q: 1 to %d letters, digits, and . _ -", clip(r.Name), maxName)
 	case r.Life < time.Second || r.Life > maxTokenLife:
 		return Token{}, fmt.Errorf("join token: a life of %v: from 1s to %v", r.Life, maxTokenLife)
 	case r.Uses < 0 || r.Uses > maxTokenUses:
@@ -291,7 +296,7 @@ func (t *Tokens) Issue(ctx context.Context, r TokenRequest) (Token, error) {
 		if len(all) >= maxTokens {
 			return nil, fmt.Errorf("join token: %d are kept already: wait until some expire", len(all))
 		}
-		return append(all, TokenRecord{ID: k.ID, Hash: k.hash(), Role: k.Role, Created: now.UTC(), Expires: k.Expires.UTC(), Uses: r.Uses, Note: clip(r.Note)}), nil
+		return append(all, TokenRecord{ID: k.ID, Hash: k.hash(), Role: k.Role, Name: r.Name, Created: now.UTC(), Expires: k.Expires.UTC(), Uses: r.Uses, Note: clip(r.Note)}), nil
 	})
 	if err != nil {
 		return Token{}, err
@@ -355,6 +360,8 @@ func judge(all []TokenRecord, k Token, use Use) (i int, again bool, err error) {
 	switch {
 	case r.Revoked:
 		return 0, false, &JoinError{Reason: TokenRevoked, Text: "the join token was revoked"}
+	case r.Name != "" && use.Name != r.Name:
+		return 0, false, &JoinError{Reason: TokenWrong, Text: fmt.Sprintf("the join token is for %s %s and lets nobody else in", r.Role, r.Name)}
 	case use.At.After(r.Expires):
 		return 0, false, &JoinError{Reason: TokenExpired, Text: "the join token expired on " + stamp(r.Expires) + ": make a new one with `rota cluster token`"}
 	case !again && len(r.Used) >= r.Uses:
