@@ -607,7 +607,7 @@ func TestThreeNodes(t *testing.T) {
 			}
 		}
 		v, err := operator{leader.node}.Verify(t.Context())
-		if err != nil || v.OK || len(v.Problems) != 1 || !strings.Contains(v.Problems[0], "does not answer") {
+		if err != nil || v.OK || !slices.ContainsFunc(v.Problems, func(p string) bool { return strings.Contains(p, "does not answer") }) {
 			t.Errorf("%+v, %v", v, err)
 		}
 		// Their files mattered once.
