@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -252,13 +253,25 @@ func drainOf(i int) rota.Event {
 // TestThreeNodes takes one cluster through its days. The parts build on each other.
 func TestThreeNodes(t *testing.T) {
 	t.Parallel()
+	var files sync.Mutex // guards services, which nodes read again by themselves
 	services := []string{oneService, oneService, oneService}
+	writes := func(i int, text string) {
+		files.Lock()
+		defer files.Unlock()
+		services = append(services, "")[:max(len(services), i+1)]
+		services[i] = text
+	}
+	wrote := func(i int) string {
+		files.Lock()
+		defer files.Unlock()
+		return services[i]
+	}
 	f := newFleet(t, 3, func(i int) string {
 		also := ", n1" // n1 itself would not have it
 		if i == 1 {
 			also = ""
 		}
-		return fmt.Sprintf("vantage: {agents: {accept: [berlin, {name: rome, site: south}%s]}}\n", also) + services[i]
+		return fmt.Sprintf("vantage: {agents: {accept: [berlin, {name: rome, site: south}%s]}}\n", also) + wrote(i)
 	})
 	step := func(name string, do func(t *testing.T)) {
 		t.Helper()
@@ -402,11 +415,14 @@ func TestThreeNodes(t *testing.T) {
 			v.Labels = map[string]string{"note": strings.Repeat("y", 1<<20)}
 			spec.Services = append(spec.Services, v)
 		}
-		if _, err := m.raft.Append(t.Context(), rota.Event{Kind: rota.EventSpec, Spec: &spec}); err != nil {
-			t.Error(err)
-		}
-		if _, err := m.raft.Append(t.Context(), rota.Event{Kind: rota.EventSpec, Spec: &base}); err != nil {
-			t.Error(err)
+		for _, s := range []*rota.Spec{&spec, &base} {
+			f.await("it is ordered", func() bool { // by the leader of then: packing it may cost a busy machine an election
+				_, err := m.raft.Append(t.Context(), rota.Event{Kind: rota.EventSpec, Spec: s})
+				if err != nil && !errors.Is(err, cluster.ErrNotLeader) && !errors.Is(err, cluster.ErrNoLeader) && !errors.Is(err, cluster.ErrUnanswered) {
+					t.Fatal(err)
+				}
+				return err == nil
+			})
 		}
 		f.await("all is as before", func() bool {
 			return !slices.ContainsFunc(f.members, func(m *member) bool { return len(m.raft.State().Services()) != 1 })
@@ -419,7 +435,12 @@ func TestThreeNodes(t *testing.T) {
 			o := operator{m.node}
 			victim := f.members[(leader.index+1)%3].name
 			for _, op := range []api.ClusterOp{api.OpDemote, api.OpPromote} {
-				done, err := o.Change(t.Context(), api.ClusterChange{Op: op, Node: victim, Author: "me"})
+				var done api.ClusterChanged
+				var err error
+				f.await("it is done", func() bool { // a new leader has to hear of a node first
+					done, err = o.Change(t.Context(), api.ClusterChange{Op: op, Node: victim, Author: "me"})
+					return !errors.Is(err, api.ErrBusy) && !errors.Is(err, api.ErrNoLeader)
+				})
 				if err != nil || done.Node != victim || done.Leader == "" {
 					t.Fatalf("%s of %s by %s: %+v, %v", op, victim, m.name, done, err)
 				}
@@ -478,9 +499,16 @@ func TestThreeNodes(t *testing.T) {
 
 	step("a file speaks when it is read again", func(t *testing.T) {
 		m, leader := f.follower(), f.leader()
-		services[m.index] = of(3)
+		writes(m.index, of(3))
 		if err := m.reload(t.Context(), "a test"); err != nil {
 			t.Fatal(err)
+		}
+		agreed(3)
+		// One that reads the same file again has nothing to say.
+		for _, other := range f.members {
+			if err := other.reload(t.Context(), "a test"); err != nil {
+				t.Fatal(err)
+			}
 		}
 		agreed(3)
 		if m.differs() != "" || !strings.Contains(leader.differs(), "differs") {
@@ -505,7 +533,7 @@ func TestThreeNodes(t *testing.T) {
 
 	step("a file speaks when it was edited while the node was down", func(t *testing.T) {
 		m := f.follower()
-		i := slices.IndexFunc(f.members, func(x *member) bool { return services[x.index] == oneService && x != f.leader() })
+		i := slices.IndexFunc(f.members, func(x *member) bool { return wrote(x.index) == oneService && x != f.leader() })
 		if i >= 0 {
 			m = f.members[i]
 		}
@@ -514,7 +542,7 @@ func TestThreeNodes(t *testing.T) {
 		f.await("it follows", func() bool { _, ok := m.raft.Leader(); return ok })
 		agreed(3)
 		m.end()
-		services[m.index] = of(4)
+		writes(m.index, of(4))
 		m.start()
 		agreed(4)
 		if had, err := m.spoken(); err != nil || had == (fingerprint{}) {
@@ -525,7 +553,7 @@ func TestThreeNodes(t *testing.T) {
 	step("a torn note speaks for nobody", func(t *testing.T) {
 		m := f.follower()
 		m.end()
-		services[m.index] = of(1)
+		writes(m.index, of(1))
 		if err := os.WriteFile(filepath.Join(m.dir, spokenFile), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -535,7 +563,7 @@ func TestThreeNodes(t *testing.T) {
 	})
 
 	step("a newcomer's file does not speak", func(t *testing.T) {
-		services = append(services, of(2))
+		writes(len(f.members), of(2))
 		m := f.grow()
 		agreed(4)
 		f.await("it votes", func() bool { return strings.Contains(vantagesIn(f.leader().node), "n3@s3") })

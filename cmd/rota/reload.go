@@ -123,7 +123,11 @@ func (n *node) tryReload(ctx context.Context) error {
 		}
 	}
 	// Who asked may go away meanwhile, but the event is ordered or not: without its answer half of the configuration could be in force.
-	if err := n.respec(context.WithoutCancel(ctx), next); err != nil {
+	if !n.speaks(next) {
+		if text := n.differs(); text != "" {
+			n.log.Warn("the file was read again, and was not edited since", "trouble", text)
+		}
+	} else if err := n.respec(context.WithoutCancel(ctx), next); err != nil {
 		if n.dns != nil {
 			err = errors.Join(err, n.dns.SetZones(zonesOf(old.cfg.DNS)))
 		}

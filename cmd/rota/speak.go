@@ -18,7 +18,7 @@ import (
 )
 
 // Among several nodes each has a configuration file, and what they decide by is one. A file speaks when it was edited: when a node reads
-// it again, and when a node starts with another file than it had when it last ran. So the last edit counts, wherever it was made, and
+// it again and finds another one, and when a node starts with another one than it had when it last ran. So the last edit counts, wherever it was made, and
 // neither a change of leader nor the loss of all others brings an older file back. Where there never was another node, the file always
 // speaks.
 
@@ -111,6 +111,13 @@ func (n *node) edited(cfg *config.Config) (bool, error) {
 	}
 	now, err := fingerprintOf(cfg)
 	return now.Meaning != had.Meaning && now.Files != had.Files, err
+}
+
+// speaks reports whether reading the file again puts it in force: when it was edited, or nobody else's could matter. What cannot be told
+// counts as edited, since somebody asked for it.
+func (n *node) speaks(cfg *config.Config) bool {
+	edited, err := n.edited(cfg)
+	return edited || err != nil || n.alone()
 }
 
 // difference is what was last found of a configuration and the services in force. It is immutable.
