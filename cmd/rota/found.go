@@ -384,7 +384,8 @@ func (a *app) recoverCommand() *cobra.Command {
 		Short: "Make this node the only one of its cluster, when a majority is gone for good",
 		Long: `For the day on which so many nodes are lost for good that no majority can come back. This node, which must be stopped, goes on alone
 with all it knows; start it then and let new nodes join. The lost ones must never run again with their data: together they might
-still be a majority, and there would be two clusters. They join again with empty data directories.`,
+still be a majority, and there would be two clusters. They join again with empty data directories. Refused when one of them answers
+at the address that this node knows.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := a.clusterConfig()
@@ -407,7 +408,15 @@ still be a majority, and there would be two clusters. They join again with empty
 			if err != nil {
 				return err
 			}
-			b, err := cluster.Recover(cluster.Options{Dir: cfg.Node.DataDir, Node: cfg.Node.Name, Network: &cluster.Network{Address: address}})
+			b, err := cluster.Recover(cluster.Options{Dir: cfg.Node.DataDir, Node: cfg.Node.Name, Network: &cluster.Network{Address: address}},
+				func(m cluster.Member) error {
+					of, found, err := clusterOf(c.Context(), cfg, m.Address)
+					if err == nil && found && of == id.Cluster {
+						err = fmt.Errorf("%s runs, at %s: with others that are not seen from here it may be a majority, and there would be two clusters; "+
+							"mend the way between the nodes, or stop it for good first", m.Label(), m.Address)
+					}
+					return err
+				})
 			if err != nil {
 				return err
 			}
