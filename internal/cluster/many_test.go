@@ -738,6 +738,8 @@ func TestMembersAreGuarded(t *testing.T) {
 		is(l.Transfer(ctx, ""), ErrNoMember)
 		is(l.Remove(ctx, l.id.Node), ErrMajority)
 		is(l.Leave(ctx), ErrMajority)
+		is(l.Spare(l.id.Node), ErrMajority)
+		is(l.Spare("nobody"), ErrNoMember)
 		is(l.Promote(ctx, id(live)), nil)
 		// The removed one comes back with all it knew: nobody follows it, and it says so.
 		term := l.Status().Term
