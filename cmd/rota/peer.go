@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"time"
 
@@ -110,6 +111,9 @@ func (w *network) call(ctx context.Context, to, method, path string, in, out any
 	}
 	resp, err := w.port.Client().Do(req)
 	if err != nil {
+		if u, ok := errors.AsType[*url.Error](err); ok {
+			err = u.Err // without a URL that nobody ever typed
+		}
 		return fmt.Errorf("%w: %w", cluster.ErrUnanswered, err)
 	}
 	defer resp.Body.Close()
