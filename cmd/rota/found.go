@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -85,7 +86,7 @@ token for one more node; give it to ` + "`rota cluster join`" + ` there.`,
 			}
 			fmt.Fprintf(a.err, "1. Start this node: `rota run` (others reach it at %s).\n"+
 				"2. On the next node: `rota cluster join TOKEN`, then `rota run`. The token is good until %s, for one node; more: `rota cluster token`.\n",
-				address, t.Expires.Format(time.TimeOnly))
+				address, t.Expires.UTC().Format("2006-01-02 15:04:05Z"))
 			fmt.Fprintln(a.out, t.Reveal())
 			return nil
 		},
@@ -332,7 +333,9 @@ func join(ctx context.Context, cfg *config.Config, text string, nonvoter bool) (
 	}
 	h := hosts{Addresses: token.Addresses, Nonvoter: nonvoter}
 	for _, m := range got.Members {
-		h.Addresses = append(h.Addresses, m.Address)
+		if !slices.Contains(h.Addresses, m.Address) {
+			h.Addresses = append(h.Addresses, m.Address)
+		}
 	}
 	if err := os.MkdirAll(filepath.Dir(files.Cert), 0o700); err != nil {
 		return id, false, err
