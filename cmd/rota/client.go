@@ -114,12 +114,13 @@ func (a *app) dataDirectory() (dir string, guess error) {
 		return a.dataDir, nil
 	}
 	dir, guess = a.configuredDataDir()
-	if dir != "" {
+	if usual, err := filepath.Abs("rota-data"); dir != "" && (err != nil || dir != usual) {
 		return dir, nil
 	}
 	if dir := a.getenv("STATE_DIRECTORY"); dir != "" {
 		return dir, guess
 	}
+	// A service has its directory from systemd, which no file says.
 	for _, dir := range []string{"rota-data", "/var/lib/rota"} {
 		if _, err := os.Stat(filepath.Join(dir, api.SocketName)); err == nil {
 			return dir, guess

@@ -27,8 +27,10 @@ import (
 // joinTokenEnv is where a join token may stand instead of in an argument, which everybody on the machine can read.
 const joinTokenEnv = "ROTA_JOIN_TOKEN"
 
+// clusterConfig reads the configuration of a node that is of a cluster, or will be. Keys of name servers are not needed for that, and
+// systemd hands them to the service alone.
 func (a *app) clusterConfig() (*config.Config, error) {
-	cfg, err := config.Load(a.configPath(), config.Options{})
+	cfg, err := config.Load(a.configPath(), config.Options{NoSecrets: true})
 	if err != nil {
 		return nil, err
 	}

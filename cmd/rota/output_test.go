@@ -163,7 +163,14 @@ func TestDataDirectoryIsGuessed(t *testing.T) {
 			t.Errorf("%s: %v, want %q", file, err, want)
 		}
 	}
-	a := &app{getenv: func(string) string { return "" }, dataDir: "there", config: "wrong.yaml"}
+	if err := os.WriteFile("service.yaml", []byte("services:\n  www.example.org: {endpoints: [192.0.2.10]}\ndns: {listen: \":53\", zones: {example.org: {ns: [ns1.example.org]}}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{getenv: func(k string) string { return map[string]string{"STATE_DIRECTORY": "of-the-service"}[k] }, config: "service.yaml"}
+	if dir, err := a.dataDirectory(); dir != "of-the-service" || err != nil {
+		t.Errorf("no data_dir in the configuration: %s, %v", dir, err)
+	}
+	a = &app{getenv: func(string) string { return "" }, dataDir: "there", config: "wrong.yaml"}
 	if dir, err := a.dataDirectory(); dir != "there" || err != nil {
 		t.Errorf("--data-dir there: %s, %v", dir, err)
 	}
