@@ -30,7 +30,8 @@ type client struct {
 	base  string // without a path
 	where string // for people
 	token string
-	quiet bool // no hint about starting rota: the address was given
+	quiet bool  // no hint about starting rota: the address was given
+	guess error // why the data directory is not known to be the one that was meant
 
 	stale func(since time.Time) // told when an answer may be older than the cluster's state
 }
@@ -51,7 +52,8 @@ func (a *app) client() (*client, error) {
 	addr := cmp.Or(a.addr, a.getenv("ROTA_ADDR"))
 	c.quiet = addr != ""
 	if addr == "" {
-		addr = "unix://" + filepath.Join(a.dataDirectory(), api.SocketName)
+		dir, guess := a.dataDirectory()
+		addr, c.guess = "unix://"+filepath.Join(dir, api.SocketName), guess
 	}
 	u, err := url.Parse(addr)
 	if err != nil {
@@ -106,23 +108,25 @@ func (a *app) token() (string, error) {
 }
 
 // dataDirectory is where a rota on this machine keeps its socket, unless told otherwise: that of the configuration, when it can be
-// read.
-func (a *app) dataDirectory() string {
+// read. When it cannot, the error is why, and the usual ones are tried, for what is asked may not need it.
+func (a *app) dataDirectory() (dir string, guess error) {
 	if a.dataDir != "" {
-		return a.dataDir
+		return a.dataDir, nil
 	}
-	if dir := a.configuredDataDir(); dir != "" {
-		return dir
+	dir, guess = a.configuredDataDir()
+	if usual, err := filepath.Abs("rota-data"); dir != "" && (err != nil || dir != usual) {
+		return dir, nil
 	}
 	if dir := a.getenv("STATE_DIRECTORY"); dir != "" {
-		return dir
+		return dir, guess
 	}
+	// A service has its directory from systemd, which no file says.
 	for _, dir := range []string{"rota-data", "/var/lib/rota"} {
 		if _, err := os.Stat(filepath.Join(dir, api.SocketName)); err == nil {
-			return dir
+			return dir, guess
 		}
 	}
-	return "rota-data"
+	return "rota-data", guess
 }
 
 // problem is an error answer of the API (RFC 9457).
@@ -221,6 +225,9 @@ func (c *client) explainDial(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err
+	case !c.quiet && c.guess != nil && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)):
+		return fmt.Errorf("no rota runs with data directory %s, and whether that is the right one is not known: %w; name it by --data-dir",
+			filepath.Dir(c.where), c.guess)
 	case !c.quiet && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)):
 		return fmt.Errorf("no rota runs with data directory %s: start it with `rota run`, or name another by --data-dir or --addr", filepath.Dir(c.where))
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):

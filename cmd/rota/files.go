@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"net/url"
@@ -29,17 +30,20 @@ func (a *app) configPath() string {
 	return "rota.yaml"
 }
 
-// configuredDataDir is the data directory of the configuration, or empty when it cannot be read: then others are tried, for what is
-// asked may not need it.
-func (a *app) configuredDataDir() string {
-	if _, err := os.Stat(a.configPath()); err != nil {
-		return ""
+// configuredDataDir is the data directory of the configuration. It is empty without an error when there is no file and none was named.
+func (a *app) configuredDataDir() (string, error) {
+	path := a.configPath()
+	if _, err := os.Stat(path); err != nil {
+		if errors.Is(err, fs.ErrNotExist) && a.config == "" && a.getenv("ROTA_CONFIG") == "" {
+			return "", nil
+		}
+		return "", err
 	}
-	c, err := config.Load(a.configPath(), config.Options{NoSecrets: true})
+	c, err := config.Load(path, config.Options{NoSecrets: true})
 	if err != nil {
-		return ""
+		return "", fmt.Errorf("%s has errors, which `rota validate` shows", path)
 	}
-	return c.Node.DataDir
+	return c.Node.DataDir, nil
 }
 
 // targets are what `rota check` probes: a URL's, or those of a service as the configuration says.

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,8 +27,10 @@ import (
 // joinTokenEnv is where a join token may stand instead of in an argument, which everybody on the machine can read.
 const joinTokenEnv = "ROTA_JOIN_TOKEN"
 
+// clusterConfig reads the configuration of a node that is of a cluster, or will be. Keys of name servers are not needed for that, and
+// systemd hands them to the service alone.
 func (a *app) clusterConfig() (*config.Config, error) {
-	cfg, err := config.Load(a.configPath(), config.Options{})
+	cfg, err := config.Load(a.configPath(), config.Options{NoSecrets: true})
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +88,7 @@ token for one more node; give it to ` + "`rota cluster join`" + ` there.`,
 			}
 			fmt.Fprintf(a.err, "1. Start this node: `rota run` (others reach it at %s).\n"+
 				"2. On the next node: `rota cluster join TOKEN`, then `rota run`. The token is good until %s, for one node; more: `rota cluster token`.\n",
-				address, t.Expires.Format(time.TimeOnly))
+				address, t.Expires.UTC().Format("2006-01-02 15:04:05Z"))
 			fmt.Fprintln(a.out, t.Reveal())
 			return nil
 		},
@@ -332,7 +335,9 @@ func join(ctx context.Context, cfg *config.Config, text string, nonvoter bool) (
 	}
 	h := hosts{Addresses: token.Addresses, Nonvoter: nonvoter}
 	for _, m := range got.Members {
-		h.Addresses = append(h.Addresses, m.Address)
+		if !slices.Contains(h.Addresses, m.Address) {
+			h.Addresses = append(h.Addresses, m.Address)
+		}
 	}
 	if err := os.MkdirAll(filepath.Dir(files.Cert), 0o700); err != nil {
 		return id, false, err
@@ -384,7 +389,8 @@ func (a *app) recoverCommand() *cobra.Command {
 		Short: "Make this node the only one of its cluster, when a majority is gone for good",
 		Long: `For the day on which so many nodes are lost for good that no majority can come back. This node, which must be stopped, goes on alone
 with all it knows; start it then and let new nodes join. The lost ones must never run again with their data: together they might
-still be a majority, and there would be two clusters. They join again with empty data directories.`,
+still be a majority, and there would be two clusters. They join again with empty data directories. Refused when one of them answers
+at the address that this node knows.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := a.clusterConfig()
@@ -407,7 +413,15 @@ still be a majority, and there would be two clusters. They join again with empty
 			if err != nil {
 				return err
 			}
-			b, err := cluster.Recover(cluster.Options{Dir: cfg.Node.DataDir, Node: cfg.Node.Name, Network: &cluster.Network{Address: address}})
+			b, err := cluster.Recover(cluster.Options{Dir: cfg.Node.DataDir, Node: cfg.Node.Name, Network: &cluster.Network{Address: address}},
+				func(m cluster.Member) error {
+					of, found, err := clusterOf(c.Context(), cfg, m.Address)
+					if err == nil && found && of == id.Cluster {
+						err = fmt.Errorf("%s runs, at %s: with others that are not seen from here it may be a majority, and there would be two clusters; "+
+							"mend the way between the nodes, or stop it for good first", m.Label(), m.Address)
+					}
+					return err
+				})
 			if err != nil {
 				return err
 			}

@@ -124,8 +124,18 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 	default:
 		fmt.Fprintf(&b, "vantages: %d of %d voices heard, %d needed\n", vs.Voting, vs.Voices, vs.Need)
 	}
+	if c := o.Cluster; c != nil && !c.Leading && len(o.Publishers.Items) > 0 {
+		if c.Leader == "" {
+			fmt.Fprintf(&b, "publishers: NO LEADER writes, the DNS stays as it is\n")
+		} else {
+			fmt.Fprintf(&b, "publishers: the leader %s writes, and says how that goes\n", c.Leader)
+		}
+	}
 	for _, p := range o.Publishers.Items {
 		for _, z := range p.Zones {
+			if z.State == "standby" {
+				continue
+			}
 			fmt.Fprintf(&b, "publisher %s: %s %s", p.Publisher, z.Zone.Short(), loud(z.State))
 			if z.Error != "" {
 				fmt.Fprintf(&b, " (%s)", z.Error)
@@ -304,6 +314,10 @@ func story(x api.Explained, only netip.Addr, now time.Time) string {
 	}
 	line("")
 	for _, p := range x.Published {
+		if x.Remembered != "" && p.Publisher != rota.Embedded {
+			line("%s is read and written by who leads", p.Publisher)
+			continue
+		}
 		text := fmt.Sprintf("%s says %s: %s", p.Publisher, cmp.Or(few(p.Records, " "), "nothing"), loud(p.State))
 		if p.Publisher != rota.Embedded && !p.Read.IsZero() {
 			text += ", read " + ago(p.Read, now)

@@ -99,14 +99,19 @@ func (n *node) commandFor(ctx context.Context, from link.Identity, c command) (c
 	case api.OpRemove, api.OpLeave:
 		if m.Self && n.raft.Status().Voters > 1 {
 			// Whoever leads next takes this node out, so that nobody has to notice its silence first.
-			if err = n.raft.Transfer(ctx, ""); err == nil {
+			if err = n.raft.Spare(m.ID); err == nil {
+				err = n.raft.Transfer(ctx, "")
+			}
+			if err == nil {
 				return changed{}, cluster.ErrNotLeader
 			}
 			break
 		}
 		err = n.raft.Remove(ctx, m.ID)
 	case api.OpTransfer:
-		err = n.raft.Transfer(ctx, m.ID)
+		if !m.Self { // else it is as wanted
+			err = n.raft.Transfer(ctx, m.ID)
+		}
 	default:
 		err = fmt.Errorf("%q is not known to this node: upgrade it first", c.Op)
 	}
@@ -233,6 +238,9 @@ func (o operator) Token(ctx context.Context, r api.TokenRequest) (api.TokenReply
 	w := o.n.net
 	if w.tokens == nil {
 		return api.TokenReply{}, fmt.Errorf("%w: this cluster's certificates are made elsewhere (cluster.tls), so there is nothing that a token could give", api.ErrConflict)
+	}
+	if o.n.raft.Status().Removed {
+		return api.TokenReply{}, fmt.Errorf("%w: this node was removed, so whoever came with its token would be of no cluster: ask another node", api.ErrConflict)
 	}
 	role := link.Node
 	if r.Role == string(link.Agent) {

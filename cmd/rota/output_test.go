@@ -1,9 +1,11 @@
 package main
 
 import (
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -139,5 +141,37 @@ func TestTokenIsAskedFor(t *testing.T) {
 		if err == nil || slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(err.Error(), w) }) {
 			t.Errorf("token %q: %v", token, err)
 		}
+	}
+}
+
+// Who asks with a configuration that cannot be read is not told that no rota runs: it may run elsewhere.
+func TestDataDirectoryIsGuessed(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("wrong.yaml", []byte("node: {data_dir: right}\nbogus: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{
+		"wrong.yaml":  "wrong.yaml has errors, which `rota validate` shows; name it by --data-dir",
+		"absent.yaml": "absent.yaml: no such file or directory; name it by --data-dir",
+	} {
+		a := &app{config: file, getenv: func(string) string { return "" }}
+		c, err := a.client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.explainDial(fs.ErrNotExist); !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", file, err, want)
+		}
+	}
+	if err := os.WriteFile("service.yaml", []byte("services:\n  www.example.org: {endpoints: [192.0.2.10]}\ndns: {listen: \":53\", zones: {example.org: {ns: [ns1.example.org]}}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{getenv: func(k string) string { return map[string]string{"STATE_DIRECTORY": "of-the-service"}[k] }, config: "service.yaml"}
+	if dir, err := a.dataDirectory(); dir != "of-the-service" || err != nil {
+		t.Errorf("no data_dir in the configuration: %s, %v", dir, err)
+	}
+	a = &app{getenv: func(string) string { return "" }, dataDir: "there", config: "wrong.yaml"}
+	if dir, err := a.dataDirectory(); dir != "there" || err != nil {
+		t.Errorf("--data-dir there: %s, %v", dir, err)
 	}
 }

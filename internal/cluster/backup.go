@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -78,9 +79,9 @@ func (n *Node) RestoreFrom(ctx context.Context, path string, foreign bool, actor
 
 // Recover makes the node of a data directory, which must not be running, the only one of its cluster, with all it holds: for the day on
 // which a majority of the voters is gone for good. Events that were under way count as ordered. The other nodes must never come back:
-// together they might still be a majority, and there would be two clusters. They join again with empty data directories. It does
-// nothing to the directory when it fails.
-func Recover(o Options) (Backup, error) {
+// together they might still be a majority, and there would be two clusters. They join again with empty data directories. Each other node
+// that the log names is handed to gone, unless that is nil; its error is Recover's. Recover does nothing to the directory when it fails.
+func Recover(o Options, gone func(Member) error) (Backup, error) {
 	address := o.Node
 	if o.Network != nil {
 		address = o.Network.Address
@@ -119,6 +120,22 @@ func Recover(o Options) (Backup, error) {
 	}
 	v := view{s.state, s.header.Term}
 	n.view.store(v)
+	var others []raft.Server
+	err = n.guard(base.saved, func() (err error) {
+		others, err = n.recorded(snaps)
+		return err
+	})
+	if err != nil {
+		return Backup{}, fmt.Errorf("recover: %w", err)
+	}
+	for _, s := range others {
+		if gone == nil {
+			break
+		}
+		if err := gone(n.member(s)); err != nil {
+			return Backup{}, fmt.Errorf("recover: %w", err)
+		}
+	}
 	err = n.guard(base.saved, func() error {
 		_, transport := raft.NewInmemTransport(raft.ServerAddress(address))
 		alone := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(n.id.Node), Address: raft.ServerAddress(address)}}}
@@ -142,6 +159,39 @@ func Recover(o Options) (Backup, error) {
 		return Backup{}, fmt.Errorf("recover: %w", err)
 	}
 	return n.saved(v).backup(), nil
+}
+
+// recorded returns the other nodes of the newest configuration that is in the log, or in a snapshot.
+func (n *Node) recorded(snaps raft.SnapshotStore) ([]raft.Server, error) {
+	all, err := snaps.List()
+	if err != nil {
+		return nil, err
+	}
+	var servers []raft.Server
+	if len(all) > 0 {
+		servers = all[0].Configuration.Servers
+	}
+	first, err := n.disk.FirstIndex()
+	if err != nil {
+		return nil, err
+	}
+	last, err := n.disk.LastIndex()
+	if err != nil {
+		return nil, err
+	}
+	for i := last; i >= max(first, 1); i-- {
+		var l raft.Log
+		if err := n.entry(i, &l); errors.Is(err, raft.ErrLogNotFound) {
+			break
+		} else if err != nil {
+			return nil, err
+		}
+		if l.Type == raft.LogConfiguration {
+			servers = raft.DecodeConfiguration(l.Data).Servers
+			break
+		}
+	}
+	return slices.DeleteFunc(servers, func(s raft.Server) bool { return string(s.ID) == n.id.Node }), nil
 }
 
 // recoverState lets a node whose log is gone go on from its state file: the next start begins a new log with it.

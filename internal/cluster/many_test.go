@@ -738,6 +738,8 @@ func TestMembersAreGuarded(t *testing.T) {
 		is(l.Transfer(ctx, ""), ErrNoMember)
 		is(l.Remove(ctx, l.id.Node), ErrMajority)
 		is(l.Leave(ctx), ErrMajority)
+		is(l.Spare(l.id.Node), ErrMajority)
+		is(l.Spare("nobody"), ErrNoMember)
 		is(l.Promote(ctx, id(live)), nil)
 		// The removed one comes back with all it knew: nobody follows it, and it says so.
 		term := l.Status().Term
@@ -1299,7 +1301,7 @@ func TestRecover(t *testing.T) {
 		e := mustAppend(t, m.follower(), drain(0, m.settle()))
 		m.settle()
 		f := m.follower()
-		if _, err := Recover(m.options(f.name)); !errors.Is(err, ErrRunning) {
+		if _, err := Recover(m.options(f.name), nil); !errors.Is(err, ErrRunning) {
 			t.Errorf("of a running node: %v", err)
 		}
 		for x := range m.nodes {
@@ -1311,11 +1313,29 @@ func TestRecover(t *testing.T) {
 			t.Errorf("led without a majority: %+v", s)
 		}
 		m.stop(f.name)
+		runs := errors.New("it runs")
+		for want := 1; want <= 2; want++ {
+			var asked []string
+			_, err := Recover(m.options(f.name), func(x Member) error {
+				if asked = append(asked, x.Name); len(asked) == want {
+					return runs
+				}
+				return nil
+			})
+			if !errors.Is(err, runs) || len(asked) != want || asked[want-1] == f.name || asked[0] == f.name {
+				t.Errorf("asked for %v, where one runs: %v", asked, err)
+			}
+		}
 		for round, lose := range []bool{false, true, false} {
 			if lose {
 				rename(t, m.dirs[f.name], raftDir, "aside")
 			}
-			b, err := Recover(m.options(f.name))
+			b, err := Recover(m.options(f.name), func(x Member) error {
+				if round > 0 {
+					t.Errorf("round %d: alone, and asked whether %s is gone", round, x.Name)
+				}
+				return nil
+			})
 			if err != nil || b.Index < e.Index || b.Cluster != m.cluster || b.Services != 3 {
 				t.Fatalf("round %d: %+v, %v", round, b, err)
 			}

@@ -114,9 +114,32 @@ func (n *Node) survives(voters []raft.ServerID) error {
 		}
 	}
 	if up < len(voters)/2+1 {
-		return fmt.Errorf("%w: of the %d voters that there would be, %d answer", ErrMajority, len(voters), up)
+		return fmt.Errorf("%w: of the voters that there would be, %d of %d answer", ErrMajority, up, len(voters))
 	}
 	return nil
+}
+
+// spare refuses to go on without the vote of a node when too few voters would be left.
+func (n *Node) spare(servers []raft.Server, s raft.Server) error {
+	if s.Suffrage != raft.Voter {
+		return nil
+	}
+	left := voters(servers, "", string(s.ID))
+	if len(left) == 0 {
+		return fmt.Errorf("%w: %s is the only voter", ErrMajority, n.member(s).Label())
+	}
+	return n.survives(left)
+}
+
+// Spare reports, on the leader, whether the cluster could go on without a node: ErrNoMember, or ErrMajority when too few voters would be
+// left that answer.
+func (n *Node) Spare(id string) error {
+	servers := n.raft.Load().GetConfiguration().Configuration().Servers
+	s, err := find(servers, id)
+	if err != nil {
+		return err
+	}
+	return n.spare(servers, s)
 }
 
 // change makes one change of the configuration, as the leader. One at a time: what f looks at is what the change is made on.
@@ -303,11 +326,7 @@ func (n *Node) Demote(ctx context.Context, id string) error {
 		if err != nil || s.Suffrage != raft.Voter {
 			return nil, err
 		}
-		left := voters(servers, "", id)
-		if len(left) == 0 {
-			return nil, fmt.Errorf("%w: %s is the only voter", ErrMajority, n.member(s).Label())
-		}
-		if err := n.survives(left); err != nil {
+		if err := n.spare(servers, s); err != nil {
 			return nil, err
 		}
 		return r.DemoteVoter(s.ID, previous(ctx), enqueue), nil
@@ -339,19 +358,17 @@ func (n *Node) takeOut(ctx context.Context, id string) error {
 		if err != nil {
 			return nil, err
 		}
-		if s.Suffrage == raft.Voter {
-			left := voters(servers, "", id)
-			if len(left) == 0 {
-				return nil, fmt.Errorf("%w: %s is the only voter", ErrMajority, n.member(s).Label())
-			}
-			if err := n.survives(left); err != nil {
-				return nil, err
-			}
+		if err := n.spare(servers, s); err != nil {
+			return nil, err
 		}
 		return r.RemoveServer(s.ID, previous(ctx), enqueue), nil
 	})
 	if err != nil {
-		return fmt.Errorf("remove %s: %w", id, err)
+		who := Member{ID: id}
+		if s, ok := n.server(raft.ServerID(id)); ok {
+			who = n.member(s)
+		}
+		return fmt.Errorf("remove %s: %w", who.Label(), err)
 	}
 	return nil
 }

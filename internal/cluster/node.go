@@ -40,8 +40,8 @@ var (
 
 	// ErrNoLeader says that no node leads as far as this one knows: nothing new can be decided, and everything decided goes on.
 	ErrNoLeader = errors.New("no node leads: fewer than a majority of the voters reach each other, or an election is under way")
-	// ErrUnanswered says that the leader was asked and did not answer: it may have done what it was asked or not.
-	ErrUnanswered = errors.New("the leader did not answer")
+	// ErrUnanswered says that another node, such as the leader, was asked and did not answer: it may have done what it was asked or not.
+	ErrUnanswered = errors.New("no answer")
 	// ErrForeign says that something belongs to another cluster.
 	ErrForeign = errors.New("of another cluster")
 	// ErrTwins says that two nodes bear one id.

@@ -303,7 +303,11 @@ func TestRecover(t *testing.T) {
 	c.until("the drained one has left", want)
 	last := c.others(c.leader())[0]
 	lost := c.others(last)
-	for _, n := range c.nodes {
+	c.kill(last)
+	if out, err := last.try("cluster", "recover", "--yes", "-c", last.config); err == nil {
+		t.Errorf("recovered while the others run:\n%s", out)
+	}
+	for _, n := range lost {
 		c.kill(n)
 	}
 	if out, err := last.try("cluster", "recover", "-c", last.config); err == nil {
