@@ -212,7 +212,7 @@ func (t *transaction) apply(e Event) error {
 		if e.Spec == nil {
 			return errors.New("holds no spec")
 		}
-		return t.respec(*e.Spec)
+		return t.respec(t.seat(*e.Spec))
 	case EventVerdicts:
 		for _, v := range e.Verdicts {
 			t.judge(v)
@@ -261,7 +261,7 @@ func (t *transaction) restore(e Event) error {
 	if e.Spec == nil {
 		return errors.New("holds no spec")
 	}
-	if err := t.respec(*e.Spec); err != nil {
+	if err := t.respec(t.seat(*e.Spec)); err != nil {
 		return err
 	}
 	t.overrides = pmap[EndpointID, *Override]{}
