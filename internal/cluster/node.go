@@ -440,8 +440,10 @@ func raftError(err error) error {
 	return err
 }
 
-// Confirm returns nil when this node still leads in a term, as a majority of the voters says now; ErrNotLeader or ErrClosed when not.
-// Leading again in a later term is not leading in this one: what began in it may rest on what another leader has changed since.
+// Confirm returns nil when this node still leads in a term, as a majority of the voters says after it was called: they keep an entry of
+// the log for it. What they answered a moment before, such as to a leader that stood still meanwhile, would not do. ErrNotLeader or
+// ErrClosed when not. Leading again in a later term is not leading in this one: what began in it may rest on what another leader has
+// changed since.
 func (n *Node) Confirm(ctx context.Context, term uint64) error {
 	select {
 	case <-n.closing:
@@ -451,19 +453,10 @@ func (n *Node) Confirm(ctx context.Context, term uint64) error {
 	if err := n.leads(term); err != nil {
 		return err
 	}
-	done := make(chan error, 1)
-	go func() { done <- n.raft.Load().VerifyLeader().Error() }() // raft forgets to answer when it is shut down right now: Close must not wait for it
-	select {
-	case err := <-done:
-		if err != nil {
-			return raftError(err)
-		}
-		return n.leads(term) // terms only grow: it was this one when the majority was asked
-	case <-n.closing:
-		return ErrClosed
-	case <-ctx.Done():
-		return ctx.Err()
+	if _, err := n.Barrier(ctx); err != nil {
+		return err
 	}
+	return n.leads(term) // terms only grow: it was this one when the majority was asked
 }
 
 // leads returns ErrNotLeader unless raft, for all this node knows, leads in the term.
