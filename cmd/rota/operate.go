@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -235,16 +234,15 @@ func (o operator) Token(ctx context.Context, r api.TokenRequest) (api.TokenReply
 	if w.tokens == nil {
 		return api.TokenReply{}, fmt.Errorf("%w: this cluster's certificates are made elsewhere (cluster.tls), so there is nothing that a token could give", api.ErrConflict)
 	}
-	role, note := link.Node, r.Author
+	role, name := link.Node, ""
 	if r.Role == string(link.Agent) {
-		role = link.Agent
+		role, name = link.Agent, r.Name
 		if !o.n.isAgent(r.Name) {
 			return api.TokenReply{}, fmt.Errorf("%w: agent %s is not accepted: add it to vantage.agents.accept first", api.ErrConflict, r.Name)
 		}
-		note = strings.TrimSpace(note + " for agent " + r.Name)
 	}
 	t, err := w.tokens.Issue(ctx, link.TokenRequest{
-		Role: role, Life: r.Life, Uses: r.Uses, Addresses: []string{w.address}, Pin: w.creds.Pin(), Note: note,
+		Role: role, Name: name, Life: r.Life, Uses: r.Uses, Addresses: []string{w.address}, Pin: w.creds.Pin(), Note: r.Author,
 	})
 	if err != nil {
 		return api.TokenReply{}, err
@@ -268,19 +266,11 @@ func (o operator) Tokens(ctx context.Context) ([]api.TokenView, error) {
 	var out []api.TokenView
 	for _, t := range all {
 		v := api.TokenView{
-			ID: t.ID, Role: string(t.Role), State: "open", Created: t.Created, Expires: t.Expires, Uses: t.Uses, Revoked: t.Revoked, Note: t.Note,
+			ID: t.ID, Role: string(t.Role), Name: t.Name, Created: t.Created, Expires: t.Expires, Uses: t.Uses, Revoked: t.Revoked, Note: t.Note,
 			Node: o.n.name, Used: []api.TokenUse{},
 		}
 		for _, u := range t.Used {
 			v.Used = append(v.Used, api.TokenUse{By: u.By, At: u.At})
-		}
-		switch {
-		case t.Revoked:
-			v.State = "revoked"
-		case time.Now().After(t.Expires):
-			v.State = "expired"
-		case len(t.Used) >= t.Uses:
-			v.State = "used"
 		}
 		out = append(out, v)
 	}

@@ -141,6 +141,9 @@ func TestTokensThatDoNotDo(t *testing.T) {
 			k.Role = Node
 			return newcomer(k, "b")
 		}},
+		{"for another agent", JoinRefused, func(_ *testing.T, a *doorkeeper) JoinOptions {
+			return newcomer(a.token(TokenRequest{Role: Agent, Name: "watcher"}), "b")
+		}},
 		{"expired", TokenExpired, func(t *testing.T, a *doorkeeper) JoinOptions {
 			k := a.token(TokenRequest{})
 			a.rewrite(t, func(r *TokenRecord) { r.Expires = time.Now().Add(-time.Second) })
