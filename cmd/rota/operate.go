@@ -157,7 +157,7 @@ func (n *node) takeIn(ctx context.Context, from link.Identity, c command) (chang
 	if from.ID != "" && from.ID != c.ID || from.ID == "" && from.Name != c.Name {
 		return changed{}, fmt.Errorf("%s asks for another node, %s", from, rota.CleanReason("%s", c.ID))
 	}
-	if from.ID == "" && (from.Name != c.Name || slices.ContainsFunc(n.raft.Members(), func(m cluster.Member) bool { return m.ID == c.ID && m.Name != c.Name })) {
+	if from.ID == "" && slices.ContainsFunc(n.raft.Members(), func(m cluster.Member) bool { return m.ID == c.ID && m.Name != c.Name }) {
 		return changed{}, fmt.Errorf("%s asks for another node, %s (%s)", from, rota.CleanReason("%s", c.Name), rota.CleanReason("%s", c.ID))
 	}
 	if c.ID == "" || c.Name == "" || c.Address == "" {
@@ -167,18 +167,25 @@ func (n *node) takeIn(ctx context.Context, from link.Identity, c command) (chang
 	return n.command(ctx, c)
 }
 
-// askIn asks the nodes that are known to take this one in, until it is.
+// askIn asks the nodes that are known to take this one in, until it is: with a vote, unless it is to have none. Who asked in vain may be in
+// without one all the same, when the answer was lost or whoever led had no time to wait until this node had caught up. A node that is in
+// when it starts asks for nothing: its vote may have been taken on purpose.
 func (n *node) askIn(ctx context.Context) error {
 	w := n.net
+	inVain := false
 	for wait := time.Second; ; wait = min(2*wait, 10*time.Second) {
-		me := n.raft.Status()
-		if len(n.raft.Members()) > 0 || me.Removed {
+		me, in := n.raft.Status(), len(n.raft.Members()) > 0
+		if me.Removed || me.Voter || in && !inVain {
 			<-ctx.Done()
 			return nil
 		}
 		h, err := w.hosts()
 		if err != nil {
 			return err
+		}
+		if in && h.Nonvoter {
+			<-ctx.Done()
+			return nil
 		}
 		var errs []error
 		for _, at := range h.Addresses {
@@ -192,10 +199,11 @@ func (n *node) askIn(ctx context.Context) error {
 			}
 			errs = append(errs, fmt.Errorf("%s: %w", at, err))
 		}
+		inVain = len(errs) > 0
 		switch {
 		case len(h.Addresses) == 0 && wait == time.Second:
 			n.log.Info("this node waits until it is added to a cluster", "address", w.address)
-		case len(errs) > 0:
+		case inVain:
 			n.log.Warn("no node of the cluster took this one in yet; it asks again", "in", wait, "error", errors.Join(errs...))
 		}
 		if err := pause(ctx, wait, nil); err != nil {
