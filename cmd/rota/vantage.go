@@ -154,6 +154,9 @@ func (n *node) takeFromNode(who link.Identity, r *http.Request, b []byte) error 
 // takeReport takes a report that an agent sends here, or hands it on to the leader.
 func (n *node) takeReport(ctx context.Context, name, site, from string, b []byte) error {
 	if n.leading.Load() != 0 {
+		if !n.isAgent(name) { // it was let in under a name that is a node's by now, or nobody's
+			return refusalOf(fmt.Errorf("%s is no agent that is accepted: %w", name, cluster.ErrVantage))
+		}
 		if err := n.inbox.Take(name, from, 0, b); err != nil {
 			return refusalOf(err)
 		}
