@@ -25,7 +25,6 @@ type command struct {
 	ID      string        `json:"id,omitempty"`
 	Name    string        `json:"name,omitempty"`
 	Address string        `json:"address,omitempty"`
-	Site    string        `json:"site,omitempty"`
 	Voter   bool          `json:"voter,omitempty"`
 	Author  string        `json:"author,omitempty"`
 
@@ -190,7 +189,7 @@ func (n *node) askIn(ctx context.Context) error {
 		var errs []error
 		for _, at := range h.Addresses {
 			err := w.call(ctx, at, http.MethodPost, joinPath, command{
-				ID: me.NodeID, Name: me.Node, Address: w.address, Site: w.site, Voter: !h.Nonvoter,
+				ID: me.NodeID, Name: me.Node, Address: w.address, Voter: !h.Nonvoter,
 			}, nil)
 			if err == nil {
 				n.log.Info("the cluster took this node in", "by", at, "voter", !h.Nonvoter)
@@ -344,7 +343,7 @@ func (n *node) ask(ctx context.Context) (members []cluster.Member, said []descri
 func (o operator) Change(ctx context.Context, c api.ClusterChange) (api.ClusterChanged, error) {
 	n := o.n
 	done, err := n.command(ctx, command{
-		Op: c.Op, ID: c.Node, Name: c.Name, Address: c.Address, Site: c.Site, Voter: c.Voter, Author: c.Author,
+		Op: c.Op, ID: c.Node, Address: c.Address, Voter: c.Voter, Author: c.Author,
 	})
 	if err != nil {
 		return api.ClusterChanged{}, errorsOf(err)
