@@ -299,9 +299,12 @@ func (o operator) Revoke(ctx context.Context, id, author string) error {
 // Save writes the state.
 func (o operator) Save(_ context.Context, w io.Writer) error { return o.n.raft.Save(w) }
 
+// restoreFiles are states that are being restored, in the data directory.
+const restoreFiles = "restore-*.tmp"
+
 // Restore puts the configuration and the overrides of a saved state in force.
 func (o operator) Restore(ctx context.Context, r io.Reader, foreign bool, author string) (uint64, error) {
-	f, err := os.CreateTemp(o.n.dir, "restore-*.tmp")
+	f, err := os.CreateTemp(o.n.dir, restoreFiles)
 	if err != nil {
 		return 0, err
 	}

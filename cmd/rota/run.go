@@ -180,10 +180,21 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 	if n.raft, err = cluster.Open(o); err != nil {
 		return nil, errors.Join(err, n.unbind())
 	}
-	if err := n.open(cfg); err != nil {
+	if err := errors.Join(n.sweep(), n.open(cfg)); err != nil {
 		return nil, errors.Join(err, n.raft.Close(), n.unbind())
 	}
 	return n, nil
+}
+
+// sweep removes what a kill in the middle of a restore left in the data directory, which may be large.
+func (n *node) sweep() error {
+	files, err := os.ReadDir(n.dir)
+	for _, f := range files {
+		if left, _ := filepath.Match(restoreFiles, f.Name()); left {
+			err = errors.Join(err, os.Remove(filepath.Join(n.dir, f.Name())))
+		}
+	}
+	return err
 }
 
 // unbind lets go of sockets that were bound by a node that does not run.
