@@ -251,8 +251,9 @@ func (n *node) siteOf(st *rota.State, name string) string {
 	return name
 }
 
-// vantagesEvery bounds how often who votes is put right: an agent that says another site with each report is no flood of events.
-const vantagesEvery = time.Second
+// vantagesEvery bounds how often who votes is put right: an agent that says another site with each report is no flood of events, each of
+// which has every service decided anew. That nodes come and go is in the state without this.
+const vantagesEvery = 5 * time.Second
 
 // keepVantages keeps who votes true to who is in the cluster and which agents are accepted. It runs where this node leads.
 func (n *node) keepVantages(ctx context.Context) error {
