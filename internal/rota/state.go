@@ -579,6 +579,8 @@ func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
 	if err != nil {
 		return false
 	}
+	voters := s.voters(reports, now)
+	votes := make([]Vote, len(voters))
 	for i := range v.Endpoints {
 		e := &v.Endpoints[i]
 		for _, u := range e.Checks {
@@ -586,7 +588,9 @@ func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
 				continue
 			}
 			id := e.Target(u).ID
-			votes := s.Votes(id, reports, now)
+			for j := range voters {
+				votes[j] = voters[j].vote(id)
+			}
 			if q.Tally(votes, Up)+q.Tally(votes, Down) < need {
 				return false
 			}
