@@ -197,6 +197,36 @@ func TestAgentWithTheNameOfANode(t *testing.T) {
 	}
 }
 
+// Agents that wait for news sleep while others report; a change of the state wakes them.
+func TestAgentsSleepWhileOthersReport(t *testing.T) {
+	a := begun(t)
+	for seq := uint64(1); ; seq++ {
+		st, told := a.raft.State(), a.ledOrChanged()
+		heard := a.raft.ReportsChanged()
+		r := &rota.Report{Vantage: "far", Incarnation: 1, Seq: seq}
+		if err := a.inbox.Take("far", "", 0, st.Table().Pack(r)); err != nil {
+			t.Fatal(err)
+		}
+		<-heard
+		news := a.news.wait()
+		a.doubted.fire() // feed looks again
+		<-news
+		select {
+		case <-told:
+			if a.raft.State() == st && seq > 10 {
+				t.Fatal("a report woke them")
+			}
+			continue // by what was decided meanwhile
+		default:
+		}
+		if _, err := a.raft.Append(t.Context(), rota.Event{Kind: rota.EventTick}); err != nil {
+			t.Fatal(err)
+		}
+		<-told
+		return
+	}
+}
+
 // Bootstrap that is run again, because it was cut short or its certificate was lost, goes on with the authority that is there.
 func TestBootstrapKeepsTheAuthority(t *testing.T) {
 	cfg := oneOfMany(t, "a")

@@ -136,6 +136,7 @@ type node struct {
 
 	seen     *evidence // what this process has seen for itself
 	news     broadcast // fired when the state, who leads or what was seen may have changed
+	told     broadcast // fired when the state or who leads may have changed: agents wait for it, and there may be many
 	opined   broadcast // fired when this vantage's report may have changed
 	doubt    doubt     // why this vantage abstains
 	doubted  broadcast // fired when that changed
@@ -353,6 +354,8 @@ func (n *node) knowsAll(st *rota.State) bool {
 // feed tells the prober what to probe, and the publishers that there is news.
 func (n *node) feed(ctx context.Context) error {
 	var probed []rota.Target
+	var told *rota.State
+	lead := ""
 	for {
 		changed, heard, opined, doubted, led := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubted.wait(), n.raft.LeaderChanged()
 		st := n.raft.State()
@@ -363,6 +366,10 @@ func (n *node) feed(ctx context.Context) error {
 		if !sameSlice(ts, probed) {
 			n.prober.Set(ts)
 			probed = ts
+		}
+		if word := n.leadWord(); st != told || word != lead {
+			told, lead = st, word
+			n.told.fire()
 		}
 		n.opined.fire()
 		wake := n.seen.look(st, n.raft.Reports(), time.Now())
@@ -390,9 +397,11 @@ func (n *node) lead(ctx context.Context) error {
 	return n.raft.Lead(ctx, func(ctx context.Context, term uint64) error {
 		n.leading.Store(term)
 		n.news.fire()
+		n.told.fire()
 		defer func() {
 			n.leading.Store(0)
 			n.news.fire()
+			n.told.fire()
 		}()
 		if err := n.restate(ctx); err != nil {
 			return err

@@ -34,7 +34,7 @@ func (n *node) leadWord() string {
 }
 
 // ledOrChanged returns a channel that is closed when the state or the leader may have changed.
-func (n *node) ledOrChanged() <-chan struct{} { return n.news.wait() }
+func (n *node) ledOrChanged() <-chan struct{} { return n.told.wait() }
 
 // report brings what this vantage holds to whoever leads.
 func (n *node) report(ctx context.Context) error {
