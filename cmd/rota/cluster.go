@@ -224,12 +224,10 @@ func (a *app) addCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "add NAME|ID ADDRESS", Short: "Take a node in that waits", Args: cobra.ExactArgs(2),
 		Long: "Take a node in that waits, or say that a member has another address. ADDRESS is host:port, where the others reach it.\n" +
-			"It gets its vote when it answers and has caught up.",
+			"It says itself what it is called and where it stands. It gets its vote when it answers and has caught up.",
 		Example: "  rota cluster add fra1 fra1.example.org:7400\n  rota cluster add fra1 192.0.2.7:7400 --nonvoter",
 	}
 	c.Flags().BoolVar(&req.Nonvoter, "nonvoter", false, "without a vote: it is sent everything, probes and answers")
-	c.Flags().StringVar(&req.Name, "name", "", "what it is to be called, when it is given by its id")
-	c.Flags().StringVar(&req.Site, "site", "", "where it stands")
 	output := outputFlag(c, formatTable, formatJSON, formatYAML)
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		f, err := output()

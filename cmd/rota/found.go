@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -147,17 +148,35 @@ func bootstrap(ctx context.Context, cfg *config.Config, log *slog.Logger) (bool,
 	if !own {
 		return true, nil
 	}
-	ca, err := link.NewCA(id.Cluster)
-	if err != nil {
-		return false, err
-	}
 	if err := os.MkdirAll(filepath.Dir(files.Cert), 0o700); err != nil {
 		return false, err
 	}
-	if err := ca.Save(files); err != nil {
+	ca, err := authority(files, id.Cluster)
+	if err != nil {
 		return false, err
 	}
 	return true, ca.Issue(files, link.Identity{Cluster: id.Cluster, Role: link.Node, ID: id.Node, Name: cfg.Node.Name})
+}
+
+// authority returns the CA of a cluster in its files, and makes it when there is none. One that is there has signed for other nodes, or was
+// made before bootstrap was cut short; another in its place would be trusted by nobody.
+func authority(files link.Files, cluster string) (*link.CA, error) {
+	has, err := present(files.CAKey)
+	if err != nil {
+		return nil, err
+	}
+	if !has {
+		ca, err := link.NewCA(cluster)
+		if err != nil {
+			return nil, err
+		}
+		return ca, ca.Save(files)
+	}
+	ca, err := link.LoadCA(files)
+	if err == nil && ca.Cluster() != cluster {
+		err = fmt.Errorf("%s is of the CA of cluster %s, but the data directory is of cluster %s: two data directories were mixed", files.CAKey, ca.Cluster(), cluster)
+	}
+	return ca, err
 }
 
 // externalID is the id of a cluster whose certificates are made elsewhere, where they cannot carry one; empty with rota's own.
@@ -379,7 +398,8 @@ func writeHosts(path string, h hosts) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, b, 0o600)
+	_, err = keep(path, bytes.NewReader(append(b, '\n')))
+	return err
 }
 
 func (a *app) recoverCommand() *cobra.Command {

@@ -25,7 +25,6 @@ type command struct {
 	ID      string        `json:"id,omitempty"`
 	Name    string        `json:"name,omitempty"`
 	Address string        `json:"address,omitempty"`
-	Site    string        `json:"site,omitempty"`
 	Voter   bool          `json:"voter,omitempty"`
 	Author  string        `json:"author,omitempty"`
 
@@ -162,7 +161,7 @@ func (n *node) takeIn(ctx context.Context, from link.Identity, c command) (chang
 	if from.ID != "" && from.ID != c.ID {
 		return changed{}, fmt.Errorf("%s asks for another node, %s", from, rota.CleanReason("%s", c.ID))
 	}
-	if from.ID == "" && (from.Name != c.Name || slices.ContainsFunc(n.raft.Members(), func(m cluster.Member) bool { return m.ID == c.ID && m.Name != c.Name })) {
+	if from.ID == "" && slices.ContainsFunc(n.raft.Members(), func(m cluster.Member) bool { return m.ID == c.ID && m.Name != c.Name }) {
 		return changed{}, fmt.Errorf("%s asks for another node, %s (%s)", from, rota.CleanReason("%s", c.Name), rota.CleanReason("%s", c.ID))
 	}
 	if c.ID == "" || c.Name == "" || c.Address == "" {
@@ -172,12 +171,15 @@ func (n *node) takeIn(ctx context.Context, from link.Identity, c command) (chang
 	return n.command(ctx, c)
 }
 
-// askIn asks the nodes that are known to take this one in, until it is.
+// askIn asks the nodes that are known to take this one in, until it is: with a vote, unless it is to have none. Who asked in vain may be in
+// without one all the same, when the answer was lost or whoever led had no time to wait until this node had caught up. A node that is in
+// when it starts asks for nothing: its vote may have been taken on purpose.
 func (n *node) askIn(ctx context.Context) error {
 	w := n.net
+	inVain := false
 	for wait := time.Second; ; wait = min(2*wait, 10*time.Second) {
-		me := n.raft.Status()
-		if len(n.raft.Members()) > 0 || me.Removed {
+		me, in := n.raft.Status(), len(n.raft.Members()) > 0
+		if me.Removed || me.Voter || in && !inVain {
 			<-ctx.Done()
 			return nil
 		}
@@ -185,10 +187,14 @@ func (n *node) askIn(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if in && h.Nonvoter {
+			<-ctx.Done()
+			return nil
+		}
 		var errs []error
 		for _, at := range h.Addresses {
 			err := w.call(ctx, at, http.MethodPost, joinPath, command{
-				ID: me.NodeID, Name: me.Node, Address: w.address, Site: w.site, Voter: !h.Nonvoter,
+				ID: me.NodeID, Name: me.Node, Address: w.address, Voter: !h.Nonvoter,
 			}, nil)
 			if err == nil {
 				n.log.Info("the cluster took this node in", "by", at, "voter", !h.Nonvoter)
@@ -197,10 +203,11 @@ func (n *node) askIn(ctx context.Context) error {
 			}
 			errs = append(errs, fmt.Errorf("%s: %w", at, err))
 		}
+		inVain = len(errs) > 0
 		switch {
 		case len(h.Addresses) == 0 && wait == time.Second:
 			n.log.Info("this node waits until it is added to a cluster", "address", w.address)
-		case len(errs) > 0:
+		case inVain:
 			n.log.Warn("no node of the cluster took this one in yet; it asks again", "in", wait, "error", errors.Join(errs...))
 		}
 		if err := pause(ctx, wait, nil); err != nil {
@@ -242,15 +249,15 @@ func (o operator) Token(ctx context.Context, r api.TokenRequest) (api.TokenReply
 	if o.n.raft.Status().Removed {
 		return api.TokenReply{}, fmt.Errorf("%w: this node was removed, so whoever came with its token would be of no cluster: ask another node", api.ErrConflict)
 	}
-	role := link.Node
+	role, name := link.Node, ""
 	if r.Role == string(link.Agent) {
-		role = link.Agent
+		role, name = link.Agent, r.Name
 		if !o.n.isAgent(r.Name) {
 			return api.TokenReply{}, fmt.Errorf("%w: agent %s is not accepted: add it to vantage.agents.accept first", api.ErrConflict, r.Name)
 		}
 	}
 	t, err := w.tokens.Issue(ctx, link.TokenRequest{
-		Role: role, Name: r.Name, Life: r.Life, Uses: r.Uses, Addresses: []string{w.address}, Pin: w.creds.Pin(), Note: r.Author,
+		Role: role, Name: name, Life: r.Life, Uses: r.Uses, Addresses: []string{w.address}, Pin: w.creds.Pin(), Note: r.Author,
 	})
 	if err != nil {
 		return api.TokenReply{}, err
@@ -274,19 +281,11 @@ func (o operator) Tokens(ctx context.Context) ([]api.TokenView, error) {
 	var out []api.TokenView
 	for _, t := range all {
 		v := api.TokenView{
-			ID: t.ID, Role: string(t.Role), Name: t.Name, State: "open", Created: t.Created, Expires: t.Expires, Uses: t.Uses, Revoked: t.Revoked, Note: t.Note,
+			ID: t.ID, Role: string(t.Role), Name: t.Name, Created: t.Created, Expires: t.Expires, Uses: t.Uses, Revoked: t.Revoked, Note: t.Note,
 			Node: o.n.name, Used: []api.TokenUse{},
 		}
 		for _, u := range t.Used {
 			v.Used = append(v.Used, api.TokenUse{By: u.By, At: u.At})
-		}
-		switch {
-		case t.Revoked:
-			v.State = "revoked"
-		case time.Now().After(t.Expires):
-			v.State = "expired"
-		case len(t.Used) >= t.Uses:
-			v.State = "used"
 		}
 		out = append(out, v)
 	}
@@ -308,9 +307,12 @@ func (o operator) Revoke(ctx context.Context, id, author string) error {
 // Save writes the state.
 func (o operator) Save(_ context.Context, w io.Writer) error { return o.n.raft.Save(w) }
 
+// restoreFiles are states that are being restored, in the data directory.
+const restoreFiles = "restore-*.tmp"
+
 // Restore puts the configuration and the overrides of a saved state in force.
 func (o operator) Restore(ctx context.Context, r io.Reader, foreign bool, author string) (uint64, error) {
-	f, err := os.CreateTemp(o.n.dir, "restore-*.tmp")
+	f, err := os.CreateTemp(o.n.dir, restoreFiles)
 	if err != nil {
 		return 0, err
 	}
@@ -352,7 +354,7 @@ func (n *node) ask(ctx context.Context) (members []cluster.Member, said []descri
 func (o operator) Change(ctx context.Context, c api.ClusterChange) (api.ClusterChanged, error) {
 	n := o.n
 	done, err := n.command(ctx, command{
-		Op: c.Op, ID: c.Node, Name: c.Name, Address: c.Address, Site: c.Site, Voter: c.Voter, Author: c.Author,
+		Op: c.Op, ID: c.Node, Address: c.Address, Voter: c.Voter, Author: c.Author,
 	})
 	if err != nil {
 		return api.ClusterChanged{}, errorsOf(err)

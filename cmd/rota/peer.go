@@ -309,11 +309,18 @@ func identify(r *http.Request) (string, error) {
 	return who.Name, nil
 }
 
-// appendFor orders an event that another node forwards. What only a leader may say is never forwarded.
+// appendFor orders an event that another node forwards. What only a leader may say is never forwarded, and of nodes each speaks for
+// itself alone: who leaves is said by who leads.
 func (n *node) appendFor(ctx context.Context, from link.Identity, e rota.Event) (ordered, error) {
 	switch e.Kind {
 	case rota.EventVerdicts, rota.EventTick, rota.EventLead, rota.EventPublished, rota.EventVantages:
 		return ordered{}, fmt.Errorf("%s may not forward %s: only who leads says that", from, e.Kind)
+	case rota.EventNodes:
+		if slices.ContainsFunc(e.Nodes, func(x rota.Node) bool {
+			return x.Gone || from.ID != "" && x.ID != from.ID || from.ID == "" && x.Name != from.Name
+		}) {
+			return ordered{}, fmt.Errorf("%s may not forward what becomes of other nodes", from)
+		}
 	}
 	e, err := n.raft.AppendHere(ctx, e)
 	return ordered{e.Index}, err

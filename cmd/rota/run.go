@@ -136,6 +136,7 @@ type node struct {
 
 	seen     *evidence // what this process has seen for itself
 	news     broadcast // fired when the state, who leads or what was seen may have changed
+	told     broadcast // fired when the state or who leads may have changed: agents wait for it, and there may be many
 	opined   broadcast // fired when this vantage's report may have changed
 	doubt    doubt     // why this vantage abstains
 	doubted  broadcast // fired when that changed
@@ -180,10 +181,21 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 	if n.raft, err = cluster.Open(o); err != nil {
 		return nil, errors.Join(err, n.unbind())
 	}
-	if err := n.open(cfg); err != nil {
+	if err := errors.Join(n.sweep(), n.open(cfg)); err != nil {
 		return nil, errors.Join(err, n.raft.Close(), n.unbind())
 	}
 	return n, nil
+}
+
+// sweep removes what a kill in the middle of a restore left in the data directory, which may be large.
+func (n *node) sweep() error {
+	files, err := os.ReadDir(n.dir)
+	for _, f := range files {
+		if left, _ := filepath.Match(restoreFiles, f.Name()); left {
+			err = errors.Join(err, os.Remove(filepath.Join(n.dir, f.Name())))
+		}
+	}
+	return err
 }
 
 // unbind lets go of sockets that were bound by a node that does not run.
@@ -342,6 +354,8 @@ func (n *node) knowsAll(st *rota.State) bool {
 // feed tells the prober what to probe, and the publishers that there is news.
 func (n *node) feed(ctx context.Context) error {
 	var probed []rota.Target
+	var told *rota.State
+	lead := ""
 	for {
 		changed, heard, opined, doubted, led := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubted.wait(), n.raft.LeaderChanged()
 		st := n.raft.State()
@@ -352,6 +366,10 @@ func (n *node) feed(ctx context.Context) error {
 		if !sameSlice(ts, probed) {
 			n.prober.Set(ts)
 			probed = ts
+		}
+		if word := n.leadWord(); st != told || word != lead {
+			told, lead = st, word
+			n.told.fire()
 		}
 		n.opined.fire()
 		wake := n.seen.look(st, n.raft.Reports(), time.Now())
@@ -379,9 +397,11 @@ func (n *node) lead(ctx context.Context) error {
 	return n.raft.Lead(ctx, func(ctx context.Context, term uint64) error {
 		n.leading.Store(term)
 		n.news.fire()
+		n.told.fire()
 		defer func() {
 			n.leading.Store(0)
 			n.news.fire()
+			n.told.fire()
 		}()
 		if err := n.restate(ctx); err != nil {
 			return err

@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -53,11 +57,18 @@ func TestStartThatFails(t *testing.T) {
 			}
 		})
 	}
+	left := filepath.Join(dir, "restore-123.tmp") // of a process that was killed
+	if err := os.WriteFile(left, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	n, err := newNode(serviceOf(t, dir, 1), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatalf("after the failures: %v", err)
 	}
 	n.raft.Close()
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what was being restored is left: %v", err)
+	}
 }
 
 // A name that moves between the static records and the services by a reload is answered all the time, and the serial goes on growing.

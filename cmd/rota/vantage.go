@@ -34,7 +34,7 @@ func (n *node) leadWord() string {
 }
 
 // ledOrChanged returns a channel that is closed when the state or the leader may have changed.
-func (n *node) ledOrChanged() <-chan struct{} { return n.news.wait() }
+func (n *node) ledOrChanged() <-chan struct{} { return n.told.wait() }
 
 // report brings what this vantage holds to whoever leads.
 func (n *node) report(ctx context.Context) error {
@@ -154,6 +154,9 @@ func (n *node) takeFromNode(who link.Identity, r *http.Request, b []byte) error 
 // takeReport takes a report that an agent sends here, or hands it on to the leader.
 func (n *node) takeReport(ctx context.Context, name, site, from string, b []byte) error {
 	if n.leading.Load() != 0 {
+		if !n.isAgent(name) { // it was let in under a name that is a node's by now, or nobody's
+			return refusalOf(fmt.Errorf("%s is no agent that is accepted: %w", name, cluster.ErrVantage))
+		}
 		if err := n.inbox.Take(name, from, 0, b); err != nil {
 			return refusalOf(err)
 		}
@@ -248,8 +251,9 @@ func (n *node) siteOf(st *rota.State, name string) string {
 	return name
 }
 
-// vantagesEvery bounds how often who votes is put right: an agent that says another site with each report is no flood of events.
-const vantagesEvery = time.Second
+// vantagesEvery bounds how often who votes is put right: an agent that says another site with each report is no flood of events, each of
+// which has every service decided anew. That nodes come and go is in the state without this.
+const vantagesEvery = 5 * time.Second
 
 // keepVantages keeps who votes true to who is in the cluster and which agents are accepted. It runs where this node leads.
 func (n *node) keepVantages(ctx context.Context) error {

@@ -70,6 +70,7 @@ type Healthd struct {
 	// Immutable.
 	o     HealthdOptions
 	log   *slog.Logger
+	said  saying
 	files *reloading // nil until Listen
 
 	table atomic.Pointer[monitors]
@@ -107,7 +108,7 @@ func NewHealthd(o HealthdOptions) (*Healthd, error) {
 	if o.Nodes == nil {
 		o.Nodes = func() []string { return nil }
 	}
-	return &Healthd{o: o, log: o.Log, agents: map[string]*reporter{}}, nil
+	return &Healthd{o: o, log: o.Log, said: saying{log: o.Log}, agents: map[string]*reporter{}}, nil
 }
 
 // Listen reads the certificates and binds the address. It comes before Run.
@@ -255,7 +256,7 @@ func (h *Healthd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.count(func(s *HealthdStats) { s.Refused++ })
-	h.log.Info("healthagent refused", "agent", name, "from", r.RemoteAddr, "status", err.Status, "why", err.Text)
+	h.said.refused("healthagent refused", name, r.RemoteAddr, err)
 	err.Answer(w)
 }
 

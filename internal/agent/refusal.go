@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
@@ -117,4 +119,53 @@ func PostReport(ctx context.Context, c *http.Client, base string, h http.Header,
 		return nil
 	}
 	return ReadRefusal(resp)
+}
+
+// Bounds of what is said of refusals: an agent must not be able to fill the disk.
+const (
+	saidEvery = 10 * time.Second // of one agent
+	saidMost  = 1024             // agents
+)
+
+// saying logs the refusals of requests, for each agent a line now and then.
+type saying struct {
+	log *slog.Logger
+
+	mu sync.Mutex // guards what follows
+	of map[string]*lastSaid
+}
+
+// lastSaid is what was said of one agent's refusals.
+type lastSaid struct {
+	at   time.Time
+	more int // refusals since
+}
+
+func (s *saying) refused(what, agent, from string, bad *Refusal) {
+	s.mu.Lock()
+	now := time.Now()
+	a := s.of[agent]
+	if a == nil {
+		if len(s.of) >= saidMost {
+			s.of = nil
+		}
+		if s.of == nil {
+			s.of = map[string]*lastSaid{}
+		}
+		a = &lastSaid{}
+		s.of[agent] = a
+	}
+	if !a.at.IsZero() && now.Sub(a.at) < saidEvery {
+		a.more++
+		s.mu.Unlock()
+		return
+	}
+	more := a.more
+	*a = lastSaid{at: now}
+	s.mu.Unlock()
+	args := []any{"agent", rota.CleanReason("%s", agent), "from", from, "status", bad.Status, "why", bad.Text}
+	if more > 0 {
+		args = append(args, "more_like_it", more)
+	}
+	s.log.Info(what, args...)
 }

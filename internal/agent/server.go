@@ -33,6 +33,7 @@ type ServerOptions struct {
 type Server struct {
 	o     ServerOptions
 	log   *slog.Logger
+	said  saying
 	table atomic.Pointer[table]
 
 	reports, refused atomic.Uint64
@@ -62,7 +63,7 @@ func NewServer(o ServerOptions) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{o: o, log: o.Log}, nil
+	return &Server{o: o, log: o.Log, said: saying{log: o.Log}}, nil
 }
 
 // Stats returns the counts.
@@ -77,7 +78,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.refused.Add(1)
-	s.log.Info("agent refused", "agent", rota.CleanReason("%s", name), "from", r.RemoteAddr, "status", bad.Status, "why", bad.Text)
+	s.said.refused("agent refused", name, r.RemoteAddr, bad)
 	bad.Answer(w)
 }
 

@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
@@ -273,6 +276,32 @@ func TestServerRefuses(t *testing.T) {
 			t.Errorf("%s: %d, want %d", header, resp.StatusCode, want)
 		}
 	}
+}
+
+// The log of an agent that is refused again and again is short, and says how often.
+func TestRefusalsDoNotFillTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		s := saying{log: slog.New(slog.NewTextHandler(&out, nil))}
+		for range 1000 {
+			s.refused("agent refused", "edge", "192.0.2.1:1", refuse(429, "too many"))
+			s.refused("agent refused", "other", "192.0.2.2:1", refuse(400, "bad"))
+		}
+		if n := strings.Count(out.String(), "\n"); n != 2 {
+			t.Errorf("%d lines:\n%s", n, out.String())
+		}
+		time.Sleep(saidEvery)
+		s.refused("agent refused", "edge", "192.0.2.1:1", refuse(429, "too many"))
+		if last := out.String(); strings.Count(last, "\n") != 3 || !strings.Contains(last, "more_like_it=999") {
+			t.Error(last)
+		}
+		for i := range 10 * saidMost {
+			s.refused("agent refused", fmt.Sprint(i), "192.0.2.1:1", refuse(403, "no"))
+		}
+		if len(s.of) > saidMost {
+			t.Errorf("%d agents are remembered", len(s.of))
+		}
+	})
 }
 
 func TestAge(t *testing.T) {

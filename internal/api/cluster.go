@@ -62,8 +62,6 @@ type ClusterChange struct {
 	Op      ClusterOp
 	Node    string // name or id; may be empty for OpTransfer, is for OpLeave
 	Address string // OpAdd: host:port where others reach it
-	Name    string // OpAdd by id: what it is to be called; may be empty
-	Site    string // OpAdd; may be empty
 	Voter   bool   // OpAdd
 	Author  string // who says so
 }
@@ -95,8 +93,6 @@ type ClusterMember struct {
 type MemberRequest struct {
 	Node     string `json:"node" minLength:"1" maxLength:"64" doc:"Name or id of a node that waits, or of a member."`
 	Address  string `json:"address" minLength:"1" maxLength:"300" doc:"host:port where the others reach it." example:"fra1.example.org:7400"`
-	Name     string `json:"name,omitempty" maxLength:"63" doc:"What it is to be called, when node is an id."`
-	Site     string `json:"site,omitempty" maxLength:"63"`
 	Nonvoter bool   `json:"nonvoter,omitempty" doc:"It is sent everything and has no vote."`
 	Author   string `json:"author,omitempty" maxLength:"64" doc:"Who says so; believed on the unix socket only."`
 }
@@ -216,7 +212,7 @@ func (s *Server) clusterRoutes(a huma.API) {
 		func(ctx context.Context, in *struct{ Body MemberRequest }) (*ClusterChanged, error) {
 			b := in.Body
 			return s.change(ctx, ClusterChange{
-				Op: OpAdd, Node: b.Node, Address: b.Address, Name: b.Name, Site: b.Site, Voter: !b.Nonvoter, Author: b.Author,
+				Op: OpAdd, Node: b.Node, Address: b.Address, Voter: !b.Nonvoter, Author: b.Author,
 			})
 		})
 	for _, x := range []struct {

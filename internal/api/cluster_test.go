@@ -88,12 +88,12 @@ func TestClusterChanges(t *testing.T) {
 		want               ClusterChange
 	}{
 		{
-			"POST", "members", `{"node":"fra1","address":"192.0.2.7:7400","site":"fra","author":"alice"}`,
-			ClusterChange{Op: OpAdd, Node: "fra1", Address: "192.0.2.7:7400", Site: "fra", Voter: true, Author: "alice"},
+			"POST", "members", `{"node":"fra1","address":"192.0.2.7:7400","author":"alice"}`,
+			ClusterChange{Op: OpAdd, Node: "fra1", Address: "192.0.2.7:7400", Voter: true, Author: "alice"},
 		},
 		{
-			"POST", "members", `{"node":"0f3c","address":"192.0.2.7:7400","name":"fra1","nonvoter":true}`,
-			ClusterChange{Op: OpAdd, Node: "0f3c", Name: "fra1", Address: "192.0.2.7:7400", Author: "unix:1000"},
+			"POST", "members", `{"node":"0f3c","address":"192.0.2.7:7400","nonvoter":true}`,
+			ClusterChange{Op: OpAdd, Node: "0f3c", Address: "192.0.2.7:7400", Author: "unix:1000"},
 		},
 		{"POST", "members/fra1/promote?author=bob", "", ClusterChange{Op: OpPromote, Node: "fra1", Author: "bob"}},
 		{"POST", "members/fra1/demote", "", ClusterChange{Op: OpDemote, Node: "fra1", Author: "unix:1000"}},
@@ -351,6 +351,9 @@ func TestVantageDetails(t *testing.T) {
 		{Vantage: "mallory", From: "203.0.113.1:1", Taken: 9},
 	}
 	o.VantageStats = func() []VantageStat { return stats }
+	voters := slices.Clone(vantages)
+	voters[1].Agent = true
+	f.must(t, rota.Event{At: t0.Add(3 * time.Second), Kind: rota.EventVantages, Vantages: voters})
 	f.must(t, rota.Event{At: t0.Add(3 * time.Second), Kind: rota.EventNodes, Nodes: []rota.Node{{ID: "1", Name: "ams"}, {ID: "2", Name: "nyc"}}})
 	rs := reports(o.Now())
 	rs[2].Abstain = rota.Doubtful

@@ -239,6 +239,11 @@ func (n *Node) AddNonvoter(ctx context.Context, m Member) error {
 				return nil, fmt.Errorf("the name %q is that of node %s: give this one another", m.Name, x.ID)
 			}
 		}
+		for _, v := range n.State().Spec().Vantages {
+			if v.Agent && v.Name == m.Name {
+				return nil, fmt.Errorf("the name %q is that of an agent: give the node another", m.Name)
+			}
+		}
 		if suffrage == raft.Voter {
 			return r.AddVoter(raft.ServerID(m.ID), raft.ServerAddress(m.Address), previous(ctx), enqueue), nil
 		}

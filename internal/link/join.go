@@ -231,7 +231,7 @@ func (s *JoinServer) admit(r *http.Request, from netip.Prefix) (*joinAnswer, New
 		return fail(JoinBad, "%v", err)
 	}
 	key := sha256.Sum256(req.RawSubjectPublicKeyInfo)
-	use := Use{By: string(q.Role) + " " + q.ID, Name: q.Name, Key: base64.RawStdEncoding.EncodeToString(key[:]), At: time.Now().UTC()}
+	use := Use{By: by(q.Role, q.ID), Key: base64.RawStdEncoding.EncodeToString(key[:]), At: time.Now().UTC()}
 	if err := s.Tokens.check(r.Context(), k, use); err != nil {
 		return s.spent(from, who, err)
 	}

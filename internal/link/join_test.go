@@ -141,8 +141,8 @@ func TestTokensThatDoNotDo(t *testing.T) {
 			k.Role = Node
 			return newcomer(k, "b")
 		}},
-		{"of somebody else's name", TokenWrong, func(_ *testing.T, a *doorkeeper) JoinOptions {
-			return newcomer(a.token(TokenRequest{Name: "c"}), "b")
+		{"for another agent", JoinRefused, func(_ *testing.T, a *doorkeeper) JoinOptions {
+			return newcomer(a.token(TokenRequest{Role: Agent, Name: "watcher"}), "b")
 		}},
 		{"expired", TokenExpired, func(t *testing.T, a *doorkeeper) JoinOptions {
 			k := a.token(TokenRequest{})

@@ -29,11 +29,13 @@ type bounds struct {
 	shakingFrom int // from one source
 	open        int // connections that are let in
 	openFrom    int // from one source
+	agents      int // of the open ones, those of agents: the rest is for nodes
+	ofAgent     int // of one agent
 	joining     int // of newcomers
 	joiningFrom int
 }
 
-var defaultBounds = bounds{shaking: 256, shakingFrom: 32, open: 2048, openFrom: 256, joining: 32, joiningFrom: 4}
+var defaultBounds = bounds{shaking: 256, shakingFrom: 32, open: 3072, openFrom: 256, agents: 2560, ofAgent: 16, joining: 32, joiningFrom: 4}
 
 // gate counts connections, and keeps them under the bounds.
 type gate struct {
@@ -44,6 +46,8 @@ type gate struct {
 	open    int
 	joining int
 	from    map[netip.Prefix]*[3]int // by phase
+	agents  int                      // of the open ones
+	of      map[string]int           // of these, by agent
 }
 
 // phase is how far a connection has come.
@@ -62,10 +66,13 @@ type pass struct {
 	from  netip.Prefix
 	phase phase
 	at    *list.Element // in shaking
+	agent string        // whose it is, once it is open; empty: no agent's
 	left  bool
 }
 
-func newGate(max bounds) *gate { return &gate{max: max, from: map[netip.Prefix]*[3]int{}} }
+func newGate(max bounds) *gate {
+	return &gate{max: max, from: map[netip.Prefix]*[3]int{}, of: map[string]int{}}
+}
 
 // enter lets a new connection begin its handshake. When too many are at it, the oldest goes: an honest handshake takes milliseconds,
 // so the oldest is the least likely to become one. It returns nil when this source has too many already.
@@ -92,8 +99,8 @@ func (g *gate) enter(c net.Conn) (p *pass, evicted bool) {
 	return p, evicted
 }
 
-// advance moves a connection from its handshake to the next phase, if there is room.
-func (p *pass) advance(to phase) bool {
+// advance moves a connection from its handshake to the next phase, if there is room. agent is whose it is; empty: no agent's.
+func (p *pass) advance(to phase, agent string) bool {
 	g := p.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -105,6 +112,14 @@ func (p *pass) advance(to phase) bool {
 	case open:
 		if g.open >= g.max.open || n[open] >= g.max.openFrom {
 			return false
+		}
+		if agent != "" {
+			if g.agents >= g.max.agents || g.of[agent] >= g.max.ofAgent {
+				return false
+			}
+			g.agents++
+			g.of[agent]++
+			p.agent = agent
 		}
 		g.open++
 	case joining:
@@ -140,6 +155,12 @@ func (g *gate) remove(p *pass) {
 		g.shaking.Remove(p.at)
 	case open:
 		g.open--
+		if p.agent != "" {
+			g.agents--
+			if g.of[p.agent]--; g.of[p.agent] == 0 {
+				delete(g.of, p.agent)
+			}
+		}
 	case joining:
 		g.joining--
 	}

@@ -323,6 +323,38 @@ func TestBoundsOfOneAddress(t *testing.T) {
 	}
 }
 
+// One agent cannot have all the places, and all agents leave some for nodes.
+func TestBoundsOfAgents(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "ourcluster")
+	a := w.node("a", func(o *Options) {
+		o.max = defaultBounds
+		o.max.agents, o.max.ofAgent = 5, 3
+	})
+	dial := func(d *Dialer, open int) (last *Conn) {
+		t.Helper()
+		for i := range open + 2 {
+			c, err := d.Dial(t.Context(), ProtocolPeer, "a")
+			if (err == nil) != (i < open) {
+				t.Errorf("connection %d: %v", i+1, err)
+			}
+			if err == nil {
+				last = c
+				t.Cleanup(func() { _ = c.Close() })
+			}
+		}
+		return last
+	}
+	one, two := w.dialer(w.credentials(w.identity(Agent, "one"))), w.dialer(w.credentials(w.identity(Agent, "two")))
+	last := dial(one, 3)
+	dial(two, 2)
+	c := must(w.node("b").port.Dial(t.Context(), ProtocolPeer, "a"))(t)
+	_ = c.Close()
+	_ = last.Close()
+	until(t, "a place is free", func() bool { return a.port.Stats().Open == 4 })
+	dial(two, 1)
+}
+
 // The log of an attack is short.
 func TestAttackDoesNotFillTheLog(t *testing.T) {
 	w := newWorld(t, "ourcluster")

@@ -313,7 +313,7 @@ func (p *Port) take(ctx context.Context, raw net.Conn, pass *pass) (err error) {
 		return &Refusal{WrongProtocol, fmt.Sprintf("negotiated %q", got)}
 	}
 	if c.Protocol == ProtocolJoin {
-		if !pass.advance(joining) {
+		if !pass.advance(joining, "") {
 			return &Refusal{Busy, "too many newcomers at once"}
 		}
 		return p.hand(c, p.join)
@@ -336,7 +336,7 @@ func (p *Port) take(ctx context.Context, raw net.Conn, pass *pass) (err error) {
 	case c.Protocol == ProtocolRaft && raft == nil:
 		err = &Refusal{NotServed, "raft does not run here now"}
 	default:
-		if err = p.authorise(c); err == nil && !pass.advance(open) {
+		if err = p.authorise(c); err == nil && !pass.advance(open, agentOf(c.Peer)) {
 			err = &Refusal{Busy, "too many connections"}
 		}
 	}
@@ -356,6 +356,14 @@ func (p *Port) take(ctx context.Context, raw net.Conn, pass *pass) (err error) {
 		return p.hand(c, raft)
 	}
 	return p.hand(c, p.peer)
+}
+
+// agentOf returns the name of an agent; empty: it is none.
+func agentOf(i Identity) string {
+	if i.Role != Agent {
+		return ""
+	}
+	return i.Name
 }
 
 // hand gives a connection to those who serve it, within what is left of its time.

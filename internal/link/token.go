@@ -181,7 +181,7 @@ type TokenRecord struct {
 	ID      string    `json:"id"`
 	Hash    string    `json:"hash,omitempty"` // of the secret; empty in lists
 	Role    Role      `json:"role"`
-	Name    string    `json:"name,omitempty"` // whom it lets in; empty: whoever has it
+	Name    string    `json:"name,omitempty"` // of the one agent that it lets in; empty: it does not matter
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires"`
 	Uses    int       `json:"uses"` // allowed
@@ -192,11 +192,13 @@ type TokenRecord struct {
 
 // Use is one use of a token.
 type Use struct {
-	By   string    `json:"by"`             // role and id of the newcomer
-	Name string    `json:"name,omitempty"` // its name
-	Key  string    `json:"key"`            // hash of its public key: the same newcomer asking again is no second use
-	At   time.Time `json:"at"`
+	By  string    `json:"by"`  // role and id of the newcomer
+	Key string    `json:"key"` // hash of its public key: the same newcomer asking again is no second use
+	At  time.Time `json:"at"`
 }
+
+// by is how a Use names a newcomer.
+func by(r Role, id string) string { return string(r) + " " + id }
 
 // TokenStore keeps token records. Update calls change with all of them and keeps what it returns, as one step that no other Update
 // interleaves with; it returns after they are kept durably. An error of change keeps nothing and is returned.
@@ -250,7 +252,7 @@ func NewTokens(cluster string, store TokenStore) *Tokens { return &Tokens{cluste
 // TokenRequest says what a token is for.
 type TokenRequest struct {
 	Role      Role
-	Name      string        // whom it lets in, and nobody else; empty: whoever has it
+	Name      string        // of the one agent that it lets in; empty: it does not matter
 	Life      time.Duration // DefaultTokenLife when zero
 	Uses      int           // 1 when zero
 	Addresses []string      // where the newcomer may ask
@@ -269,8 +271,8 @@ func (t *Tokens) Issue(ctx context.Context, r TokenRequest) (Token, error) {
 	switch {
 	case !r.Role.valid():
 		return Token{}, fmt.Errorf("join token: role %q: node or agent", r.Role)
-	case r.Name != "" && !spell(r.Name, maxName):
-		return Token{}, fmt.Errorf("join token: name %q: 1 to %d letters, digits, and . _ -", clip(r.Name), maxName)
+	case r.Name != "" && (r.Role != Agent || !spell(r.Name, maxName)):
+		return Token{}, fmt.Errorf("join token: name %q: only one for an agent has a name, of 1 to %d letters, digits, and . _ -", clip(r.Name), maxName)
 	case r.Life < time.Second || r.Life > maxTokenLife:
 		return Token{}, fmt.Errorf("join token: a life of %v: from 1s to %v", r.Life, maxTokenLife)
 	case r.Uses < 0 || r.Uses > maxTokenUses:
@@ -358,10 +360,10 @@ func judge(all []TokenRecord, k Token, use Use) (i int, again bool, err error) {
 	r := all[i]
 	again = slices.ContainsFunc(r.Used, func(u Use) bool { return u.By == use.By && u.Key == use.Key })
 	switch {
+	case r.Name != "" && use.By != by(r.Role, r.Name):
+		return 0, false, &JoinError{Reason: JoinRefused, Text: "the join token is for agent " + r.Name + ", and for no other"}
 	case r.Revoked:
 		return 0, false, &JoinError{Reason: TokenRevoked, Text: "the join token was revoked"}
-	case r.Name != "" && use.Name != r.Name:
-		return 0, false, &JoinError{Reason: TokenWrong, Text: fmt.Sprintf("the join token is for %s %s and lets nobody else in", r.Role, r.Name)}
 	case use.At.After(r.Expires):
 		return 0, false, &JoinError{Reason: TokenExpired, Text: "the join token expired on " + stamp(r.Expires) + ": make a new one with `rota cluster token`"}
 	case !again && len(r.Used) >= r.Uses:

@@ -82,8 +82,43 @@ func (t *transaction) enrol(ms []Node) error {
 		}
 		names[m.Name] = m.ID
 	}
+	for _, v := range t.compiled().spec.Vantages {
+		if id := names[v.Name]; v.Agent && id != "" {
+			return fmt.Errorf("the node %s would have the name of agent %q, and with it its vote: give one of them another name", id, v.Name)
+		}
+	}
 	t.nodes = next
+	spec := t.compiled().spec
+	if seated := t.seat(spec); !slices.Equal(seated.Vantages, spec.Vantages) {
+		return t.respec(seated)
+	}
 	return nil
+}
+
+// seat has the nodes of the cluster vote in a spec in which nodes vote: who made it, or keeps it as a backup, may know other nodes than
+// there are, and would count a majority of those.
+func (t *transaction) seat(s Spec) Spec {
+	if len(t.nodes) == 0 {
+		return s
+	}
+	var out []Vantage
+	vote := false
+	for _, v := range s.Vantages {
+		switch {
+		case !v.Agent:
+			vote = true
+		case !slices.ContainsFunc(t.nodes, func(n Node) bool { return n.Name == v.Name }):
+			out = append(out, v)
+		}
+	}
+	if vote {
+		for _, n := range t.nodes {
+			out = append(out, Vantage{Name: n.Name, Site: n.Site})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Vantage) int { return cmp.Compare(a.Name, b.Name) })
+	s.Vantages = out
+	return s
 }
 
 // remember keeps that a node left, since when it was first said.

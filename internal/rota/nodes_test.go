@@ -120,6 +120,46 @@ func TestRemovedNodesOfABackup(t *testing.T) {
 	}
 }
 
+// TestNodesVote: whoever makes a spec, or kept it as a backup, the nodes that vote in it are those of the cluster; agents stay as they
+// are said, but for one that has a node's name, and no node takes the name of one.
+func TestNodesVote(t *testing.T) {
+	s := &State{}
+	apply := func(e Event) error {
+		e.Index = s.Index() + 1
+		next, err := s.Apply(e)
+		s = next
+		return err
+	}
+	voters := func() string {
+		var out []string
+		for _, v := range s.Spec().Vantages {
+			out = append(out, v.Name+"@"+v.Site)
+		}
+		return fmt.Sprint(out)
+	}
+	spec := func(vs ...Vantage) *Spec { return &Spec{Vantages: vs} }
+	agent := Vantage{Name: "far", Site: "z", Agent: true}
+	for _, step := range []struct {
+		e    Event
+		want string
+	}{
+		{Event{Kind: EventSpec, Spec: spec(Vantage{Name: "alone"}, agent)}, "[alone@ far@z]"}, // no nodes are known: as it is said
+		{Event{Kind: EventNodes, Nodes: []Node{{ID: "1", Name: "a", Site: "x"}, {ID: "2", Name: "c"}, {ID: "3", Name: "b"}}}, "[a@x b@ c@ far@z]"},
+		{Event{Kind: EventSpec, Spec: spec(Vantage{Name: "b"}, agent)}, "[a@x b@ c@ far@z]"},
+		{Event{Kind: EventNodes, Nodes: []Node{{ID: "1", Gone: true}, {ID: "3", Name: "d"}}}, "[c@ d@ far@z]"},
+		{Event{Kind: EventNodes, Nodes: []Node{{ID: "1", Gone: true}, {ID: "3", Name: "b"}, {ID: "5", Name: "a", Site: "x"}}}, "[a@x b@ c@ far@z]"},
+		{Event{Kind: EventSpec, Spec: spec(agent)}, "[far@z]"}, // nodes do not vote
+		{Event{Kind: EventRestore, Spec: spec(Vantage{Name: "gone"}, Vantage{Name: "c", Agent: true}, agent)}, "[a@x b@ c@ far@z]"},
+	} {
+		if err := apply(step.e); err != nil || voters() != step.want {
+			t.Fatalf("%s %v: %s, %v; want %s", step.e.Kind, step.e.Spec, voters(), err, step.want)
+		}
+	}
+	if err := apply(Event{Kind: EventNodes, Nodes: []Node{{ID: "4", Name: "far"}}}); err == nil || len(s.Nodes()) != 3 {
+		t.Errorf("a node got the name of an agent: %v, %v", s.Nodes(), err)
+	}
+}
+
 func TestEventIDs(t *testing.T) {
 	s := &State{}
 	apply := func(id string) error {

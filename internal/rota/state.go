@@ -212,7 +212,7 @@ func (t *transaction) apply(e Event) error {
 		if e.Spec == nil {
 			return errors.New("holds no spec")
 		}
-		return t.respec(*e.Spec)
+		return t.respec(t.seat(*e.Spec))
 	case EventVerdicts:
 		for _, v := range e.Verdicts {
 			t.judge(v)
@@ -261,7 +261,7 @@ func (t *transaction) restore(e Event) error {
 	if e.Spec == nil {
 		return errors.New("holds no spec")
 	}
-	if err := t.respec(*e.Spec); err != nil {
+	if err := t.respec(t.seat(*e.Spec)); err != nil {
 		return err
 	}
 	t.overrides = pmap[EndpointID, *Override]{}
@@ -579,6 +579,8 @@ func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
 	if err != nil {
 		return false
 	}
+	voters := s.voters(reports, now)
+	votes := make([]Vote, len(voters))
 	for i := range v.Endpoints {
 		e := &v.Endpoints[i]
 		for _, u := range e.Checks {
@@ -586,7 +588,9 @@ func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
 				continue
 			}
 			id := e.Target(u).ID
-			votes := s.Votes(id, reports, now)
+			for j := range voters {
+				votes[j] = voters[j].vote(id)
+			}
 			if q.Tally(votes, Up)+q.Tally(votes, Down) < need {
 				return false
 			}

@@ -145,19 +145,24 @@ type voter struct {
 func (s *State) voters(reports []*Report, now time.Time) []voter {
 	spec := &s.compiled().spec
 	maxAge := cmp.Or(spec.Quorum.MaxAge, DefaultMaxAge)
+	of := make(map[string]*Report, len(reports))
+	for _, r := range reports {
+		if r != nil && of[r.Vantage] == nil {
+			of[r.Vantage] = r
+		}
+	}
 	out := make([]voter, 0, len(spec.Vantages))
 	for _, v := range spec.Vantages {
 		w := voter{Vantage: v}
-		i := slices.IndexFunc(reports, func(r *Report) bool { return r != nil && r.Vantage == v.Name })
-		switch {
-		case i < 0:
+		switch r := of[v.Name]; {
+		case r == nil:
 			w.why = "silent"
-		case now.Sub(reports[i].At) > maxAge:
+		case now.Sub(r.At) > maxAge:
 			w.why = "report is older than " + maxAge.String()
-		case reports[i].Abstain != "":
-			w.why = "abstains: " + reports[i].Abstain
+		case r.Abstain != "":
+			w.why = "abstains: " + r.Abstain
 		default:
-			w.opinions = reports[i].Opinions
+			w.opinions = r.Opinions
 		}
 		out = append(out, w)
 	}

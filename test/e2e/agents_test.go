@@ -143,7 +143,7 @@ func TestScouts(t *testing.T) {
 		t.Fatal(out)
 	}
 	stranger := begin(t, &logBuffer{}, []string{"ROTA_JOIN_TOKEN=" + strings.Fields(out)[0]}, "agent", "--name", "stranger", "--data-dir", t.TempDir())
-	if code := stranger.wait(t); code == 0 || !strings.Contains(stranger.log.String(), "agent stranger is not accepted: add it to vantage.agents.accept") {
+	if code := stranger.wait(t); code == 0 || !strings.Contains(stranger.log.String(), "the join token is for agent fra1, and for no other") {
 		t.Errorf("an agent that is not accepted ended with %d:\n%s", code, stranger.log)
 	}
 
