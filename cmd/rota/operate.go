@@ -158,7 +158,7 @@ func (n *node) memberOf(ctx context.Context, c command) (cluster.Member, error) 
 
 // takeIn takes in a node that waits for it and has a certificate of this cluster. Any node may be asked.
 func (n *node) takeIn(ctx context.Context, from link.Identity, c command) (changed, error) {
-	if from.ID != "" && from.ID != c.ID {
+	if from.ID != "" && from.ID != c.ID || from.ID == "" && from.Name != c.Name {
 		return changed{}, fmt.Errorf("%s asks for another node, %s", from, rota.CleanReason("%s", c.ID))
 	}
 	if from.ID == "" && slices.ContainsFunc(n.raft.Members(), func(m cluster.Member) bool { return m.ID == c.ID && m.Name != c.Name }) {
