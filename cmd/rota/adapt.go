@@ -81,26 +81,43 @@ func specOf(cfg *config.Config) rota.Spec {
 	return spec
 }
 
-// owner is who owns what is published, the same on all nodes: as configured, or the cluster. A node that ran alone before it had company
-// owned its zones by its own name, which the cluster takes them over from.
-func (n *node) owner(cfg *config.Config) (owner string, formerly func() []string) {
-	if cfg.Owner != "" {
-		return cfg.Owner, nil
+// owner is who owns what is published, the same on all nodes: as configured, or the cluster, alone the node; with how often it was
+// recovered, so that the nodes that were given up then cannot take a zone back should they run again after all.
+func (n *node) owner(cfg *config.Config) string {
+	return ownerAfter(n.ownerBefore(cfg), n.raft.State().Recoveries())
+}
+
+func (n *node) ownerBefore(cfg *config.Config) string {
+	return cmp.Or(cfg.Owner, n.raft.Status().Cluster)
+}
+
+func ownerAfter(owner string, recoveries uint64) string {
+	if recoveries == 0 {
+		return owner
 	}
-	return n.raft.Status().Cluster, func() []string {
-		var names []string
-		for _, x := range n.raft.State().Nodes() {
+	return fmt.Sprintf("%s.r%d", owner, recoveries)
+}
+
+// formerly are the owners from whom zones are taken over: the same before it was recovered, and, where nobody named one, the names of
+// nodes, by which a node that ran alone before it had company owned its zones.
+func (n *node) formerly(cfg *config.Config) []string {
+	st := n.raft.State()
+	var names []string
+	for i := range st.Recoveries() {
+		names = append(names, ownerAfter(n.ownerBefore(cfg), i))
+	}
+	if cfg.Owner == "" {
+		for _, x := range st.Nodes() {
 			names = append(names, x.Name)
 		}
-		return names
 	}
+	return names
 }
 
 // publishersOf makes the publishers of a configuration, sorted by name. None of them does anything yet.
 func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 	var out []*publish.Publisher
 	var errs []error
-	owner, formerly := n.owner(cfg)
 	for _, p := range cfg.Publishers {
 		backend, err := backendOf(p)
 		if err != nil {
@@ -108,7 +125,8 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 			continue
 		}
 		out = append(out, publish.New(publish.Options{
-			Name: p.Name, Backend: backend, Source: source{n}, Owner: owner, Formerly: formerly, Hold: n.seen.held,
+			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.seen.held,
+			Owner: func() string { return n.owner(cfg) }, Formerly: func() []string { return n.formerly(cfg) },
 			Record: func(ctx context.Context, done rota.Published) error {
 				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
 				return err
@@ -307,12 +325,29 @@ func (n *node) clusterStatus() api.ClusterStatus {
 
 // trouble is what is wrong although the node serves.
 func (n *node) trouble(s cluster.Status) []string {
+	out := slices.Clone(s.Trouble)
 	if n.net != nil {
 		if text := n.differs(); text != "" {
-			return append(slices.Clone(s.Trouble), text)
+			out = append(out, text)
 		}
 	}
-	return s.Trouble
+	if err := n.current.Load().failed; err != nil {
+		out = append(out, "the newest configuration file is not in force, and with it this node would not start: "+rota.CleanReason("%v", err))
+	}
+	return out
+}
+
+// failing are the publishers that cannot make a zone true, while this node leads.
+func (n *node) failing() []string {
+	var out []string
+	for _, p := range n.publisherStatus() {
+		for _, z := range p.Zones {
+			if z.State == "failing" {
+				out = append(out, fmt.Sprintf("publisher %s, zone %s: %s", p.Publisher, cmp.Or(z.Zone.Short(), "?"), z.Error))
+			}
+		}
+	}
+	return out
 }
 
 // vantageStats is what this node counted of the vantages that it heard.

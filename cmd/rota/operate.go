@@ -448,6 +448,9 @@ func (o operator) Verify(ctx context.Context) (api.ClusterVerification, error) {
 		for _, t := range d.Status.Trouble {
 			problem("%s: %s", m.Label(), t)
 		}
+		for _, t := range d.Failing {
+			problem("%s", t)
+		}
 		if d.Status.Leading {
 			leaders[m.Label()] = true
 		}

@@ -337,7 +337,8 @@ type description struct {
 	Index   uint64         `json:"index"`   // of the state that Digest is of
 	Digest  string         `json:"digest"`
 	Status  cluster.Status `json:"status"`
-	Offset  time.Duration  `json:"-"` // of its clock, as whoever asked saw it
+	Failing []string       `json:"failing,omitempty"` // publishers, while it leads
+	Offset  time.Duration  `json:"-"`                 // of its clock, as whoever asked saw it
 }
 
 // describe says who and how this node is.
@@ -347,6 +348,9 @@ func (n *node) describe(ctx context.Context, _ link.Identity, _ struct{}) (descr
 	st.Trouble = n.trouble(st)
 	d := description{
 		ID: st.NodeID, Name: st.Node, Site: n.net.site, Version: version(), Now: time.Now(), Expires: n.net.creds.Expires(), Status: st,
+	}
+	if st.Leading {
+		d.Failing = n.failing()
 	}
 	d.ID = cmp.Or(d.ID, id.ID)
 	var err error

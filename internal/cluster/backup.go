@@ -141,6 +141,7 @@ func Recover(o Options, gone func(Member) error) (Backup, error) {
 		alone := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(n.id.Node), Address: raft.ServerAddress(address)}}}
 		c := n.raftConfig()
 		c.NoSnapshotRestoreOnStart = false
+		n.recovering = true
 		return raft.RecoverCluster(c, (*machine)(n), n.disk.store, n.disk.store, snaps, transport, alone)
 	})
 	if err != nil {
@@ -200,6 +201,10 @@ func (n *Node) recoverState(base found, err error) (Backup, error) {
 		err = errors.Join(errors.New("there is neither a raft log nor a state file to go on from"), base.bad)
 	}
 	if err != nil {
+		return Backup{}, fmt.Errorf("recover: %w", err)
+	}
+	base.saved.state = base.saved.state.Recovered()
+	if err := saveState(n.dir, base.saved, n.keepOld); err != nil {
 		return Backup{}, fmt.Errorf("recover: %w", err)
 	}
 	id := n.id

@@ -114,6 +114,8 @@ type Node struct {
 		stay time.Duration
 	}
 
+	recovering bool // Recover has raft begin anew with this node alone
+
 	changing  chan struct{} // held by who changes the members
 	digesting chan struct{} // held by who makes a digest
 	digested  digest        // guarded by digesting
@@ -690,6 +692,11 @@ func fold(s *rota.State, e rota.Event) (next *rota.State, err error) {
 func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	n := (*Node)(m)
 	v, _ := n.view.load()
+	if n.recovering { // once, with all that the log held
+		n.recovering = false
+		v.state = v.state.Recovered()
+		n.view.store(v)
+	}
 	return (*snapshot)(n.saved(v)), nil
 }
 

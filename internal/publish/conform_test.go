@@ -518,7 +518,7 @@ func otherOwner(t *testing.T, x *target) {
 	zone := x.server.Dump("example.test.")
 	b := newWorld(t, service("www.example.test", "198.51.100.1")).up("198.51.100.1")
 	o := quick(b, x.backend())
-	o.Owner = "somebody else"
+	o.Owner = named("somebody else")
 	pb := run(t, o, 9)
 	eventually(t, "a conflict", func() bool { return reasonCode(pb.Publisher) == CodeConflict })
 	if r := pb.Status().Zones[0].Reasons[0]; !strings.Contains(r.Text, `"test"`) || !strings.Contains(r.Advice, "_rota.example.test") {
@@ -534,7 +534,7 @@ func formerName(t *testing.T, x *target) {
 	alone := run(t, quick(w, x.backend()), 1)
 	eventually(t, "the write of a node alone", func() bool { return settled(alone.Publisher, w.State().At()) })
 	grown := quick(w, x.backend())
-	grown.Owner, grown.Formerly = "cluster", func() []string { return []string{"other", "test"} }
+	grown.Owner, grown.Formerly = named("cluster"), func() []string { return []string{"other", "test"} }
 	now := run(t, grown, 2)
 	eventually(t, "the cluster's fence", func() bool { return x.fence().Owner == "cluster" })
 	w.down("192.0.2.1")

@@ -31,7 +31,9 @@ type Options struct {
 	Name    string // as services name it in their publish list
 	Backend Backend
 	Source  Source
-	Owner   string // names the installation in fence records, the same on all its nodes; at most 128 bytes when URL-encoded
+
+	// Owner names the installation in fence records, the same on all its nodes; at most 128 bytes when URL-encoded. It is asked for each time.
+	Owner func() string
 
 	// Formerly, when set, gives names that the installation had before it was called Owner: a zone that one of them owns is taken over.
 	Formerly func() []string
@@ -91,8 +93,8 @@ func (p *Publisher) Name() string { return p.o.Name }
 // for which errors.Is(err, ErrFenced) holds when another leader has taken a zone and Confirm does not say that this node leads in the term.
 // Nothing is written after it returned. It must not run twice at once.
 func (p *Publisher) Run(ctx context.Context, term uint64) error {
-	if n := len(Fence{Owner: p.o.Owner}.String()) - len(Fence{}.String()); n == 0 || n > maxOwner {
-		return fmt.Errorf("publisher %s: the owner %q takes %d bytes, want 1 to %d", p.o.Name, p.o.Owner, n, maxOwner)
+	if n := len(Fence{Owner: p.o.Owner()}.String()) - len(Fence{}.String()); n == 0 || n > maxOwner {
+		return fmt.Errorf("publisher %s: the owner %q takes %d bytes, want 1 to %d", p.o.Name, p.o.Owner(), n, maxOwner)
 	}
 	p.mu.Lock()
 	p.leading, p.term = true, term
@@ -314,7 +316,7 @@ func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) Zone
 		return ZonePlan{Zone: name, Changes: []rota.Change{}, Reasons: []*Reason{ReasonOf(err)}}
 	}
 	plan := d.plan(name, have)
-	if _, r := heldBy(name, p.o.Owner, p.o.formerly(), have.Sets); r != nil {
+	if _, r := heldBy(name, p.o.Owner(), p.o.formerly(), have.Sets); r != nil {
 		plan.Reasons = append(plan.Reasons, r)
 	}
 	return plan
@@ -343,7 +345,7 @@ func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) 
 	case f.Owner != owner && !slices.Contains(formerly, f.Owner):
 		return f, &Reason{
 			Code: CodeConflict, Zone: zone, Text: fmt.Sprintf("the zone is written by rota %q, this is %q", rota.CleanReason("%s", f.Owner), owner),
-			Advice: "nothing is written; if that installation is gone, remove the TXT record " + set.Name.Short(),
+			Advice: "nothing is written here; it is either the wrong zone, or a second installation by mistake: stop one of them. Only when that one is gone for good, remove the TXT record " + set.Name.Short(),
 		}
 	}
 	return f, nil

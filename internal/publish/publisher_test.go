@@ -18,7 +18,7 @@ import (
 
 // usual are the options of a publisher in virtual time.
 func usual(w *world, b Backend) Options {
-	return Options{Name: testPublisher, Backend: b, Source: w, Owner: "test", Record: w.record}
+	return Options{Name: testPublisher, Backend: b, Source: w, Owner: named("test"), Record: w.record}
 }
 
 func TestFaultsOfOneWrite(t *testing.T) {

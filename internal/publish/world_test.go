@@ -128,7 +128,7 @@ func (w *world) recorded() []rota.Published {
 // quick are options that let tests with real servers go on fast.
 func quick(w *world, b Backend) Options {
 	return Options{
-		Name: testPublisher, Backend: b, Source: w, Owner: "test", Record: w.record,
+		Name: testPublisher, Backend: b, Source: w, Owner: named("test"), Record: w.record,
 		Audit: time.Hour, MinGap: time.Millisecond, MinBackoff: 20 * time.Millisecond, MaxBackoff: 300 * time.Millisecond,
 	}
 }
@@ -190,3 +190,6 @@ func settled(p *Publisher, at time.Time) bool {
 	}
 	return len(p.Status().Zones) > 0
 }
+
+// named is an installation that is called so all the time.
+func named(owner string) func() string { return func() string { return owner } }

@@ -314,7 +314,7 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 	if err != nil {
 		return z.because(err), nil
 	}
-	old, conflict := heldBy(z.name, z.o.Owner, z.o.formerly(), have.Sets)
+	old, conflict := heldBy(z.name, z.o.Owner(), z.o.formerly(), have.Sets)
 	if conflict != nil {
 		return conflict, nil
 	}
@@ -322,7 +322,7 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 		r := &Reason{Code: CodeFenced, Zone: z.name, Text: "the fence is not taken: this node cannot confirm that it leads in its term"}
 		return nil, fmt.Errorf("%w: %w", r, err)
 	}
-	mine := old.take(z.o.Owner, z.term)
+	mine := old.take(z.o.Owner(), z.term)
 	_, err = z.o.Backend.Write(ctx, Batch{
 		Zone: z.name, Fence: rota.Change{Old: find(have.Sets, FenceKey(z.name)), New: mine.RRset(z.name)},
 	})
@@ -332,7 +332,7 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 		if rerr != nil {
 			return z.because(rerr), nil
 		}
-		now, conflict := heldBy(z.name, z.o.Owner, z.o.formerly(), have.Sets)
+		now, conflict := heldBy(z.name, z.o.Owner(), z.o.formerly(), have.Sets)
 		switch {
 		case conflict != nil:
 			return conflict, nil
@@ -354,7 +354,7 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 
 // still looks whether the fence is ours, and follows a write of our own that arrived late.
 func (z *zone) still(sets []rota.RRset) *Reason {
-	now, conflict := heldBy(z.name, z.o.Owner, nil, sets)
+	now, conflict := heldBy(z.name, z.o.Owner(), nil, sets)
 	switch {
 	case conflict != nil:
 		z.held = false

@@ -22,6 +22,8 @@ type State struct {
 	removed []Removed // those that left, who left first first
 	seen    []Seen    // events with an id, oldest first
 
+	recoveries uint64
+
 	spec       *compiled
 	verdicts   pmap[TargetID, *Verdict]
 	overrides  pmap[EndpointID, *Override]
@@ -36,6 +38,17 @@ func (s *State) compiled() *compiled {
 		return noSpec
 	}
 	return s.spec
+}
+
+// Recoveries returns how often one node was made to go on alone with this state, because the others were believed gone for good. It
+// tells the cluster that began so from the one before, whose nodes may come back after all.
+func (s *State) Recoveries() uint64 { return s.recoveries }
+
+// Recovered returns the state with which one node goes on alone.
+func (s *State) Recovered() *State {
+	t := *s
+	t.recoveries++
+	return &t
 }
 
 // Index returns the place of the last event that was applied.
@@ -625,12 +638,13 @@ type Snapshot struct {
 	Nodes      []Node      `json:"nodes,omitempty"`
 	Removed    []Removed   `json:"removed,omitempty"`
 	Seen       []Seen      `json:"seen,omitempty"`
+	Recoveries uint64      `json:"recoveries,omitempty"`
 }
 
 // Snapshot returns the state as plain values.
 func (s *State) Snapshot() Snapshot {
 	out := Snapshot{Index: s.index, At: s.at, Lead: s.lead, Serial: s.serial, Spec: s.Spec(), Overrides: s.Overrides()}
-	out.Nodes, out.Removed, out.Seen = s.nodes, s.removed, s.seen
+	out.Nodes, out.Removed, out.Seen, out.Recoveries = s.nodes, s.removed, s.seen, s.recoveries
 	for _, v := range s.verdicts.all() {
 		out.Verdicts = append(out.Verdicts, *v)
 	}
@@ -650,7 +664,7 @@ func Restore(snap Snapshot) (*State, error) {
 	}
 	c.tabulate(noSpec)
 	s := &State{index: snap.Index, at: snap.At, lead: snap.Lead, serial: snap.Serial, spec: c}
-	s.nodes, s.removed, s.seen = snap.Nodes, snap.Removed, snap.Seen
+	s.nodes, s.removed, s.seen, s.recoveries = snap.Nodes, snap.Removed, snap.Seen, snap.Recoveries
 	for _, v := range snap.Verdicts {
 		s.verdicts = s.verdicts.with(v.Target, &v)
 	}

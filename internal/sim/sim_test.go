@@ -543,7 +543,7 @@ func (m *member) open(bootstrap bool) {
 	m.mu.Unlock()
 	back := &end{w: w, from: m.name}
 	p := publish.New(publish.Options{
-		Name: "world", Backend: back, Source: n, Owner: "night",
+		Name: "world", Backend: back, Source: n, Owner: func() string { return "night" },
 		Record: func(ctx context.Context, done rota.Published) error {
 			_, err := n.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Published: &done})
 			return err
