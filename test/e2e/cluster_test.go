@@ -407,13 +407,6 @@ type override struct {
 	Reason   string
 }
 
-// overrides lists the overrides that a node knows.
-func (n *node) overrides() ([]override, error) {
-	var list struct{ Items []override }
-	err := n.get("/api/v1/overrides", &list)
-	return list.Items, err
-}
-
 // event is one of a node's history.
 type event struct {
 	Event struct {
