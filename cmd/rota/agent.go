@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -405,10 +407,8 @@ func (n *agentNodes) save(addresses []string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(n.path); errors.Is(err, fs.ErrNotExist) {
-		return os.WriteFile(n.path, append(b, '\n'), 0o600)
-	}
-	return replaceFile(n.path, append(b, '\n'))
+	_, err = keep(n.path, bytes.NewReader(append(b, '\n')))
+	return err
 }
 
 // learn takes in where a node says that the nodes are. Their order is nobody's business.
@@ -431,13 +431,18 @@ func (n *agentNodes) learn(addresses []string) {
 	}
 }
 
-// upstreams are the nodes to work for.
+// upstreams are the nodes to work for: in the order that they were given by hand, else beginning with any, so that not all agents begin
+// with the same.
 func (n *agentNodes) upstreams() []agent.Upstream {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.all == nil {
 		for _, a := range n.addresses {
 			n.all = append(n.all, n.upstream(a))
+		}
+		if !n.fixed && len(n.all) > 0 {
+			first := rand.IntN(len(n.all))
+			n.all = slices.Concat(n.all[first:], n.all[:first])
 		}
 	}
 	return n.all

@@ -442,7 +442,7 @@ func TestAgentNodes(t *testing.T) {
 	}
 	n.learn([]string{"c:1", "b:1", "c:1"})
 	n.learn([]string{"b:1", "/:1"}) // cannot be called
-	if got := fmt.Sprint(n.upstreams()); got != "[b:1 c:1]" {
+	if got := fmt.Sprint(n.upstreams()); got != "[b:1 c:1]" && got != "[c:1 b:1]" {
 		t.Errorf("it knows %s", got)
 	}
 	before := &n.upstreams()[0]
@@ -555,4 +555,28 @@ func selfSigned(t *testing.T, name string) (tls.Certificate, [2]string) {
 		}
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, files
+}
+
+// Agents do not all begin with the same node, unless somebody says with which.
+func TestAgentsBeginAnywhere(t *testing.T) {
+	given := []string{"192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"}
+	first := map[string]int{}
+	for i := range 300 {
+		n := &agentNodes{fixed: i%3 == 0, upstream: func(a string) agent.Upstream { return &agent.HTTPUpstream{Base: a} }}
+		n.replace(given)
+		all := n.upstreams()
+		var got []string
+		for _, u := range all {
+			got = append(got, u.String())
+		}
+		if n.fixed && !slices.Equal(got, given) || !slices.Equal(slices.Sorted(slices.Values(got)), given) {
+			t.Fatal(got)
+		}
+		if !n.fixed {
+			first[got[0]]++
+		}
+	}
+	if len(first) != len(given) {
+		t.Errorf("they begin with %v", first)
+	}
 }

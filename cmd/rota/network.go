@@ -102,7 +102,7 @@ func (w *network) credentials(cfg *config.Config) error {
 		for _, a := range cfg.Agents {
 			agents = append(agents, a.Name)
 		}
-		o.External = &link.Mapping{Cluster: cmp.Or(id.Cluster, externalID(cfg)), Nodes: cfg.Cluster.Nodes, Agents: agents, NodeID: w.idOf}
+		o.External = &link.Mapping{Cluster: cmp.Or(id.Cluster, externalID(cfg)), Nodes: cfg.Cluster.Nodes, Agents: agents, Agent: w.isAgent, NodeID: w.idOf}
 	}
 	o.Files = w.files
 	if w.creds, err = link.LoadCredentials(o); err != nil {
@@ -182,6 +182,12 @@ func (w *network) idOf(name string) (string, bool) {
 	return ms[i].ID, true
 }
 
+// isAgent reports whether a name is that of an agent that is accepted now, by whichever node's file.
+func (w *network) isAgent(name string) bool {
+	n := w.node.Load()
+	return n != nil && accepted(n.State(), name)
+}
+
 // allowed says why somebody with a good certificate is not let in.
 func (w *network) allowed(id link.Identity) error {
 	n := w.node.Load()
@@ -195,10 +201,8 @@ func (w *network) allowed(id link.Identity) error {
 			return fmt.Errorf("node %s was removed from the cluster: let it join again with an empty data directory", cmp.Or(id.Name, id.ID))
 		}
 	case link.Agent:
-		for _, v := range st.Spec().Vantages {
-			if v.Agent && v.Name == id.Name {
-				return nil
-			}
+		if accepted(st, id.Name) {
+			return nil
 		}
 		return fmt.Errorf("agent %s is not accepted: add it to vantage.agents.accept", id.Name)
 	}

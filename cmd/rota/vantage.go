@@ -208,7 +208,11 @@ func (n *node) nameOf(who link.Identity) (string, bool) {
 
 // isAgent reports whether a name is that of an agent that is accepted.
 func (n *node) isAgent(name string) bool {
-	return slices.ContainsFunc(n.raft.State().Spec().Vantages, func(v rota.Vantage) bool { return v.Agent && v.Name == name })
+	return accepted(n.raft.State(), name)
+}
+
+func accepted(st *rota.State, agent string) bool {
+	return slices.ContainsFunc(st.Spec().Vantages, func(v rota.Vantage) bool { return v.Agent && v.Name == agent })
 }
 
 // vantagesOf returns who votes: the nodes of the cluster and the agents that are accepted, sorted by name. A node alone is the one that
@@ -352,7 +356,7 @@ func (n *node) openHealthd(cfg *config.Config) error {
 	if h == nil {
 		return nil
 	}
-	accepted := func() []string {
+	accept := func() []string {
 		var names []string
 		for _, v := range n.raft.State().Spec().Vantages {
 			if v.Agent {
@@ -363,13 +367,13 @@ func (n *node) openHealthd(cfg *config.Config) error {
 	}
 	var err error
 	if n.relay, err = agent.NewRelay(agent.RelayOptions{
-		Accept: accepted, LeaderChanged: n.raft.LeaderChanged, Log: n.log.With("room", "healthagent"),
+		Accept: accept, LeaderChanged: n.raft.LeaderChanged, Log: n.log.With("room", "healthagent"),
 	}); err != nil {
 		return err
 	}
 	n.healthd, err = agent.NewHealthd(agent.HealthdOptions{
 		Listen: h.Listen, TLS: agent.Files{Cert: h.CertFile, Key: h.KeyFile, CA: h.ClientCAFile},
-		Accept: accepted,
+		Accept: accept,
 		Nodes: func() []string {
 			names := []string{n.name}
 			for _, x := range n.raft.State().Nodes() {

@@ -355,6 +355,7 @@ func TestRenewOverThePort(t *testing.T) {
 func TestMapping(t *testing.T) {
 	lists := &Mapping{Cluster: "c", Nodes: []string{"rota1", "rota2"}, Agents: []string{"berlin", "paris"}}
 	both := &Mapping{Cluster: "c", Nodes: []string{"rota1"}, Agents: []string{"rota1"}}
+	later := &Mapping{Cluster: "c", Nodes: []string{"rota1"}, Agents: []string{"berlin"}, Agent: func(n string) bool { return n == "oslo" || n == "rota1" }}
 	units := &Mapping{Cluster: "c"}
 	ids := &Mapping{Cluster: "c", NodeID: func(n string) (string, bool) { return "id-of-" + n, n == "rota1" }}
 	for _, c := range []struct {
@@ -376,6 +377,10 @@ func TestMapping(t *testing.T) {
 		{"in no list, with a unit", lists, "rota9", []string{unitNode}, nil, ""},
 		{"unit says another role", lists, "berlin", []string{unitNode}, nil, ""},
 		{"unit says the same", lists, "berlin", []string{unitAgent, "Operations"}, nil, "agent berlin/berlin"},
+		{"agent that was accepted later", later, "oslo", nil, nil, "agent oslo/oslo"},
+		{"agent that was accepted later and the unit of a node", later, "oslo", []string{unitNode}, nil, ""},
+		{"agent with the name of a node", later, "rota1", nil, nil, "node /rota1"},
+		{"agent that is not accepted", later, "paris", []string{unitAgent}, nil, ""},
 		{"in both lists", both, "rota1", nil, nil, ""},
 		{"unit alone", units, "rota1", []string{unitNode}, nil, "node /rota1"},
 		{"unit and only DNS name", units, "", []string{unitAgent}, []string{"paris"}, "agent paris/paris"},

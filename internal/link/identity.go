@@ -146,6 +146,10 @@ type Mapping struct {
 	Nodes   []string // names of nodes
 	Agents  []string // names of agents
 
+	// Agent reports whether a name that does not stand in Agents is an agent's all the same: it was accepted meanwhile. Nil: none is. It
+	// must be quick.
+	Agent func(name string) bool
+
 	// NodeID gives the id of the node with a name. Nil, or false: not known yet, and the node's identity has no id.
 	NodeID func(name string) (id string, ok bool)
 }
@@ -181,6 +185,9 @@ func (m *Mapping) identify(cert *x509.Certificate) (Identity, error) {
 	var role Role
 	for _, n := range names {
 		isNode, isAgent := slices.Contains(m.Nodes, n), slices.Contains(m.Agents, n)
+		if !isNode && !isAgent && m.Agent != nil {
+			isAgent = m.Agent(n)
+		}
 		switch {
 		case isNode && isAgent:
 			return Identity{}, fmt.Errorf("%q is configured as a node and as an agent: keep one", clip(n))

@@ -289,6 +289,7 @@ func askFrom(p *place, server, name string, qtype uint16) ([]string, error) {
 
 // answers reports whether server gives exactly want.
 func answers(server, name string, qtype uint16, want ...string) func() bool {
+	want = slices.Sorted(slices.Values(want))
 	return func() bool {
 		got, err := ask(server, name, qtype)
 		return err == nil && slices.Equal(got, want)

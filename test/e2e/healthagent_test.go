@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -168,6 +169,7 @@ func TestHealthagents(t *testing.T) {
 	for range 4 {
 		e = append(e, loopback(t))
 	}
+	slices.Sort(e) // as text, like the monitors
 	one := instances(t, healthagents(ca, 4*time.Second, e), "dnslb")[0]
 	ca.issue(t, one.name, one.host)
 	one.up()
