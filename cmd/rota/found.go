@@ -30,7 +30,18 @@ const joinTokenEnv = "ROTA_JOIN_TOKEN"
 
 // clusterConfig reads the configuration of a node that is of a cluster, or will be. Keys of name servers are not needed for that, and
 // systemd hands them to the service alone.
-func (a *app) clusterConfig() (*config.Config, error) {
+// ownDirectory refuses --data-dir for a command that is the node itself and does not ask one.
+func ownDirectory(c *cobra.Command) error {
+	if f := c.Flag("data-dir"); f != nil && f.Changed {
+		return usagef("--data-dir says which rota is asked; this command's own directory is node.data_dir in its configuration")
+	}
+	return nil
+}
+
+func (a *app) clusterConfig(c *cobra.Command) (*config.Config, error) {
+	if err := ownDirectory(c); err != nil {
+		return nil, err
+	}
 	cfg, err := config.Load(a.configPath(), config.Options{NoSecrets: true})
 	if err != nil {
 		return nil, err
@@ -50,7 +61,7 @@ What the node decided while it ran alone stays. A node that is of a cluster alre
 token for one more node; give it to ` + "`rota cluster join`" + ` there.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, err := a.clusterConfig()
+			cfg, err := a.clusterConfig(c)
 			if err != nil {
 				return err
 			}
@@ -270,7 +281,7 @@ with ` + "`rota run`" + `, it asks to be taken in and has a vote once it has cau
 ` + joinTokenEnv + `, or in a file, as @FILE; an argument can be read by everybody on this machine while the command runs.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			cfg, err := a.clusterConfig()
+			cfg, err := a.clusterConfig(c)
 			if err != nil {
 				return err
 			}
@@ -413,7 +424,7 @@ still be a majority, and there would be two clusters. They join again with empty
 at the address that this node knows.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, err := a.clusterConfig()
+			cfg, err := a.clusterConfig(c)
 			if err != nil {
 				return err
 			}

@@ -42,6 +42,9 @@ stop. SIGHUP reloads the configuration, all of it or nothing; so does a change o
 order and leave the DNS as it is.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if err := ownDirectory(c); err != nil {
+				return err
+			}
 			return runNode(c.Context(), a.configPath(), a.err, func(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 				return a.enter(ctx, cfg, log, begin, token)
 			})
