@@ -479,7 +479,7 @@ type hosts struct {
 // hosts returns the nodes that the join token led to, and those of cluster.join.
 func (w *network) hosts() (hosts, error) {
 	h, err := readHosts(filepath.Join(w.dir, linkDir, joinFile))
-	if err != nil {
+	if err != nil && len(w.cfg.Join) == 0 {
 		return h, err
 	}
 	for _, at := range w.cfg.Join {

@@ -256,13 +256,15 @@ func packed(b []byte) ([]byte, string) {
 	return out.Bytes(), "gzip"
 }
 
-// membersOnly makes sure that who asks is one of the cluster, not only of a good certificate: who waits to be taken in decides nothing.
-func membersOnly[In, Out any](n *node, do func(ctx context.Context, from link.Identity, in In) (Out, error)) func(context.Context, link.Identity, In) (Out, error) {
-	return func(ctx context.Context, from link.Identity, in In) (out Out, err error) {
-		if !n.isMember(from) {
-			return out, fmt.Errorf("%s is not one of the cluster yet", from)
+// membersOnly makes sure that who asks is one of the cluster, not only of a good certificate, before anything that it sends is read: who
+// waits to be taken in decides nothing.
+func (n *node) membersOnly(h http.HandlerFunc) http.HandlerFunc {
+	return func(rw http.ResponseWriter, r *http.Request) {
+		if from, ok := link.PeerOf(r.Context()); ok && from.Role == link.Node && !n.isMember(from) {
+			answer(rw, http.StatusForbidden, nil, fmt.Errorf("%s is not one of the cluster yet", from))
+			return
 		}
-		return do(ctx, from, in)
+		h(rw, r)
 	}
 }
 
@@ -278,11 +280,11 @@ func (n *node) serve() error {
 	mux := http.NewServeMux()
 	mux.Handle(agent.TargetsPath, agents)
 	mux.Handle(agent.ReportPath, n.reports(agents))
-	mux.HandleFunc("POST "+appendPath, peerAsked(maxForwarded, membersOnly(n, n.appendFor)))
-	mux.HandleFunc("POST "+commandPath, peerAsked(maxAsked, membersOnly(n, n.commandFor)))
+	mux.HandleFunc("POST "+appendPath, n.membersOnly(peerAsked(maxForwarded, n.appendFor)))
+	mux.HandleFunc("POST "+commandPath, n.membersOnly(peerAsked(maxAsked, n.commandFor)))
 	mux.HandleFunc("POST "+joinPath, peerAsked(maxAsked, n.takeIn))
 	mux.HandleFunc("GET "+nodePath, peerAsked(maxAsked, n.describe))
-	mux.HandleFunc("GET "+fitPath, peerAsked(maxAsked, membersOnly(n, n.fitFor)))
+	mux.HandleFunc("GET "+fitPath, n.membersOnly(peerAsked(maxAsked, n.fitFor)))
 	if n.net.own {
 		mux.Handle("POST "+renewPath, link.RenewHandler(func() (*link.CA, error) { return link.LoadCA(n.net.files) }, n.net.log))
 	}

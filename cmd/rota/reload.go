@@ -104,7 +104,7 @@ func (n *node) tryReload(ctx context.Context) error {
 		return err
 	}
 	old := n.current.Load()
-	if err := errors.Join(needsRestart(old.cfg, next), next.Spec.Validate()); err != nil {
+	if err := errors.Join(needsRestart(old.cfg, next), next.Spec.Validate(), n.namesakes(next)); err != nil {
 		return err
 	}
 	publishers, err := n.publishersOf(next)
@@ -141,6 +141,17 @@ func (n *node) tryReload(ctx context.Context) error {
 	n.current.Store(&inForce{cfg: next, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
 	close(old.replaced)
 	return err
+}
+
+// namesakes refuses agents that are named like nodes: a name is one vantage.
+func (n *node) namesakes(next *config.Config) error {
+	var errs []error
+	for _, x := range n.raft.State().Nodes() {
+		if slices.ContainsFunc(next.Agents, func(a config.Agent) bool { return a.Name == x.Name }) {
+			errs = append(errs, fmt.Errorf("vantage.agents.accept: agent %q has the name of a node of the cluster: give one of them another", x.Name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // respec makes the configuration an event, unless it is in force already.

@@ -326,6 +326,9 @@ func (n *node) healthagents(ctx context.Context) error {
 	return g.Wait()
 }
 
+// maxSite bounds a site's name, in bytes, as the configuration does.
+const maxSite = 64
+
 // sites is where agents say that they stand. Only agents that are accepted get to say so, which bounds it.
 type sites struct {
 	mu sync.Mutex // guards by
@@ -333,7 +336,7 @@ type sites struct {
 }
 
 func (s *sites) said(agent, site string) {
-	if site == "" {
+	if site == "" || len(site) > maxSite || rota.CleanReason("%s", site) != site {
 		return
 	}
 	s.mu.Lock()
