@@ -178,13 +178,12 @@ func TestScripts(t *testing.T) {
 				var out, errs bytes.Buffer
 				a := &app{
 					out: &out, err: &errs, getenv: ts.Getenv, version: "v1.2.3", now: func() time.Time { return t0.Add(time.Minute) },
-					dataDir: ts.MkAbs("data"),
 					once: func(_ context.Context, t rota.Target) ([]string, rota.Observation) {
 						return []string{"connect " + t.Address.String()}, rota.Observation{Status: rota.Up, Took: 12 * time.Millisecond}
 					},
 				}
 				args = slices.Clone(args[1:])
-				if !slices.ContainsFunc(args, func(s string) bool { return strings.HasPrefix(s, "--data-dir") || strings.HasPrefix(s, "--addr") }) {
+				if !slices.ContainsFunc(args, func(s string) bool { return strings.HasPrefix(s, "--data-dir") || strings.HasPrefix(s, "--addr") || s == "bootstrap" || s == "join" }) {
 					args = append(args, "--data-dir="+ts.MkAbs("data"))
 				}
 				if !slices.ContainsFunc(args, func(s string) bool { return strings.HasPrefix(s, "--config") }) {
