@@ -331,6 +331,9 @@ func (n *node) trouble(s cluster.Status) []string {
 			out = append(out, text)
 		}
 	}
+	if text := n.waits.Load(); text != nil {
+		out = append(out, *text)
+	}
 	if err := n.current.Load().failed; err != nil {
 		out = append(out, "the newest configuration file is not in force, and with it this node would not start: "+rota.CleanReason("%v", err))
 	}

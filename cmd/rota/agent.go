@@ -294,6 +294,7 @@ func (a *app) joined(ctx context.Context, o agentFlags, log *slog.Logger) (*agen
 
 // joinFirst joins the cluster of the token unless that has been done before.
 func (a *app) joinFirst(ctx context.Context, o agentFlags, files link.Files, nodes *agentNodes, log *slog.Logger) error {
+	overheard(log, o.join)
 	text := cmp.Or(o.join, a.getenv(joinTokenEnv))
 	if _, err := os.Stat(files.Cert); !errors.Is(err, fs.ErrNotExist) {
 		if err == nil && text != "" {

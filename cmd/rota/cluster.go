@@ -225,7 +225,7 @@ func (a *app) addCommand() *cobra.Command {
 		Use: "add NAME|ID ADDRESS", Short: "Take a node in that waits", Args: cobra.ExactArgs(2),
 		Long: "Take a node in that waits, or say that a member has another address. ADDRESS is host:port, where the others reach it.\n" +
 			"It says itself what it is called and where it stands. It gets its vote when it answers and has caught up.",
-		Example: "  rota cluster add fra1 fra1.example.org:7400\n  rota cluster add fra1 192.0.2.7:7400 --nonvoter",
+		Example: "  rota cluster add fra1 fra1.example.org:3648\n  rota cluster add fra1 192.0.2.7:3648 --nonvoter",
 	}
 	c.Flags().BoolVar(&req.Nonvoter, "nonvoter", false, "without a vote: it is sent everything, probes and answers")
 	output := outputFlag(c, formatTable, formatJSON, formatYAML)

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -304,6 +305,13 @@ with ` + "`rota run`" + `, it asks to be taken in and has a vote once it has cau
 	}
 	c.Flags().BoolVar(&nonvoter, "nonvoter", false, "probe and answer without a vote, until `rota cluster promote`")
 	return c
+}
+
+// overheard warns of a token that stands in the arguments of a process that goes on running.
+func overheard(log *slog.Logger, token string) {
+	if token != "" && !strings.HasPrefix(token, "@") {
+		log.Warn("the join token stands in the arguments of this process, where everybody on this machine can read it: give it as @FILE, or as " + joinTokenEnv)
+	}
 }
 
 // joinToken returns the token that was given, or @FILE.

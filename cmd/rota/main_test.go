@@ -183,7 +183,9 @@ func TestScripts(t *testing.T) {
 					},
 				}
 				args = slices.Clone(args[1:])
-				if !slices.ContainsFunc(args, func(s string) bool { return strings.HasPrefix(s, "--data-dir") || strings.HasPrefix(s, "--addr") || s == "bootstrap" || s == "join" }) {
+				if !slices.ContainsFunc(args, func(s string) bool {
+					return strings.HasPrefix(s, "--data-dir") || strings.HasPrefix(s, "--addr") || s == "bootstrap" || s == "join"
+				}) {
 					args = append(args, "--data-dir="+ts.MkAbs("data"))
 				}
 				if !slices.ContainsFunc(args, func(s string) bool { return strings.HasPrefix(s, "--config") }) {

@@ -180,6 +180,7 @@ func (n *node) askIn(ctx context.Context) error {
 	for wait := time.Second; ; wait = min(2*wait, 10*time.Second) {
 		me, in := n.raft.Status(), len(n.raft.Members()) > 0
 		if me.Removed || me.Voter || in && !inVain {
+			n.waits.Store(nil)
 			<-ctx.Done()
 			return nil
 		}
@@ -205,9 +206,15 @@ func (n *node) askIn(ctx context.Context) error {
 		}
 		inVain = len(errs) > 0
 		switch {
-		case len(h.Addresses) == 0 && wait == time.Second:
-			n.log.Info("this node waits until it is added to a cluster", "address", w.address)
+		case len(h.Addresses) == 0:
+			text := "this node is of no cluster yet, and nothing says whom to ask: add it on another node, with the address " + w.address + ", or set cluster.join"
+			n.waits.Store(&text)
+			if wait == time.Second {
+				n.log.Info("this node waits until it is added to a cluster", "address", w.address)
+			}
 		case inVain:
+			text := "no node of the cluster took this one in yet; it asks again: " + rota.CleanReason("%v", errors.Join(errs...))
+			n.waits.Store(&text)
 			n.log.Warn("no node of the cluster took this one in yet; it asks again", "in", wait, "error", errors.Join(errs...))
 		}
 		if err := pause(ctx, wait, nil); err != nil {

@@ -77,6 +77,7 @@ func (a *app) enter(ctx context.Context, cfg *config.Config, log *slog.Logger, b
 	if token != "" {
 		args = []string{token}
 	}
+	overheard(log, token)
 	text, err := a.joinToken(args)
 	if err != nil {
 		return err
@@ -137,13 +138,14 @@ type node struct {
 	// Replaced as a whole by a reload, read by anyone.
 	current atomic.Pointer[inForce]
 
-	seen     *evidence // what this process has seen for itself
-	news     broadcast // fired when the state, who leads or what was seen may have changed
-	told     broadcast // fired when the state or who leads may have changed: agents wait for it, and there may be many
-	opined   broadcast // fired when this vantage's report may have changed
-	doubt    doubt     // why this vantage abstains
-	doubted  broadcast // fired when that changed
-	sites    sites     // where agents say that they stand
+	seen     *evidence              // what this process has seen for itself
+	news     broadcast              // fired when the state, who leads or what was seen may have changed
+	told     broadcast              // fired when the state or who leads may have changed: agents wait for it, and there may be many
+	opined   broadcast              // fired when this vantage's report may have changed
+	doubt    doubt                  // why this vantage abstains
+	doubted  broadcast              // fired when that changed
+	waits    atomic.Pointer[string] // why a node that is of no cluster yet was not taken in; nil: it is, or nobody was asked
+	sites    sites                  // where agents say that they stand
 	differed atomic.Pointer[difference]
 	able     atomic.Pointer[able] // who is fit to lead instead
 	leading  atomic.Uint64        // the term in which this node leads; 0: it does not

@@ -302,10 +302,16 @@ func (n *node) vantagesWanted(st *rota.State) []rota.Vantage {
 	return n.vantagesOf(st, &cfg)
 }
 
+// maxVoters bounds how many names stand in the reason of an event.
+const maxVoters = 20
+
 func voters(vs []rota.Vantage) string {
 	names := make([]string, 0, len(vs))
 	for _, v := range vs {
 		names = append(names, v.Name)
+	}
+	if more := len(names) - maxVoters; more > 0 {
+		names = append(names[:maxVoters], fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(names, ", ")
 }

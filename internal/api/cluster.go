@@ -92,7 +92,7 @@ type ClusterMember struct {
 // MemberRequest is a node to take in.
 type MemberRequest struct {
 	Node     string `json:"node" minLength:"1" maxLength:"64" doc:"Name or id of a node that waits, or of a member."`
-	Address  string `json:"address" minLength:"1" maxLength:"300" doc:"host:port where the others reach it." example:"fra1.example.org:7400"`
+	Address  string `json:"address" minLength:"1" maxLength:"300" doc:"host:port where the others reach it." example:"fra1.example.org:3648"`
 	Nonvoter bool   `json:"nonvoter,omitempty" doc:"It is sent everything and has no vote."`
 	Author   string `json:"author,omitempty" maxLength:"64" doc:"Who says so; believed on the unix socket only."`
 }

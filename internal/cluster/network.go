@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -199,7 +200,7 @@ func (n *Node) oneOfEach(id raft.ServerID, at raft.ServerAddress) error {
 	default:
 		return nil
 	}
-	n.trouble.say(n.log, troubleTwin, err)
+	n.trouble.say(n.log, troubleTwin, errors.New(strings.TrimPrefix(err.Error(), ErrTwins.Error()+": ")))
 	n.twin.Store(time.Now().UnixNano())
 	return err
 }
