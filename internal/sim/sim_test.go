@@ -232,7 +232,7 @@ type member struct {
 	name string
 	eyes *eyes
 
-	turning sync.Mutex // held by who starts or ends it
+	turning turn // held by who starts or ends it, which takes time
 
 	mu    sync.Mutex // guards what follows
 	node  *cluster.Node
@@ -421,7 +421,7 @@ func (w *world) live(s script) {
 		w.dns.pending.Wait()
 	}()
 	for i := range s.nodes {
-		w.nodes = append(w.nodes, &member{w: w, i: i, name: address(i), eyes: &eyes{report: &rota.Report{}, changed: make(chan struct{})}})
+		w.nodes = append(w.nodes, &member{turning: make(turn, 1), w: w, i: i, name: address(i), eyes: &eyes{report: &rota.Report{}, changed: make(chan struct{})}})
 	}
 	if !w.begin(s.nodes) {
 		return
@@ -602,6 +602,12 @@ func (m *member) close(kill bool) {
 		m.w.violated("%s does not close: %v", m.name, err)
 	}
 }
+
+// turn is a lock for what waits while it is held: who waits for a sync.Mutex keeps the bubble's clock from going on.
+type turn chan struct{}
+
+func (t turn) Lock()   { t <- struct{}{} }
+func (t turn) Unlock() { <-t }
 
 type termKey struct{}
 
