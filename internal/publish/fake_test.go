@@ -59,6 +59,8 @@ func (f *fake) Zone(_ context.Context, n rota.Name) (rota.Name, error) {
 	return "example.test.", nil
 }
 
+func (f *fake) Capabilities() Capabilities { return Capabilities{Fence: FenceServer, Atomic: true} }
+
 func silence(write bool) error {
 	return &Reason{Code: CodeUnreachable, Transient: true, InDoubt: write, Text: "no answer"}
 }

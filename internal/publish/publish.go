@@ -10,6 +10,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -36,12 +38,37 @@ type Backend interface {
 	// A nil error says that the DNS agreed, which is not yet that it did: the caller reads back. A *Reason with InDoubt set says that
 	// the transaction may have happened or may happen yet.
 	Write(ctx context.Context, b Batch) (n int, err error)
+
+	// Capabilities say what the backend can promise. They never change.
+	Capabilities() Capabilities
 }
+
+// Capabilities are what one kind of DNS can do. Plans are fitted to them, and operators are shown them.
+type Capabilities struct {
+	Fence  FenceKind   // who refuses a stale writer
+	Atomic bool        // all changes of one Write happen or none does; otherwise additions come before removals
+	Batch  int         // most changes in one Write; 0: as many as fit
+	MinTTL uint32      // seconds; what is wanted with less is published with this
+	Types  []rota.Type // that can be written; nil: all
+}
+
+// FenceKind says who refuses a stale writer.
+type FenceKind string
+
+// The kinds of fences, strongest first.
+const (
+	FenceServer  FenceKind = "server"  // the DNS itself, in the very message that writes
+	FenceCompare FenceKind = "compare" // the writer: it reads, compares, writes and reads; a request held on its way is noticed afterwards and put right
+)
+
+// Takes reports whether records of a type can be written.
+func (c Capabilities) Takes(t rota.Type) bool { return c.Types == nil || slices.Contains(c.Types, t) }
 
 // Reading is what a DNS says. An RRset that is absent is not in Sets; a CNAME at a name that was asked for another type is.
 type Reading struct {
 	Sets    []rota.RRset
 	Blocked map[rota.Name]*Reason // names that cannot be written here, such as those below a delegation
+	AnyTTL  map[rota.Key]bool     // RRsets whose TTL the DNS chooses by itself
 }
 
 // Batch is what one zone should become. Changes are sorted by name; each key occurs once.
@@ -75,32 +102,46 @@ const (
 	CodeBadKey      Code = "badkey"
 	CodeBadSig      Code = "badsig"
 	CodeBadTime     Code = "badtime"
-	CodeNoZone      Code = "no-zone"     // no zone holds the name, or the zone is missing
-	CodeLame        Code = "lame"        // the server is not authoritative
-	CodeDelegated   Code = "delegated"   // another zone holds the name
-	CodeDNAME       Code = "dname"       // a DNAME above redirects the name
-	CodeCNAME       Code = "cname"       // a CNAME that is not ours stands at the name
-	CodeOther       Code = "other-data"  // other records stand where a CNAME should
-	CodeTooLarge    Code = "too-large"   // one name's records do not fit in a message
-	CodeConflict    Code = "conflict"    // another owner holds the zone
-	CodeFenced      Code = "fenced"      // another leader of the same owner holds the zone
-	CodeNotApplied  Code = "not-applied" // the server agreed, and did not do it
-	CodeMoving      Code = "moving"      // somebody changes our records as fast as we do
-	CodeGuard       Code = "guard"       // the change would leave a name empty or name a foreign address
-	CodeInternal    Code = "internal"    // an error that is not a Reason
+	CodeNoZone      Code = "no-zone"      // no zone holds the name, or the zone is missing
+	CodeLame        Code = "lame"         // the server is not authoritative
+	CodeDelegated   Code = "delegated"    // another zone holds the name
+	CodeDNAME       Code = "dname"        // a DNAME above redirects the name
+	CodeCNAME       Code = "cname"        // a CNAME that is not ours stands at the name
+	CodeOther       Code = "other-data"   // other records stand where a CNAME should
+	CodeTooLarge    Code = "too-large"    // one name's records do not fit in a message
+	CodeConflict    Code = "conflict"     // another owner holds the zone
+	CodeFenced      Code = "fenced"       // another leader of the same owner holds the zone
+	CodeNotApplied  Code = "not-applied"  // the server agreed, and did not do it
+	CodeMoving      Code = "moving"       // somebody changes our records as fast as we do
+	CodeDenied      Code = "denied"       // credentials that are wrong, or may not do this
+	CodeRateLimited Code = "rate-limited" // asked to slow down
+	CodeUnsupported Code = "unsupported"  // a record type, a name or a value that this DNS does not take
+	CodeQuota       Code = "quota"        // as many records or zones as the account may have
+	CodeScript      Code = "script"       // a command failed
+	CodeHeld        Code = "held"         // a change that is over the budget waits for a person
+	CodeFrozen      Code = "frozen"       // a person stopped all that is automatic
+	CodeDryRun      Code = "dry-run"      // would be written, were this not a dry run
+	CodeNotOwned    Code = "not-owned"    // the registry does not say that these records are ours
+	CodeReleased    Code = "released"     // a person gave the zone up
+	CodeGuard       Code = "guard"        // the change would leave a name empty or name a foreign address
+	CodeInternal    Code = "internal"     // an error that is not a Reason
 )
 
 // Reason says to the operator why the DNS is not as it should be, and what to do about it.
 type Reason struct {
-	Code      Code      `json:"code"`
-	Transient bool      `json:"transient"`          // it may pass by itself: tried again soon; otherwise at the capped pace
-	InDoubt   bool      `json:"in_doubt,omitempty"` // a write may have happened, or may happen yet
-	Server    string    `json:"server,omitempty"`
-	Zone      rota.Name `json:"zone,omitempty"`
-	Name      rota.Name `json:"name,omitempty"` // when it concerns one name only
-	Text      string    `json:"text"`
-	Advice    string    `json:"advice,omitempty"`
+	Code      Code          `json:"code"`
+	Transient bool          `json:"transient"`          // it may pass by itself: tried again soon; otherwise at the capped pace
+	InDoubt   bool          `json:"in_doubt,omitempty"` // a write may have happened, or may happen yet
+	After     time.Duration `json:"after_ns,omitempty"` // not before this is it worth trying again; at most MaxAfter
+	Server    string        `json:"server,omitempty"`
+	Zone      rota.Name     `json:"zone,omitempty"`
+	Name      rota.Name     `json:"name,omitempty"` // when it concerns one name only
+	Text      string        `json:"text"`
+	Advice    string        `json:"advice,omitempty"`
 }
+
+// MaxAfter bounds Reason.After, whatever a server asks for.
+const MaxAfter = 5 * time.Minute
 
 // Error returns the reason in one line: where, what, and what to do.
 func (r *Reason) Error() string {

@@ -210,6 +210,9 @@ func (b *RFC2136) ask(ctx context.Context, roads []*road, m *dns.Msg) (*dns.Msg,
 	return nil, nil, last
 }
 
+// Capabilities says that the server itself decides on every message, whole.
+func (b *RFC2136) Capabilities() Capabilities { return Capabilities{Fence: FenceServer, Atomic: true} }
+
 func query(name rota.Name, t rota.Type) *dns.Msg {
 	m := new(dns.Msg)
 	m.SetQuestion(name.String(), uint16(t))

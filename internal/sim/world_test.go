@@ -70,6 +70,11 @@ func (e *end) Read(ctx context.Context, _ rota.Name, keys []rota.Key) (out publi
 	return out, nil
 }
 
+// Capabilities are those of a server that decides on every message.
+func (e *end) Capabilities() publish.Capabilities {
+	return publish.Capabilities{Fence: publish.FenceServer, Atomic: true}
+}
+
 func (e *end) Write(ctx context.Context, b publish.Batch) (int, error) {
 	d := e.w.dns
 	term, _ := ctx.Value(termKey{}).(uint64)
