@@ -35,6 +35,8 @@ type variants struct {
 	tag  string
 	kind string // what the word names, in messages
 	of   []variant
+
+	common []field // of every variant
 }
 
 // variant is one of variants.
@@ -344,7 +346,7 @@ func (s variants) check(x *examiner, n *node, what string) {
 		return
 	}
 	i := slices.IndexFunc(s.of, func(v variant) bool { return v.word == tag.text })
-	fields := append([]field{{key: s.tag, shape: scalar{want: "a word"}}}, s.of[i].fields...)
+	fields := slices.Concat([]field{{key: s.tag, shape: scalar{want: "a word"}}}, s.of[i].fields, s.common)
 	checkFields(x, n, fields, fmt.Sprintf("%s (%s)", what, tag.text))
 }
 
@@ -352,7 +354,7 @@ func (s variants) check(x *examiner, n *node, what string) {
 func (s variants) known(x *examiner, n *node, what string) {
 	for _, e := range n.keys {
 		var shapes []shape
-		for _, v := range s.of {
+		for _, v := range append(slices.Clone(s.of), variant{fields: s.common}) {
 			for _, f := range v.fields {
 				if f.key == e.key {
 					shapes = append(shapes, f.shape)
