@@ -12,8 +12,12 @@ func backendOf(p config.Publisher) (publish.Backend, error) {
 	switch {
 	case p.RFC2136 != nil:
 		o := publish.RFC2136Options{Servers: p.RFC2136.Servers, Zones: p.Zones, Stream: p.RFC2136.Transport == config.TransportTCP, PlainReads: p.RFC2136.PlainReads}
-		if len(p.RFC2136.Keys) > 0 {
-			o.Key = keyOf(p.RFC2136.Keys[0])
+		for i, k := range p.RFC2136.Keys {
+			if i == 0 {
+				o.Key = keyOf(k)
+			} else {
+				o.OldKey = keyOf(k)
+			}
 		}
 		return publish.NewRFC2136(o)
 	}

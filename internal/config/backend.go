@@ -57,7 +57,7 @@ const (
 // RFC2136 is a name server that takes UPDATE messages.
 type RFC2136 struct {
 	Servers    []string // host:port, at least one; tried in order
-	Keys       []Key    // the first that the servers accept signs; empty: unsigned
+	Keys       []Key    // the one that signs, and an older one for servers that do not know it yet; empty: unsigned
 	PlainReads bool     // queries are not signed
 	Transport  Transport
 	NoTransfer bool // zones are not read by AXFR

@@ -195,8 +195,8 @@ func (r *publisherReader) url(def string) string {
 	default:
 		r.fail(n.at, "use https, or write insecure: true", "what it says, secrets included, would cross the network in the clear")
 	}
-	if u.RawQuery != "" && r.p.Type != "webhook" {
-		r.fail(n.at, "", "url has a query: want the address of the API alone")
+	if u.RawQuery != "" || strings.HasSuffix(n.text, "?") {
+		r.fail(n.at, "", "url has a query: want scheme, host and path")
 	}
 	return strings.TrimSuffix(n.text, "/")
 }

@@ -14,7 +14,7 @@ import (
 // Bounds of what publishers are given. A service on a zone's road has a handful of servers; more are a mistake.
 const (
 	maxServers = 16
-	maxKeys    = 4
+	maxKeys    = 2
 	maxZones   = 10000
 	maxCommand = 64
 )
@@ -51,7 +51,7 @@ func publisherKinds() []publisherKind {
 	keys := []field{
 		{key: "key", doc: "Name of a TSIG key under keys.", shape: required},
 		{
-			key: "keys", doc: "Instead of key: several, for as long as the servers change from one to another; the first that they accept signs.",
+			key: "keys", doc: "Instead of key: the new one and the old, for as long as the servers change; the old signs where the new is not known.",
 			shape: list{of: required, single: true, least: 1, most: maxKeys},
 		},
 		{key: "plain_reads", doc: "Leave queries unsigned, where the server's view for the key differs from everybody's. Default: false.", shape: boolean},
@@ -154,7 +154,7 @@ const (
 func allPublishers() []field {
 	return []field{
 		{key: "dry_run", doc: "Nothing is written; what would be is shown. Default: false.", shape: boolean},
-		{key: "min_gap", doc: "Between two writes to one zone. Default: 1s.", shape: duration(0, time.Hour)},
+		{key: "min_gap", doc: "Between two writes to one zone. Default: 1s.", shape: duration(10*time.Millisecond, time.Hour)},
 		{key: "read_every", doc: "How often a zone that is as it should be is looked at. Default: 1m; 5m for providers' APIs.", shape: duration(time.Second, day)},
 		{key: "max_records", doc: "Records of one type a name may have. Default: 100 for DNS UPDATE, which is BIND's max-records-per-type; 400 for Route 53; else 1000.", shape: integer(1, 4000)},
 		{key: "proof", doc: "How it is proven from outside that what was written is answered; off: not at all.", shape: either{word("off"), object{name: "proof", fields: []field{

@@ -198,7 +198,7 @@ keys:
 publish:
   b: {type: rfc2136, servers: [192.0.2.53, "[2001:db8::53]:5353", ns.example.org], key: k, transport: tcp, zone: example.org}
   keys: {type: rfc2136, servers: 192.0.2.53, keys: [k2, k], zones: [example.org, b.example.org], zone_transfer: off, plain_reads: true, max_records: 7,
-    dry_run: true, min_gap: 0s, read_every: 10m, proof: {servers: [192.0.2.53, "ns.example.net:5353"], resolvers: 192.0.2.9, within: 1m, every: 1h}}
+    dry_run: true, min_gap: 100ms, read_every: 10m, proof: {servers: [192.0.2.53, "ns.example.net:5353"], resolvers: 192.0.2.9, within: 1m, every: 1h}}
   ns: {type: nsupdate, command: /usr/bin/knsupdate, servers: 192.0.2.53, key: k, timeout: 3s, proof: off}
   kns: {type: knsupdate, command: [knsupdate, -t, "3"], servers: 192.0.2.53, key: k}
   pdns: {type: powerdns, url: "http://127.0.0.1:8081/", token: {file: t}, server_id: other, zones: [example.org]}
@@ -209,7 +209,7 @@ publish:
   r53: {type: route53, role: "arn:aws:iam::123456789012:role/path/rota", region: eu-central-1, wait: none, profile: dns}
   keyed: {type: route53, access_key: {file: t}, secret_key: {file: t}}
   desec: {type: desec, token: {file: t}}
-  hook: {type: webhook, url: "https://hooks.example.org/dns?x=$${y}", secret: {file: t}, timeout: 20s}
+  hook: {type: webhook, url: "https://hooks.example.org/dns/$${y}", secret: {file: t}, timeout: 20s}
   script: {type: exec, command: [/usr/local/lib/rota/update, "-v", "$${x}"], timeout: 1m}
   simple: {type: exec, command: [update], mode: simple, servers: [192.0.2.53]}
   edns: {type: external-dns-webhook, url: "http://[::1]:8888"}
