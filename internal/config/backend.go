@@ -63,12 +63,11 @@ type RFC2136 struct {
 	NoTransfer bool // zones are not read by AXFR
 }
 
-// NSUpdate is a name server that a program sends UPDATE messages to. It is read by DNS.
+// NSUpdate is a name server that BIND's nsupdate or Knot's knsupdate sends UPDATE messages to. It is read by DNS.
 type NSUpdate struct {
 	Command    []string // an absolute path or the program's name, and arguments
-	Dialect    string   // "nsupdate" or "knsupdate"
 	Servers    []string // host:port, at least one; tried in order
-	Keys       []Key    // one, or none: unsigned
+	Keys       []Key    // as RFC2136 has them
 	PlainReads bool     // queries are not signed
 	Timeout    time.Duration
 }

@@ -190,7 +190,7 @@ func TestHowErrorsLook(t *testing.T) {
     5 |     publish: b
     6 |     tll: 30s
       |     ^^^
-/etc/rota/rota.yaml:8:13: check "ä" has no type: want http, https, tcp, tls, icmp, node_exporter or agent
+/etc/rota/rota.yaml:8:13: check "ä" has no type: want http, https, tcp, tls, icmp, node_exporter or agent (did you mean "type" by "tüpe"?)
     7 | defaults: {interval: 5s, timeout: 10s}
     8 | checks: {ä: {tüpe: http}}
       |             ^

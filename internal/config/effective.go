@@ -341,7 +341,7 @@ func publisherNode(p Publisher, named func([]Key) []string) *mapping {
 		signed(p.RFC2136.Keys, p.RFC2136.PlainReads)
 		set("transport", string(p.RFC2136.Transport), "zone_transfer", map[bool]string{true: "off", false: "auto"}[p.RFC2136.NoTransfer])
 	case p.NSUpdate != nil:
-		set("command", p.NSUpdate.Command, "dialect", p.NSUpdate.Dialect, "servers", p.NSUpdate.Servers)
+		set("command", p.NSUpdate.Command, "servers", p.NSUpdate.Servers)
 		signed(p.NSUpdate.Keys, p.NSUpdate.PlainReads)
 		m.set("timeout", p.NSUpdate.Timeout)
 	case p.PowerDNS != nil:

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -233,24 +232,10 @@ func (r *publisherReader) rfc2136() {
 
 func (r *publisherReader) nsupdate() {
 	r.zones()
-	u := &NSUpdate{Servers: r.servers(), Keys: r.keys(), PlainReads: r.bool("plain_reads"), Timeout: r.timeout(), Command: r.command("command")}
-	if len(u.Command) == 0 {
-		u.Command = []string{r.p.Type}
+	r.p.NSUpdate = &NSUpdate{Servers: r.servers(), Keys: r.keys(), PlainReads: r.bool("plain_reads"), Timeout: r.timeout(), Command: r.command("command")}
+	if !r.n.has("command") {
+		r.p.NSUpdate.Command = []string{r.p.Type}
 	}
-	u.Dialect = textOr(r.n.get("dialect"), "nsupdate")
-	if strings.HasPrefix(path.Base(u.Command[0]), "knsupdate") && !r.n.has("dialect") {
-		u.Dialect = "knsupdate"
-	}
-	if r.p.Type == "knsupdate" {
-		if r.n.has("dialect") && u.Dialect != r.p.Type {
-			r.fail(r.n.get("dialect").placeOr(r.e.at), "write type: nsupdate", "type knsupdate speaks knsupdate's dialect")
-		}
-		u.Dialect = r.p.Type
-	}
-	if len(u.Keys) > 1 {
-		r.fail(r.n.get("keys").placeOr(r.e.at), "use type rfc2136, which tries several", "%s is given one key", u.Dialect)
-	}
-	r.p.NSUpdate = u
 }
 
 func (r *publisherReader) powerdns() {

@@ -74,10 +74,9 @@ func publisherKinds() []publisherKind {
 		}
 		return []field{f, {key: "insecure", doc: "Plain HTTP to another machine is meant. Default: false.", shape: boolean}}
 	}
-	timeout := field{key: "timeout", doc: "For all of one request or run. Default: 10s.", shape: duration(time.Second, 10*time.Minute)}
+	timeout := field{key: "timeout", doc: "For all of one request or run. Default: 10s.", shape: duration(time.Second, time.Minute)}
 	nsupdate := slices.Concat([]field{
 		{key: "command", doc: "Path of the program, or its name. Default: the type.", shape: either{scalar{want: "a path", json: "string", parse: program}, commandLine()}},
-		{key: "dialect", doc: "nsupdate or knsupdate. Default: what the program is called.", shape: word("nsupdate", "knsupdate")},
 		servers, timeout,
 	}, keys, zone)
 
