@@ -1,6 +1,7 @@
 package rota
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -28,3 +29,16 @@ type Reverse struct {
 	Zone    Name     `json:"zone,omitempty"` // below in-addr.arpa or ip6.arpa, RFC 2317 zones too; empty: every address, in a zone that the publisher finds
 	Publish []string `json:"publish"`        // publishers by name, as in Service
 }
+
+// Publishable returns nil for an address that hosts elsewhere can reach a host by.
+func Publishable(a netip.Addr) error {
+	switch {
+	case !a.IsValid() || a.Is4In6() || a.Zone() != "":
+		return fmt.Errorf("address %v cannot be published", a)
+	case a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() || a == broadcast:
+		return fmt.Errorf("address %v reaches no host from elsewhere: give another one", a)
+	}
+	return nil
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
