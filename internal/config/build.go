@@ -402,6 +402,11 @@ func (b *builder) safety(n *node, base rota.Safety) rota.Safety {
 	s.FailOpenBelow = percentOr(n.get("fail_open_below"), s.FailOpenBelow)
 	s.OnAllDown = rota.OnAllDown(textOr(n.get("on_all_down"), string(s.OnAllDown)))
 	s.MinHold = durationOr(n.get("min_hold"), s.MinHold)
+	change := n.child("max_change")
+	s.MaxChange.Share = percentOr(change.get("records"), s.MaxChange.Share)
+	s.MaxChange.Per = durationOr(change.get("per"), s.MaxChange.Per)
+	s.MaxChange.MinRecords = intOr(change.get("min_records"), s.MaxChange.MinRecords)
+	s.MaxSites = intOr(n.get("max_sites"), s.MaxSites)
 	cname := n.get("fallback").get("cname")
 	s.Fallback = nameOr(cname, s.Fallback)
 	switch {

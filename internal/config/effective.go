@@ -430,7 +430,8 @@ func serviceNode(v rota.Service) *mapping {
 		m.set("policy", p)
 	}
 	s := mapOf("min_published", v.Safety.MinPublished, "fail_open_below", formatPercent(v.Safety.FailOpenBelow),
-		"on_all_down", string(v.Safety.OnAllDown), "min_hold", v.Safety.MinHold)
+		"on_all_down", string(v.Safety.OnAllDown), "min_hold", v.Safety.MinHold, "max_sites", v.Safety.MaxSites,
+		"max_change", mapOf("records", formatPercent(v.Safety.MaxChange.Share), "per", v.Safety.MaxChange.Per, "min_records", v.Safety.MaxChange.MinRecords))
 	if v.Safety.Fallback != "" {
 		s.set("fallback", mapOf("cname", v.Safety.Fallback))
 	}

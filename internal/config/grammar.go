@@ -385,22 +385,14 @@ func safetyFields() []field {
 			shape: word("keep", "all", "fallback", "none"),
 		},
 		{key: "fallback", doc: "What on_all_down: fallback answers.", shape: object{fields: []field{{key: "cname", doc: "Name to point to.", shape: host, must: true}}}},
-		{key: "max_change", doc: "What one zone may change at once; the rest is held.", later: notDefaultChange, shape: object{fields: []field{
-			{key: "records", shape: percent}, {key: "per", shape: span}, {key: "min_records", shape: integer(0, math.MaxInt32)},
+		{key: "max_change", doc: "What may leave a zone at once; the rest is held until a person says otherwise.", shape: object{fields: []field{
+			{key: "records", doc: "Share of the records that rota keeps in the zone; 100%: no limit. Default: 30%.", shape: percent},
+			{key: "per", doc: "In this time. Default: 10m.", shape: duration(time.Second, rota.MaxChangePer)},
+			{key: "min_records", doc: "A zone of fewer records has no limit. Default: 10.", shape: integer(0, math.MaxInt32)},
 		}}},
+		{key: "max_sites", doc: "Health may take the endpoints of at most so many sites out at once. Default: 0, no limit.", shape: integer(0, 10000)},
 		{key: "min_hold", doc: "An address that left stays away at least this long. Default: 30s.", shape: span},
 	}
-}
-
-func notDefaultChange(n *node) bool {
-	same := func(key, def string) bool { v := n.get(key); return v == nil || v.text == def }
-	per := n.get("per")
-	if per != nil {
-		if d, err := parseDuration(per.text); err == nil && d != 10*time.Minute {
-			return true
-		}
-	}
-	return n.kind != isMap || !same("records", "30%") || !same("min_records", "10")
 }
 
 func endpoint() shape {

@@ -217,7 +217,7 @@ publish:
   mock: {type: mock, zones: zones.yaml}
   mocked: {type: mockjson, zones: zones.yaml, state: state.json}
 ownership: {owner: me, registry: txt, prefix: a._r-}
-safety: {min_published: 2, fail_open_below: 12.5%, min_hold: 1m, on_all_down: all}
+safety: {min_published: 2, fail_open_below: 12.5%, min_hold: 1m, on_all_down: all, max_change: {records: 12.5%, per: 1h, min_records: 0}, max_sites: 1}
 checks:
   web: {type: https, port: 8443, path: "/h?x=1", host: w.example.org, status: [204, 200-201, 3xx], body: "ok|$${y}", header: {X-A: "1"}, expect_header: {Server: "^n"},
     method: OPTIONS, follow: same, max_body: 1000, server_name: s.example.org, verify: ca, cert_days: 7, interval: 20s, timeout: 4s, fast_interval: 2s, fall: 4, rise: 3}
@@ -232,7 +232,7 @@ services:
       - {address: "fe80::1%eth0", check: "icmp://{}"}
     checks: [web, ping, {use: t, fall: 9, port: 8853}]
     policy: {pick: weighted, answers: 2}
-    safety: {on_all_down: fallback, fallback: {cname: sorry.example.net}}
+    safety: {on_all_down: fallback, fallback: {cname: sorry.example.net}, max_change: {records: 100%}, max_sites: 2}
     labels: {team: x}
   b.example.org: {endpoints: [192.0.2.5], check: "http://{}:8080", publish: [b, "rfc2136://ns1.example.org/example.org?key=file:tsig.key"], zone: example.org}
   c.example.org:
