@@ -71,7 +71,13 @@ func (l *loader) build(root *node) *Config {
 	for _, e := range words.entries(root.child("publish")) {
 		b.defined[e.key] = e
 	}
-	b.services(zones)
+	names := make([]rota.Name, len(zones))
+	for i, z := range zones {
+		names[i] = z.Name
+	}
+	base := b.safety(root.child("safety"), rota.DefaultSafety())
+	b.discover(names, base)
+	b.services(names, base)
 	b.ownership()
 	b.unused()
 	b.crossZones(zones)

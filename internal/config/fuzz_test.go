@@ -37,6 +37,13 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add("rota.yaml", []byte("publish: {p: "+s+"}\nownership: {registry: txt, prefix: a-}\nservices: {a.b: {endpoints: [192.0.2.1], publish: p}}"))
 	}
+	for _, s := range []string{
+		`{type: register, host_name: "{host}", service_name: "{service}.a", publish: p}`, `{type: register, host_name: "{id}x{env}", also: {host_record: "{env}.b"}, networks: [::1/128, 192.0.2.1]}`,
+		`{type: register, host_name: "a{service}", service_name: "{service}.b", also: {ptr: auto}, publish: dns}`, `{type: register, service_name: "{", host_name: "}"}`,
+		`{type: register, host_name: "{host}", also: {host_record: "{host}", ptr: [{zone: ip6.arpa, publish: p}, b]}, checks: [{type: tls, port: 1}, "http://{}/"], publish: p}`,
+	} {
+		f.Add("rota.yaml", []byte("publish: {p: {type: mock}}\ndns: {zones: {b: {ns: a}}}\ndiscover: ["+s+"]\n"))
+	}
 	files := tree{"tsig.key": bindKey, "base": secret64, "/etc/rota/tsig.key": bindKey, "t": "token"}
 	for name, text := range certificates {
 		files[name], files[filepath.Base(name)] = text, text

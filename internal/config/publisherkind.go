@@ -190,7 +190,7 @@ func kindOfPublisher(word string) publisherKind {
 func publisherShape() variants {
 	v := variants{name: "publisher", tag: "type", kind: "publisher", common: allPublishers()}
 	for _, k := range publisherKinds() {
-		v.of = append(v.of, variant{k.word, k.fields})
+		v.of = append(v.of, variant{word: k.word, fields: k.fields})
 	}
 	return v
 }
