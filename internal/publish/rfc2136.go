@@ -516,7 +516,11 @@ func records(s rota.RRset) ([]dns.RR, error) {
 				out = append(out, &dns.AAAA{Hdr: h, AAAA: a.AsSlice()})
 			}
 		case rota.TypeCNAME:
-			out = append(out, &dns.CNAME{Hdr: h, Target: d})
+			n, err := rota.ParseName(d)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", s.Key(), err)
+			}
+			out = append(out, &dns.CNAME{Hdr: h, Target: n.String()})
 		default:
 			rr, err := dns.NewRR(fmt.Sprintf("%s %d IN %s %s", s.Name, s.TTL, s.Type, d))
 			if err != nil || rr == nil {
