@@ -381,10 +381,12 @@ func (z *zone) still(sets []rota.RRset) *Reason {
 	case conflict != nil:
 		z.held = false
 		return conflict
-	case !now.same(z.fence):
+	case !now.same(z.fence) || len(find(sets, FenceKey(z.name)).Data) > 1:
 		z.held = false
 		text := "somebody removed the fence record"
-		if now.Owner != "" {
+		if now.same(z.fence) {
+			text = "an older fence record stands beside this writer's"
+		} else if now.Owner != "" {
 			text = fmt.Sprintf("the zone is at epoch %d, this writer's is %d", now.Epoch, z.fence.Epoch)
 		}
 		return &Reason{Code: CodeFenced, Transient: true, Zone: z.name, Text: text}
@@ -450,21 +452,15 @@ func halve(changes []rota.Change) (a, b []rota.Change) {
 	return a, changes[len(a):]
 }
 
-// portions parts changes between names so that no portion has more than limit, but for a name that has more; 0: no limit.
+// portions parts changes between names into what fits a Write each.
 func portions(changes []rota.Change, limit int) [][]rota.Change {
-	if limit <= 0 {
-		return [][]rota.Change{changes}
-	}
 	var out [][]rota.Change
-	n := 0
-	for names := range byName(changes) {
-		if n > 0 && n+len(names) > limit {
-			out = append(out, changes[:n:n])
-			changes, n = changes[n:], 0
-		}
-		n += len(names)
+	for len(changes) > 0 {
+		n := fitting(changes, limit)
+		out = append(out, changes[:n:n])
+		changes = changes[n:]
 	}
-	return append(out, changes)
+	return out
 }
 
 // searchLimit bounds the messages that a round spends on finding the names which the server refuses.
@@ -521,7 +517,7 @@ func (z *zone) write(ctx context.Context, changes []rota.Change, start time.Time
 // single reports whether the reason may concern single names rather than the zone.
 func (r *Reason) single() bool {
 	switch r.Code {
-	case CodeServfail, CodeRefused, CodeFormerr, CodeRcode, CodeTooLarge, CodeOther, CodeNotZone, CodeUnsupported:
+	case CodeServfail, CodeRefused, CodeFormerr, CodeRcode, CodeTooLarge, CodeOther, CodeNotZone, CodeUnsupported, CodeQuota, CodeScript:
 		return true
 	}
 	return false
@@ -572,6 +568,12 @@ func (z *zone) transact(ctx context.Context, changes []rota.Change, start time.T
 		return n, fenced
 	}
 	switch {
+	case z.fence.Seq == next.Seq && err != nil && !moved && !z.o.Backend.Capabilities().Atomic:
+		// The fence moved, and then something failed: what was written by then is seen when it is read back.
+		z.remember(changes[:n], start, true)
+		r := *ReasonOf(err)
+		r.InDoubt = false
+		return n, &r
 	case z.fence.Seq == next.Seq:
 		z.done(changes[:n], next, start)
 		return n, nil
