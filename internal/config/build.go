@@ -255,6 +255,23 @@ func (b *builder) ownership() {
 	case len(b.publishers) > 0:
 		b.fail(name.placeOr(b.root.at), "write ownership: {owner: NAME}", "node: name is the owner, too, and takes %d bytes in the fence record, URL-encoded: want at most %d", n, maxOwner)
 	}
+	if b.c.Ownership.Registry == RegistryTXT {
+		b.registryNames()
+	}
+}
+
+// registryNames refuses services whose names leave no room for those of the registry's records.
+func (b *builder) registryNames() {
+	for _, v := range b.c.Spec.Services {
+		kind := "aaaa"
+		if v.Safety.Fallback != "" {
+			kind = "cname"
+		}
+		_, err := rota.ParseName(b.c.Ownership.Prefix + kind + "-" + v.Name.String())
+		if err != nil && slices.ContainsFunc(v.Publish, func(p string) bool { return p != rota.Embedded }) {
+			b.fail(b.places[v.Name], "shorten the name or ownership.prefix, or leave the registry out", "service %q: the registry's record of it would have no valid name: %v", v.Name.Short(), err)
+		}
+	}
 }
 
 func (b *builder) log() {

@@ -376,7 +376,7 @@ func publisherNode(p Publisher, named func([]Key) []string) *mapping {
 		set("token", p.DeSEC.Token)
 	case p.Webhook != nil:
 		address(p.Webhook.URL)
-		set("secret", p.Webhook.Secret, "timeout", p.Webhook.Timeout)
+		set("secret", p.Webhook.Secret, "signed", p.Webhook.Signed, "timeout", p.Webhook.Timeout)
 	case p.Exec != nil:
 		set("command", p.Exec.Command, "mode", string(p.Exec.Mode), "timeout", p.Exec.Timeout, "servers", p.Exec.Servers)
 	case p.ExternalDNS != nil:

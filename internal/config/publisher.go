@@ -287,7 +287,10 @@ func (r *publisherReader) desec() {
 
 func (r *publisherReader) webhook() {
 	r.zones()
-	r.p.Webhook = &Webhook{URL: r.url(""), Secret: r.secret("secret"), Timeout: r.timeout()}
+	r.p.Webhook = &Webhook{URL: r.url(""), Secret: r.secret("secret"), Signed: r.bool("signed"), Timeout: r.timeout()}
+	if s := r.p.Webhook.Secret; !s.IsZero() && len(s.value) < minSigning {
+		r.fail(r.n.get("secret").at, "openssl rand -base64 32", "the secret that signs has %d bytes: want at least %d", len(s.value), minSigning)
+	}
 }
 
 func (r *publisherReader) exec() {

@@ -17,6 +17,7 @@ const (
 	maxKeys    = 2
 	maxZones   = 10000
 	maxCommand = 64
+	minSigning = 16 // bytes of a secret that signs
 )
 
 // Defaults of publishers.
@@ -113,7 +114,8 @@ func publisherKinds() []publisherKind {
 		}, zones)},
 		{word: "desec", read: (*publisherReader).desec, readEvery: faraway, minTTL: 3600, fields: slices.Concat(address(desecURL), []field{token}, zones)},
 		{word: "webhook", read: (*publisherReader).webhook, fields: slices.Concat(address(""), []field{
-			{key: "secret", doc: "Signs what is sent.", shape: secret(), must: true},
+			{key: "secret", doc: "Signs what is sent; at least 16 bytes.", shape: secret(), must: true},
+			{key: "signed", doc: "Replies without a signature are not believed. Default: false.", shape: boolean},
 			timeout,
 		}, zones)},
 		{word: "exec", read: (*publisherReader).exec, fields: slices.Concat([]field{
@@ -131,10 +133,10 @@ func publisherKinds() []publisherKind {
 		}},
 		{word: "kubernetes-service"},
 		{word: "mock", read: (*publisherReader).mock, unseen: true, fields: []field{
-			{key: "zones", doc: "File with a list of zones to begin with.", shape: pathname},
+			{key: "zones", doc: "File with a list of zones to begin with.", shape: pathname, must: true},
 		}},
 		{word: "mockjson", read: (*publisherReader).mock, unseen: true, fields: []field{
-			{key: "zones", doc: "File with a list of zones to begin with.", shape: pathname},
+			{key: "zones", doc: "File with a list of zones to begin with.", shape: pathname, must: true},
 			{key: "state", doc: "File that what was written is kept in.", shape: pathname, must: true},
 		}},
 	}

@@ -215,7 +215,7 @@ publish:
   r53: {type: route53, role: "arn:aws:iam::123456789012:role/path/rota", region: eu-central-1, wait: none, profile: dns}
   keyed: {type: route53, access_key: {file: t}, secret_key: {file: t}}
   desec: {type: desec, token: {file: t}}
-  hook: {type: webhook, url: "https://hooks.example.org/dns/$${y}", secret: {file: t}, timeout: 20s}
+  hook: {type: webhook, url: "https://hooks.example.org/dns/$${y}", secret: {file: base}, signed: true, timeout: 20s}
   script: {type: exec, command: [/usr/local/lib/rota/update, "-v", "$${x}"], timeout: 1m}
   simple: {type: exec, command: [update], mode: simple, servers: [192.0.2.53]}
   edns: {type: external-dns-webhook, url: "http://[::1]:8888"}
