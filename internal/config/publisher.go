@@ -41,7 +41,7 @@ func (b *builder) readPublisher(e entry) *publisher {
 	n := e.value
 	p := &publisher{kind: k, Publisher: Publisher{
 		Name: e.key, Type: k.word, DryRun: boolOr(n.get("dry_run"), false),
-		MinGap:     durationOr(n.get("min_gap"), defaultMinGap),
+		MinGap:     durationOr(n.get("min_gap"), cmp.Or(k.minGap, defaultMinGap)),
 		ReadEvery:  durationOr(n.get("read_every"), cmp.Or(k.readEvery, nearby)),
 		MaxRecords: intOr(n.get("max_records"), cmp.Or(k.maxRecords, otherLimit)),
 		Proof:      b.proof(e, k),

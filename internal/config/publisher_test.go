@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -42,7 +43,7 @@ func TestPublishersHaveDefaults(t *testing.T) {
 		"type: digitalocean, token: {file: t}": {DigitalOcean: &DigitalOcean{URL: "https://api.digitalocean.com/v2", Token: token}},
 		"type: cloudflare, token: {file: t}":   {Cloudflare: &Cloudflare{URL: "https://api.cloudflare.com/client/v4", Token: token, Proxied: ProxiedKeep}},
 		"type: route53":                        {Route53: &Route53{Region: "us-east-1", Wait: true}, MaxRecords: 400},
-		"type: desec, token: {file: t}":        {DeSEC: &DeSEC{URL: "https://desec.io/api/v1", Token: token}},
+		"type: desec, token: {file: t}":        {DeSEC: &DeSEC{URL: "https://desec.io/api/v1", Token: token}, MinGap: 5 * time.Second},
 		"type: webhook, url: \"https://a.b/c\", secret: {file: base}": {Webhook: &Webhook{
 			URL: "https://a.b/c", Secret: Secret{secret64, "file:/etc/rota/base"}, Timeout: 10 * time.Second,
 		}, ReadEvery: time.Minute},
@@ -55,7 +56,7 @@ func TestPublishersHaveDefaults(t *testing.T) {
 		"type: mockjson, zones: z, state: s":                     {Mock: &Mock{"/etc/rota/z", "/etc/rota/s"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
 	} {
 		c := parse(t, using(in, twoKeys), publisherFiles)
-		want.Name, want.MinGap = "p", time.Second
+		want.Name, want.MinGap = "p", cmp.Or(want.MinGap, time.Second)
 		want.Type, _, _ = strings.Cut(strings.TrimPrefix(in, "type: "), ",")
 		if want.MaxRecords == 0 {
 			want.MaxRecords = 1000
@@ -66,7 +67,7 @@ func TestPublishersHaveDefaults(t *testing.T) {
 		if !want.Proof.Off {
 			want.Proof = Proof{Within: 2 * time.Minute, Every: 5 * time.Minute}
 		}
-		if d := cmp.Diff([]Publisher{want}, c.Publishers, secrets); d != "" {
+		if d := gocmp.Diff([]Publisher{want}, c.Publishers, secrets); d != "" {
 			t.Errorf("%s: %s", in, d)
 		}
 		if len(c.Warnings) > 0 {
