@@ -43,7 +43,7 @@ func (a *app) validateCommand() *cobra.Command {
 		}
 		var kept []string
 		for _, p := range cfg.Publishers {
-			backend, err := backendOf(p)
+			backend, err := backendOf(toLook(p))
 			switch {
 			case err == nil:
 				dry := ""

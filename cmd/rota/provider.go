@@ -74,7 +74,7 @@ func (a *app) provider(name string) (*provider, error) {
 		if p.Name != name {
 			continue
 		}
-		backend, err := backendOf(p)
+		backend, err := backendOf(toLook(p))
 		if err != nil {
 			return nil, fmt.Errorf("publish.%s: %w", name, err)
 		}

@@ -15,6 +15,7 @@ type Publisher struct {
 	MinGap     time.Duration // between two writes to one zone
 	ReadEvery  time.Duration // between looks at a zone that is as it should be
 	MaxRecords int           // of one name and type; no service that names it has more
+	MinTTL     uint32        // seconds; what is wanted with less is published with this
 	Zones      []rota.Name   // that it keeps, sorted; empty: found by asking
 	Proof      Proof
 

@@ -373,7 +373,7 @@ func publisherNode(p Publisher, named func([]Key) []string) *mapping {
 			"wait", map[bool]string{true: "insync", false: "none"}[a.Wait])
 	case p.DeSEC != nil:
 		address(p.DeSEC.URL)
-		set("token", p.DeSEC.Token)
+		set("token", p.DeSEC.Token, "min_ttl", p.MinTTL)
 	case p.Webhook != nil:
 		address(p.Webhook.URL)
 		set("secret", p.Webhook.Secret, "signed", p.Webhook.Signed, "timeout", p.Webhook.Timeout)

@@ -44,6 +44,7 @@ func (b *builder) readPublisher(e entry) *publisher {
 		MinGap:     durationOr(n.get("min_gap"), cmp.Or(k.minGap, defaultMinGap)),
 		ReadEvery:  durationOr(n.get("read_every"), cmp.Or(k.readEvery, nearby)),
 		MaxRecords: intOr(n.get("max_records"), cmp.Or(k.maxRecords, otherLimit)),
+		MinTTL:     ttlOr(n.get("min_ttl"), k.minTTL),
 		Proof:      b.proof(e, k),
 	}}
 	r := &publisherReader{b, n, p, e}
@@ -191,6 +192,8 @@ func (r *publisherReader) url(def string) string {
 	case u.Scheme == "https" || onLoopback(u.Hostname()):
 	case insecure:
 		r.b.warn(n.at, "use https", "publisher %q: what it says, secrets included, crosses the network in the clear", r.p.Name)
+	case r.p.Type == "webhook":
+		r.fail(n.at, "use https", "what it says crosses the network in the clear, and what it is told could be anybody's")
 	default:
 		r.fail(n.at, "use https, or write insecure: true", "what it says, secrets included, would cross the network in the clear")
 	}
@@ -388,8 +391,8 @@ func (b *builder) limits(v *rota.Service, p *publisher, at *node, named bool) {
 
 // raised warns that a publisher's DNS takes no TTL as small.
 func (b *builder) raised(what string, ttl uint32, p *publisher, at *node) {
-	if ttl < p.kind.minTTL {
-		least := formatDuration(time.Duration(p.kind.minTTL) * time.Second)
+	if ttl < p.MinTTL {
+		least := formatDuration(time.Duration(p.MinTTL) * time.Second)
 		b.warn(at.at, "write ttl: "+least, "%s will be published with TTL %s by publisher %q: %s takes no less", what, least, p.Name, p.Type)
 	}
 }

@@ -94,7 +94,7 @@ func publisherKinds() []publisherKind {
 			token,
 			{key: "server_id", doc: "Default: localhost.", shape: required},
 		}, zones)},
-		{word: "autodns", read: (*publisherReader).autodns, readEvery: faraway, minTTL: 60, fields: slices.Concat(address(autodnsURL), []field{
+		{word: "autodns", read: (*publisherReader).autodns, readEvery: faraway, minTTL: 1, fields: slices.Concat(address(autodnsURL), []field{
 			{key: "user", doc: "Name of the user.", shape: either{secretObject(), required}, must: true},
 			{key: "password", doc: "Of the user.", shape: secret(), must: true},
 			{key: "context", doc: "4 (default): live; resellers have a number of their own.", shape: integer(0, math.MaxInt32)},
@@ -113,8 +113,11 @@ func publisherKinds() []publisherKind {
 			{key: "secret_key", doc: "The secret of access_key.", shape: secret()},
 			{key: "wait", doc: "insync (default): a change is done when all of Route 53's servers have it; none.", shape: word("insync", "none")},
 		}, zones)},
-		{word: "desec", read: (*publisherReader).desec, readEvery: faraway, minGap: 5 * time.Second, minTTL: 3600, fields: slices.Concat(address(desecURL), []field{token}, zones)},
-		{word: "webhook", read: (*publisherReader).webhook, fields: slices.Concat(address(""), []field{
+		{word: "desec", read: (*publisherReader).desec, readEvery: faraway, minGap: 5 * time.Second, minTTL: 3600, fields: slices.Concat(address(desecURL), []field{
+			token,
+			{key: "min_ttl", doc: "The least TTL that the account's domains may have. Default: 1h.", shape: ttl},
+		}, zones)},
+		{word: "webhook", read: (*publisherReader).webhook, fields: slices.Concat(address("")[:1], []field{
 			{key: "secret", doc: "Signs what is sent; at least 16 bytes.", shape: secret(), must: true},
 			{key: "signed", doc: "Replies without a signature are not believed. Default: false.", shape: boolean},
 			timeout,
