@@ -40,6 +40,9 @@ type Options struct {
 
 	// Record is told of every write once it was read back. Its error is logged; the DNS stays as it is.
 	Record func(context.Context, rota.Published) error
+	// Recent, when set, lists what Record was told of a zone in the last while, whoever led: at least of the last rota.MaxChangePer, oldest
+	// first. Without it each leader begins with a budget of its own.
+	Recent func(zone rota.Name) []Past
 	// Confirm returns nil only after making sure that this node leads at this moment, in the term that Run was given. It is asked
 	// before a fence is taken.
 	Confirm func(ctx context.Context, term uint64) error
@@ -81,6 +84,9 @@ func New(o Options) *Publisher {
 	}
 	if o.Record == nil {
 		o.Record = func(context.Context, rota.Published) error { return nil }
+	}
+	if o.Recent == nil {
+		o.Recent = func(rota.Name) []Past { return nil }
 	}
 	if o.Frozen == nil {
 		o.Frozen = func() string { return "" }
@@ -176,6 +182,10 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 		d := out[zone]
 		d.state, d.caps = st, caps
 		d.wants = append(d.wants, w)
+		out[zone] = d
+	}
+	for zone, d := range out {
+		d.orders = ordersOf(st.Instructions(p.o.Name, zone), time.Now())
 		out[zone] = d
 	}
 	maps.DeleteFunc(p.lost, func(n rota.Name, _ *Reason) bool { return !slices.Contains(lost, n) })
@@ -294,7 +304,7 @@ func (p *Publisher) Plan(ctx context.Context) (Plan, error) {
 	st := p.o.Source.State()
 	out := Plan{Publisher: p.o.Name, Zones: []ZonePlan{}}
 	desires, lost := p.sort(st)
-	homeless := ZonePlan{Changes: []rota.Change{}}
+	homeless := ZonePlan{Changes: []rota.Change{}, Held: []HeldChange{}, Unchanged: []rota.RRset{}}
 	for _, n := range lost {
 		z, err := p.o.Backend.Zone(ctx, n)
 		if err != nil {
@@ -325,13 +335,31 @@ func (p *Publisher) Plan(ctx context.Context) (Plan, error) {
 func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) ZonePlan {
 	have, err := p.o.Backend.Read(ctx, name, append(d.keys(), FenceKey(name)))
 	if err != nil {
-		return ZonePlan{Zone: name, Changes: []rota.Change{}, Reasons: []*Reason{ReasonOf(err)}}
+		return ZonePlan{Zone: name, Changes: []rota.Change{}, Held: []HeldChange{}, Unchanged: []rota.RRset{}, Reasons: []*Reason{ReasonOf(err)}}
 	}
-	plan := d.plan(name, have)
+	plan := d.limit(d.plan(name, have), have, p.leavings(name), time.Now())
 	if _, r := heldBy(name, p.o.Owner(), p.o.formerly(), have.Sets); r != nil {
 		plan.Reasons = append(plan.Reasons, r)
 	}
 	return plan
+}
+
+// leavings is what left a zone lately: as the zone's loop knows it, or as it is on record.
+func (p *Publisher) leavings(zone rota.Name) leavings {
+	p.mu.Lock()
+	z := p.zones[zone]
+	if !p.leading {
+		z = nil
+	}
+	p.mu.Unlock()
+	if z != nil {
+		z.mu.Lock()
+		defer z.mu.Unlock()
+		if z.left != nil {
+			return maps.Clone(z.left)
+		}
+	}
+	return leavingsOf(p.o.Name, zone, p.o.Recent(zone))
 }
 
 // formerly are the names that the installation had before.
@@ -386,6 +414,7 @@ type ZoneStatus struct {
 	Failures    int           `json:"failures"` // rounds since LastSuccess
 	Reasons     []*Reason     `json:"reasons"`  // of the last round; the first one concerns the zone if any does
 	Records     []rota.RRset  `json:"records"`  // what the DNS said of the RRsets rota keeps when it was last asked, sorted; shared, not to be changed
+	Held        []HeldChange  `json:"held"`     // what safety limits kept from being written in the last round; shared, not to be changed
 	Drift       int           `json:"drift"`    // RRsets that were not as they should be when last read
 	Repairs     uint64        `json:"repairs"`  // writes that nothing but the DNS called for: somebody else changed it
 	Writes      uint64        `json:"writes"`

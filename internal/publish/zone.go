@@ -22,6 +22,7 @@ type zone struct {
 	mu      sync.Mutex // guards the mailbox and what is shown
 	desired desire
 	status  ZoneStatus
+	left    leavings // what left the DNS lately; nil before the loop began
 
 	// What follows is owned by run.
 	fence   Fence
@@ -53,7 +54,7 @@ type refusal struct {
 func newZone(o Options, name rota.Name, term uint64) *zone {
 	return &zone{
 		o: o, name: name, term: term, poke: make(chan struct{}, 1), refused: map[rota.Name]*refusal{}, born: time.Now(),
-		status: ZoneStatus{Zone: name, Reasons: []*Reason{}},
+		status: ZoneStatus{Zone: name, Reasons: []*Reason{}, Held: []HeldChange{}},
 	}
 }
 
@@ -79,6 +80,10 @@ func (z *zone) Status() ZoneStatus {
 
 // run makes the zone true until ctx ends. Its error is for leadership: ErrFenced.
 func (z *zone) run(ctx context.Context) error {
+	past := leavingsOf(z.o.Name, z.name, z.o.Recent(z.name))
+	z.mu.Lock()
+	z.left = past
+	z.mu.Unlock()
 	pace := newBackoff(z.o)
 	var failed time.Time
 	for {
@@ -133,7 +138,8 @@ func (z *zone) wrote(start time.Time) bool {
 func (z *zone) rest() {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	z.status.RRsets, z.status.Drift, z.status.Failures, z.status.Reasons = 0, 0, 0, []*Reason{}
+	z.status.RRsets, z.status.Drift, z.status.Failures = 0, 0, 0
+	z.status.Reasons, z.status.Held = []*Reason{}, []HeldChange{}
 }
 
 // sleep waits until it is time for the next round, and returns false when ctx ends. While the zone as a whole fails, or the DNS asks
@@ -252,10 +258,7 @@ func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error
 	}
 	z.saw(nil, d.keys(), have.Sets)
 	z.settle(ctx, d, have)
-	plan := d.plan(z.name, have)
-	z.mu.Lock()
-	z.status.Drift = len(plan.Changes)
-	z.mu.Unlock()
+	plan := z.plan(d, have)
 	if stopped != nil {
 		if _, conflict := heldBy(z.name, z.o.Owner(), z.o.formerly(), have.Sets); conflict != nil {
 			return conflict, plan.Reasons, nil
@@ -296,6 +299,21 @@ func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error
 	z.mu.Unlock()
 	z.saw(before, keys[1:], back.Sets)
 	return whole, append(names, z.settle(ctx, d, back)...), nil
+}
+
+// plan is what is to be written now, and keeps for those who ask what is not as it should be.
+func (z *zone) plan(d desire, have Reading) ZonePlan {
+	plan := d.plan(z.name, have)
+	now := time.Now()
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.status.Drift = len(plan.Changes)
+	if len(z.pending) == 0 {
+		z.left.forget(indexOf(have.Sets), now)
+	}
+	plan = d.limit(plan, have, z.left, now)
+	z.status.Held = plan.Held
+	return plan
 }
 
 // saw keeps what the DNS said of keys, for those who ask, beside what it said of others before.
@@ -611,6 +629,11 @@ func (z *zone) hold(changes []rota.Change, start time.Time) {
 }
 
 func (z *zone) remember(changes []rota.Change, start time.Time, doubt bool) {
+	z.mu.Lock()
+	for _, c := range changes {
+		z.left.note(c, time.Now())
+	}
+	z.mu.Unlock()
 	for _, c := range changes {
 		z.pending = slices.DeleteFunc(z.pending, func(p pending) bool { return p.change.Key() == c.Key() })
 		z.pending = append(z.pending, pending{change: c, start: start, epoch: z.fence.Epoch, doubt: doubt})
