@@ -168,6 +168,6 @@ func (a *app) commands() []*cobra.Command {
 		a.forceCommand(), a.readyCommand(), a.registerCommand(), a.deregisterCommand(),
 		a.runCommand(), a.agentCommand(), a.demoCommand(), a.clusterCommand(),
 		a.checkCommand(), a.digCommand(), a.reloadCommand(), a.versionCommand(), a.openapiCommand(),
-		a.validateCommand(), a.configCommand(), a.fmtCommand(), a.schemaCommand(),
+		a.validateCommand(), a.providerCommand(), a.configCommand(), a.fmtCommand(), a.schemaCommand(),
 	}
 }

@@ -137,7 +137,8 @@ type DeSEC struct {
 // Webhook is somebody who is told by signed JSON over HTTP.
 type Webhook struct {
 	URL     string
-	Secret  Secret // signs what is sent
+	Secret  Secret // signs what is sent; at least 16 bytes
+	Signed  bool   // replies without a signature are not believed
 	Timeout time.Duration
 }
 
@@ -173,6 +174,6 @@ type ZoneFile struct {
 
 // Mock is no DNS at all: zones in memory or in a file.
 type Mock struct {
-	Zones string // path of a list of zones to begin with; empty: none
+	Zones string // path of a list of zones to begin with
 	State string // path of what was written; empty: kept in memory
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -42,20 +43,20 @@ func TestPublishersHaveDefaults(t *testing.T) {
 		"type: digitalocean, token: {file: t}": {DigitalOcean: &DigitalOcean{URL: "https://api.digitalocean.com/v2", Token: token}},
 		"type: cloudflare, token: {file: t}":   {Cloudflare: &Cloudflare{URL: "https://api.cloudflare.com/client/v4", Token: token, Proxied: ProxiedKeep}},
 		"type: route53":                        {Route53: &Route53{Region: "us-east-1", Wait: true}, MaxRecords: 400},
-		"type: desec, token: {file: t}":        {DeSEC: &DeSEC{URL: "https://desec.io/api/v1", Token: token}},
-		"type: webhook, url: \"https://a.b/c\", secret: {file: t}": {Webhook: &Webhook{
-			URL: "https://a.b/c", Secret: token, Timeout: 10 * time.Second,
+		"type: desec, token: {file: t}":        {DeSEC: &DeSEC{URL: "https://desec.io/api/v1", Token: token}, MinGap: 5 * time.Second},
+		"type: webhook, url: \"https://a.b/c\", secret: {file: base}": {Webhook: &Webhook{
+			URL: "https://a.b/c", Secret: Secret{secret64, "file:/etc/rota/base"}, Timeout: 10 * time.Second,
 		}, ReadEvery: time.Minute},
 		"type: exec, command: [update]": {Exec: &Exec{
 			Command: []string{"update"}, Mode: ExecJSON, Timeout: 10 * time.Second,
 		}, ReadEvery: time.Minute},
 		"type: external-dns-webhook, url: \"http://[::1]:8888\"": {ExternalDNS: &ExternalDNS{URL: "http://[::1]:8888", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
 		"type: zonefile, path: a.zone":                           {ZoneFile: &ZoneFile{Path: "/etc/rota/a.zone", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
-		"type: mock":                                             {Mock: &Mock{}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
+		"type: mock, zones: z":                                   {Mock: &Mock{Zones: "/etc/rota/z"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
 		"type: mockjson, zones: z, state: s":                     {Mock: &Mock{"/etc/rota/z", "/etc/rota/s"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
 	} {
 		c := parse(t, using(in, twoKeys), publisherFiles)
-		want.Name, want.MinGap = "p", time.Second
+		want.Name, want.MinGap = "p", cmp.Or(want.MinGap, time.Second)
 		want.Type, _, _ = strings.Cut(strings.TrimPrefix(in, "type: "), ",")
 		if want.MaxRecords == 0 {
 			want.MaxRecords = 1000
@@ -66,7 +67,7 @@ func TestPublishersHaveDefaults(t *testing.T) {
 		if !want.Proof.Off {
 			want.Proof = Proof{Within: 2 * time.Minute, Every: 5 * time.Minute}
 		}
-		if d := cmp.Diff([]Publisher{want}, c.Publishers, secrets); d != "" {
+		if d := gocmp.Diff([]Publisher{want}, c.Publishers, secrets); d != "" {
 			t.Errorf("%s: %s", in, d)
 		}
 		if len(c.Warnings) > 0 {
@@ -147,32 +148,35 @@ func TestBadPublishers(t *testing.T) {
 		"type: autodns, password: {file: t}":                                 "has no user",
 		"type: autodns, user: me, password: {file: no}":                      "no: no such file",
 		"type: autodns, user: me, password: {file: t}, context: -1":          "-1 is out of range",
-		"type: dynu":                                                      "has no token",
-		"type: dynu, token: {env: NONE}":                                  "environment variable NONE is not set",
-		"type: dynu, token: ''":                                           "is empty: want {file: PATH}",
-		"type: cloudflare, token: {file: t}, proxied: true":               `proxied "true": want keep, on or off`,
-		"type: cloudflare, token: [a]":                                    "token is a list: want",
-		"type: route53, role: admin":                                      `"admin" is no role`,
-		"type: route53, region: Frankfurt":                                `"Frankfurt" is no region`,
-		"type: route53, wait: forever":                                    "want insync or none",
-		"type: route53, access_key: a":                                    "belong together",
-		"type: route53, access_key: a, secret_key: {file: t}, profile: x": "both profile and access_key",
-		"type: webhook, url: \"https://a/\"":                              "has no secret",
-		"type: webhook, secret: {file: t}":                                "has no url",
-		"type: exec":                                                      "has no command",
-		"type: exec, command: update":                                     "command is a value: want a list",
-		"type: exec, command: []":                                         "command is empty",
-		"type: exec, command: [a/b]":                                      `"a/b" is a relative path`,
-		"type: exec, command: ['']":                                       "command: is empty",
-		"type: exec, command: [a], mode: smple":                           `did you mean "simple"?`,
-		"type: exec, command: [a], mode: simple":                          "write servers: [ADDRESS]",
-		"type: exec, command: [a], servers: a":                            "remove it, or write mode: simple",
-		"type: zonefile":                                                  "has no path",
-		"type: zonefile, path: a, zone: example.net":                      "is not in zone example.net",
-		"type: zonefile, path: a, reload: [b/c]":                          "reload: \"b/c\" is a relative path",
-		"type: mockjson, zones: a":                                        "has no state",
-		"type: mockjson, state: a, proof: {within: 1m}":                   "there is nothing to prove",
-		"type: mock, state: a":                                            `unknown key "state"`,
+		"type: dynu":                                                          "has no token",
+		"type: dynu, token: {env: NONE}":                                      "environment variable NONE is not set",
+		"type: dynu, token: ''":                                               "is empty: want {file: PATH}",
+		"type: cloudflare, token: {file: t}, proxied: true":                   `proxied "true": want keep, on or off`,
+		"type: cloudflare, token: [a]":                                        "token is a list: want",
+		"type: route53, role: admin":                                          `"admin" is no role`,
+		"type: route53, region: Frankfurt":                                    `"Frankfurt" is no region`,
+		"type: route53, wait: forever":                                        "want insync or none",
+		"type: route53, access_key: a":                                        "belong together",
+		"type: route53, access_key: a, secret_key: {file: t}, profile: x":     "both profile and access_key",
+		"type: webhook, url: \"https://a/\"":                                  "has no secret",
+		"type: mock":                                                          `publisher "p" (mock) has no zones`,
+		"type: webhook, url: \"https://a/\", secret: {file: t}":               "1:57: publisher \"p\": the secret that signs has 10 bytes: want at least 16",
+		"type: webhook, url: \"https://a/\", secret: {file: base}, signed: 1": `signed "1": want true or false`,
+		"type: webhook, secret: {file: t}":                                    "has no url",
+		"type: exec":                                                          "has no command",
+		"type: exec, command: update":                                         "command is a value: want a list",
+		"type: exec, command: []":                                             "command is empty",
+		"type: exec, command: [a/b]":                                          `"a/b" is a relative path`,
+		"type: exec, command: ['']":                                           "command: is empty",
+		"type: exec, command: [a], mode: smple":                               `did you mean "simple"?`,
+		"type: exec, command: [a], mode: simple":                              "write servers: [ADDRESS]",
+		"type: exec, command: [a], servers: a":                                "remove it, or write mode: simple",
+		"type: zonefile":                                                      "has no path",
+		"type: zonefile, path: a, zone: example.net":                          "is not in zone example.net",
+		"type: zonefile, path: a, reload: [b/c]":                              "reload: \"b/c\" is a relative path",
+		"type: mockjson, zones: a":                                            "has no state",
+		"type: mockjson, state: a, zones: z, proof: {within: 1m}":             "there is nothing to prove",
+		"type: mock, zones: z, state: a":                                      `unknown key "state"`,
 	} {
 		got := said(problems(t, using(in, twoKeys), publisherFiles))
 		if !strings.Contains(got, want) {
@@ -295,16 +299,25 @@ func TestOwnership(t *testing.T) {
 	if o := parse(t, "log: {}"+rest).Ownership; o != (Ownership{"a b", RegistryNone, "_rota."}) {
 		t.Errorf("%+v", o)
 	}
+	long := strings.Repeat("a", 60) + ".example.org"
+	if got := said(problems(t, strings.ReplaceAll(using("type: route53", "ownership: {registry: txt, owner: me}"), "www.example.org", long))); !strings.Contains(got, "2:12: service \""+long+"\": the registry's record") {
+		t.Error(got)
+	}
 	for in, want := range map[string]string{
-		"{registry: txt}":                           `2:14: ownership: "a b" cannot be the owner in a registry's TXT record`,
-		"{registry: txt, owner: 'a,b'}":             `"a,b" cannot be the owner`,
-		"{registry: txtt}":                          `did you mean "txt"?`,
-		"{prefix: rota}":                            `"rota" is no prefix`,
-		"{prefix: ''}":                              `"" is no prefix`,
-		"{prefix: 'a..'}":                           `"a.." is no prefix`,
-		"{prefix: 'Rota.'}":                         `"Rota." is no prefix`,
-		"{owner: " + strings.Repeat("a", 129) + "}": "want at most 128",
+		"{registry: txt}":               `2:14: ownership: "a b" cannot be the owner in a registry's TXT record`,
+		"{registry: txt, owner: 'a,b'}": `"a,b" cannot be the owner`,
+		"{registry: txtt}":              `did you mean "txt"?`,
+		"{prefix: rota}":                `"rota" is no prefix`,
+		"{prefix: ''}":                  `"" is no prefix`,
+		"{prefix: 'a..'}":               `"a.." is no prefix`,
+		"{prefix: 'Rota.'}":             `"Rota." is no prefix`,
+		"{registry: txt, owner: me, prefix: " + strings.Repeat("a", 12) + "-}": "",
+		"{owner: " + strings.Repeat("a", 129) + "}":                            "want at most 128",
 	} {
+		if want == "" {
+			parse(t, "ownership: "+in+rest)
+			continue
+		}
 		if got := said(problems(t, "ownership: "+in+rest)); !strings.Contains(got, want) {
 			t.Errorf("%s: got\n%swant %s", in, got, want)
 		}

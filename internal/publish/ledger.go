@@ -80,6 +80,9 @@ func newLedger(d driver, settle time.Duration) *ledger {
 // Capabilities are the driver's.
 func (l *ledger) Capabilities() Capabilities { return l.capabilities() }
 
+// Zones lists the zones of the account, as the provider says it now.
+func (l *ledger) Zones(ctx context.Context) ([]rota.Name, error) { return l.zones(ctx) }
+
 // Zone returns the longest zone of the account that holds the name.
 func (l *ledger) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
 	l.mu.Lock()
