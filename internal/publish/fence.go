@@ -63,13 +63,30 @@ func (f Fence) take(owner string, term uint64) Fence {
 	return Fence{Owner: owner, Epoch: max(term, f.Epoch+1), By: hex.EncodeToString(id[:])}
 }
 
-// ParseFence reads what stands in a zone. Fields of a later version are passed over. It fails when the record does not say who
-// owns the zone: then somebody else put it there.
+// ParseFence reads what stands in a zone. Fields of a later version are passed over. Of several records of one owner, which a writer
+// leaves that was stopped between two steps, the newest counts. It fails when the records do not say who owns the zone: then somebody
+// else put them there.
 func ParseFence(set rota.RRset) (Fence, error) {
-	if len(set.Data) != 1 {
-		return Fence{}, fmt.Errorf("%s has %d records, want one", set.Name.Short(), len(set.Data))
+	if len(set.Data) == 0 {
+		return Fence{}, fmt.Errorf("%s has no record", set.Name.Short())
 	}
-	text := strings.TrimSuffix(strings.TrimPrefix(set.Data[0], `"`), `"`)
+	var newest Fence
+	for _, data := range set.Data {
+		f, err := parseFence(set.Name, data)
+		switch {
+		case err != nil:
+			return Fence{}, err
+		case newest.Owner != "" && f.Owner != newest.Owner:
+			return Fence{}, fmt.Errorf("%s names two owners, %q and %q", set.Name.Short(), rota.CleanReason("%s", newest.Owner), rota.CleanReason("%s", f.Owner))
+		case newest.Owner == "" || f.Epoch > newest.Epoch || f.Epoch == newest.Epoch && f.Seq > newest.Seq:
+			newest = f
+		}
+	}
+	return newest, nil
+}
+
+func parseFence(name rota.Name, data string) (Fence, error) {
+	text := strings.TrimSuffix(strings.TrimPrefix(data, `"`), `"`)
 	var f Fence
 	var err error
 	seen := 0
@@ -88,11 +105,11 @@ func ParseFence(set rota.RRset) (Fence, error) {
 			f.By = value
 		}
 		if err != nil {
-			return Fence{}, fmt.Errorf("%s says %q, which rota did not write", set.Name.Short(), rota.CleanReason("%s", text))
+			return Fence{}, fmt.Errorf("%s says %q, which rota did not write", name.Short(), rota.CleanReason("%s", text))
 		}
 	}
 	if seen != 2 || f.Owner == "" {
-		return Fence{}, fmt.Errorf("%s says %q, which rota did not write", set.Name.Short(), rota.CleanReason("%s", text))
+		return Fence{}, fmt.Errorf("%s says %q, which rota did not write", name.Short(), rota.CleanReason("%s", text))
 	}
 	return f, nil
 }

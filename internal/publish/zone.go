@@ -359,10 +359,12 @@ func (z *zone) still(sets []rota.RRset) *Reason {
 	case conflict != nil:
 		z.held = false
 		return conflict
-	case !now.same(z.fence):
+	case !now.same(z.fence) || len(find(sets, FenceKey(z.name)).Data) > 1:
 		z.held = false
 		text := "somebody removed the fence record"
-		if now.Owner != "" {
+		if now.same(z.fence) {
+			text = "an older fence record stands beside this writer's"
+		} else if now.Owner != "" {
 			text = fmt.Sprintf("the zone is at epoch %d, this writer's is %d", now.Epoch, z.fence.Epoch)
 		}
 		return &Reason{Code: CodeFenced, Transient: true, Zone: z.name, Text: text}
@@ -482,7 +484,7 @@ func (z *zone) write(ctx context.Context, changes []rota.Change, start time.Time
 // single reports whether the reason may concern single names rather than the zone.
 func (r *Reason) single() bool {
 	switch r.Code {
-	case CodeServfail, CodeRefused, CodeFormerr, CodeRcode, CodeTooLarge, CodeOther, CodeNotZone:
+	case CodeServfail, CodeRefused, CodeFormerr, CodeRcode, CodeTooLarge, CodeOther, CodeNotZone, CodeUnsupported, CodeQuota, CodeScript:
 		return true
 	}
 	return false
@@ -533,6 +535,12 @@ func (z *zone) transact(ctx context.Context, changes []rota.Change, start time.T
 		return n, fenced
 	}
 	switch {
+	case z.fence.Seq == next.Seq && err != nil && !moved && !z.o.Backend.Capabilities().Atomic:
+		// The fence moved, and then something failed: what was written by then is seen when it is read back.
+		z.remember(changes[:n], start, true)
+		r := *ReasonOf(err)
+		r.InDoubt = false
+		return n, &r
 	case z.fence.Seq == next.Seq:
 		z.done(changes[:n], next, start)
 		return n, nil

@@ -1,0 +1,535 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// driver is one provider's API, as thin as the API is. Its methods answer whole or fail, with a *Reason where the cause is known,
+// repeat nothing, and are safe for concurrent use.
+type driver interface {
+	// capabilities never change.
+	capabilities() Capabilities
+	// zones lists the zones that the credentials reach.
+	zones(ctx context.Context) ([]rota.Name, error)
+	// list returns the records of the names, of every type; those of other names do no harm.
+	list(ctx context.Context, zone rota.Name, names []rota.Name) ([]entry, error)
+	// commit makes b.Fence and b.Changes true. held is what list said of their names a moment ago: it was found to hold every Old.
+	// With FenceServer it is one transaction that happens only if what it replaces is still there, otherwise the error is ErrMoved.
+	// With FenceCompare the fence is first, and nothing else happens if that fails; an error after it has moved is in doubt.
+	commit(ctx context.Context, b Batch, held []entry) error
+}
+
+// entry is one record of a provider.
+type entry struct {
+	Key    rota.Key
+	TTL    uint32
+	Data   string // in the canonical form of rota.RRset
+	ID     string // by which the provider knows it; its own way where there is none
+	AnyTTL bool   // the provider chooses the TTL
+	Locked string // why rota must not touch the name; empty: it may
+}
+
+// ledger makes a Backend of a driver: it finds zones, compares before every write, does not believe a list that lags behind what was
+// written or that has lost everything at once, and keeps CNAMEs from standing beside other data.
+type ledger struct {
+	driver
+	settle time.Duration // how long a list may lag behind a write
+
+	mu      sync.Mutex // guards what follows
+	found   []rota.Name
+	asked   time.Time // when zones was asked last
+	written map[rota.Name]map[rota.Key]written
+	blank   map[rota.Name]blank
+}
+
+// written is one RRset as it was and as it was made.
+type written struct {
+	old, new []string
+	at       time.Time
+}
+
+// blank counts how often in a row a zone that had records listed none.
+type blank struct {
+	had   bool
+	times int
+}
+
+// How long what a provider lists is taken for true.
+const (
+	zonesAge    = 10 * time.Minute // the list of zones
+	zonesRetry  = 30 * time.Second // the list of zones, when a name is in none of them
+	settleFor   = 30 * time.Second // the usual time in which a list catches up with a write
+	writeWithin = time.Minute      // one Write in all
+	readWithin  = 30 * time.Second // one Read in all, however often it looks
+)
+
+func newLedger(d driver, settle time.Duration) *ledger {
+	return &ledger{driver: d, settle: settle, written: map[rota.Name]map[rota.Key]written{}, blank: map[rota.Name]blank{}}
+}
+
+// Capabilities are the driver's.
+func (l *ledger) Capabilities() Capabilities { return l.capabilities() }
+
+// Zone returns the longest zone of the account that holds the name.
+func (l *ledger) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
+	l.mu.Lock()
+	found, age := l.found, time.Since(l.asked)
+	l.mu.Unlock()
+	z, ok := rota.LongestZone(name, found)
+	if ok && age < zonesAge {
+		return z, nil
+	}
+	if ok || age >= zonesRetry {
+		fresh, err := l.zones(ctx)
+		if err != nil {
+			return "", err
+		}
+		l.mu.Lock()
+		l.found, l.asked = fresh, time.Now()
+		l.mu.Unlock()
+		if z, ok = rota.LongestZone(name, fresh); ok {
+			return z, nil
+		}
+		found = fresh
+	}
+	text := "no zone of this account holds it"
+	if len(found) == 0 {
+		text = "the account shows no zone at all"
+	}
+	return "", &Reason{
+		Code: CodeNoZone, Name: name, Text: text, Advice: "create the zone there or check what the credentials may see; rota never creates zones",
+	}
+}
+
+// Read lists the names of the keys. A list that shows what stood there before a recent write is asked for again.
+func (l *ledger) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Reading, error) {
+	ctx, cancel := context.WithTimeout(ctx, readWithin)
+	defer cancel()
+	pause := 200 * time.Millisecond
+	for {
+		entries, err := l.list(ctx, zone, withAncestors(zone, keys))
+		if err != nil {
+			return Reading{}, err
+		}
+		if err := l.believable(zone, entries); err != nil {
+			return Reading{}, err
+		}
+		lag, late := l.lags(zone, entries)
+		if !late {
+			return reading(zone, keys, entries), nil
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return Reading{}, lag
+		case <-t.C:
+		}
+		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+// withAncestors returns the names of the keys and those above them inside the zone, where a delegation would stand.
+func withAncestors(zone rota.Name, keys []rota.Key) []rota.Name {
+	var out []rota.Name
+	seen := map[rota.Name]bool{}
+	for _, k := range keys {
+		for n := k.Name; n.In(zone) && !seen[n]; n = n.Parent() {
+			seen[n] = true
+			out = append(out, n)
+			if n == zone {
+				break
+			}
+		}
+	}
+	return out
+}
+
+// believable refuses a zone that had records and lists none, until it has said so often enough.
+func (l *ledger) believable(zone rota.Name, entries []entry) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.blank[zone]
+	if len(entries) > 0 {
+		l.blank[zone] = blank{had: true}
+		return nil
+	}
+	if !b.had || b.times >= patience {
+		return nil
+	}
+	b.times++
+	l.blank[zone] = b
+	return &Reason{
+		Code: CodeMoving, Transient: true, Zone: zone, Text: "the API lists no record at all any more, which is not believed at once",
+		Advice: "look whether the zone was emptied there",
+	}
+}
+
+// lags reports whether the list shows an RRset as it was before a recent write. Such an RRset is believed when the time to settle is over.
+func (l *ledger) lags(zone rota.Name, entries []entry) (*Reason, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	recent := l.written[zone]
+	if len(recent) == 0 {
+		return nil, false
+	}
+	index := map[rota.Key][]string{}
+	for _, e := range entries {
+		index[e.Key] = append(index[e.Key], e.Data)
+	}
+	for k, w := range recent {
+		now := index[k]
+		slices.Sort(now)
+		switch age := time.Since(w.at); {
+		case age > l.settle || slices.Equal(now, w.new):
+			delete(recent, k)
+		case slices.Equal(now, w.old):
+			return &Reason{
+				Code: CodeMoving, Transient: true, Zone: zone,
+				Text: fmt.Sprintf("the API still shows %s as it was before our write of %v ago", k, age.Round(time.Second)), Advice: "it catches up by itself",
+			}, true
+		}
+	}
+	return nil, false
+}
+
+func (l *ledger) remember(b Batch) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	recent := l.written[b.Zone]
+	if recent == nil {
+		recent = map[rota.Key]written{}
+		l.written[b.Zone] = recent
+	}
+	for _, c := range append([]rota.Change{b.Fence}, b.Changes...) {
+		recent[c.Key()] = written{old: c.Old.Data, new: c.New.Data, at: time.Now()}
+	}
+}
+
+// reading makes RRsets of entries, and finds what stands in the way.
+func reading(zone rota.Name, keys []rota.Key, entries []entry) Reading {
+	out := Reading{Blocked: map[rota.Name]*Reason{}, AnyTTL: map[rota.Key]bool{}}
+	sets := map[rota.Key]*rota.RRset{}
+	wanted := map[rota.Name]bool{}
+	for _, k := range keys {
+		wanted[k.Name] = true
+	}
+	for _, e := range entries {
+		n := e.Key.Name
+		if n != zone && (e.Key.Type == rota.Type(dns.TypeNS) || e.Key.Type == rota.Type(dns.TypeDNAME)) {
+			for w := range wanted {
+				if w.In(n) && (w != n || e.Key.Type == rota.Type(dns.TypeNS)) {
+					out.Blocked[w] = inTheWayOf(w, e)
+				}
+			}
+		}
+		if !wanted[n] {
+			continue
+		}
+		if e.Locked != "" {
+			out.Blocked[n] = &Reason{
+				Code: CodeOther, Zone: zone, Name: n, Text: fmt.Sprintf("its %s record %s", e.Key.Type, e.Locked),
+				Advice: "remove that record there, or take the service out of rota",
+			}
+		}
+		s := sets[e.Key]
+		if s == nil {
+			s = &rota.RRset{Name: n, Type: e.Key.Type, TTL: e.TTL}
+			sets[e.Key] = s
+		}
+		s.TTL = min(s.TTL, e.TTL)
+		s.Data = append(s.Data, e.Data)
+		if e.AnyTTL {
+			out.AnyTTL[e.Key] = true
+		}
+	}
+	for _, k := range keys {
+		for _, at := range []rota.Key{k, {Name: k.Name, Type: rota.TypeCNAME}} {
+			if s := sets[at]; s != nil {
+				slices.Sort(s.Data)
+				s.Data = slices.Compact(s.Data)
+				out.Sets = append(out.Sets, *s)
+				delete(sets, at)
+			}
+		}
+	}
+	return out
+}
+
+func inTheWayOf(n rota.Name, e entry) *Reason {
+	if e.Key.Type == rota.Type(dns.TypeDNAME) {
+		return &Reason{
+			Code: CodeDNAME, Name: n, Text: fmt.Sprintf("a DNAME at %s redirects it to %s", e.Key.Name.Short(), rota.CleanReason("%s", e.Data)),
+			Advice: "remove the DNAME, or take the service out of rota",
+		}
+	}
+	return &Reason{
+		Code: CodeDelegated, Name: n, Text: fmt.Sprintf("%s is delegated to other name servers", e.Key.Name.Short()),
+		Advice: "publish it to the servers of that zone, or remove the delegation",
+	}
+}
+
+// Write compares what the changes were planned on with what stands there, and has the driver make them true.
+func (l *ledger) Write(ctx context.Context, b Batch) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, writeWithin)
+	defer cancel()
+	b.Changes = b.Changes[:fitting(b.Changes, l.capabilities().Batch)]
+	n := len(b.Changes)
+	keys := []rota.Key{b.Fence.Key()}
+	for _, c := range b.Changes {
+		keys = append(keys, c.Key())
+	}
+	entries, err := l.list(ctx, b.Zone, withAncestors(b.Zone, keys))
+	if err != nil {
+		r := *ReasonOf(err)
+		r.InDoubt = false // nothing was written yet
+		return n, &r
+	}
+	if err := stands(b, entries); err != nil {
+		return n, err
+	}
+	if ctx.Err() != nil {
+		return n, &Reason{Code: CodeUnreachable, Transient: true, Zone: b.Zone, Text: "reading took too long, so nothing was written"}
+	}
+	err = l.commit(ctx, b, entries)
+	if err == nil || !errors.Is(err, ErrMoved) && ReasonOf(err).InDoubt {
+		l.remember(b)
+	}
+	return n, err
+}
+
+// fitting returns how many leading changes make at most limit, those of one name never parted; all when limit is 0.
+func fitting(changes []rota.Change, limit int) int {
+	if limit <= 0 || len(changes) <= limit {
+		return len(changes)
+	}
+	n := 0
+	for names := range byName(changes) {
+		if n > 0 && n+len(names) > limit {
+			break
+		}
+		n += len(names)
+	}
+	return n
+}
+
+// stands compares the old side of every change with what is there.
+func stands(b Batch, entries []entry) error {
+	index := map[rota.Key][]string{}
+	other := map[rota.Name]rota.Type{}
+	for _, e := range entries {
+		index[e.Key] = append(index[e.Key], e.Data)
+	}
+	goes := map[rota.Key]bool{}
+	for _, c := range b.Changes {
+		goes[c.Key()] = len(c.New.Data) == 0
+	}
+	for _, e := range entries {
+		if t := e.Key.Type; t != rota.TypeCNAME && !goes[e.Key] {
+			other[e.Key.Name] = t
+		}
+	}
+	for _, c := range append([]rota.Change{b.Fence}, b.Changes...) {
+		now := index[c.Key()]
+		slices.Sort(now)
+		if !slices.Equal(slices.Compact(now), c.Old.Data) {
+			return ErrMoved
+		}
+		if t, beside := other[c.Key().Name]; beside && c.Key().Type == rota.TypeCNAME && len(c.New.Data) > 0 {
+			return &Reason{
+				Code: CodeOther, Zone: b.Zone, Name: c.Key().Name, Text: fmt.Sprintf("a CNAME cannot stand beside the %s records there (RFC 1034 §3.6.2)", t),
+				Advice: "remove those records, or choose another safety.on_all_down than fallback",
+			}
+		}
+	}
+	return nil
+}
+
+// editor is a driver whose API changes one record at a time.
+type editor interface {
+	driver
+	// create adds a record; that it is there already is a success.
+	create(ctx context.Context, zone rota.Name, e entry) error
+	// retime gives a record another TTL.
+	retime(ctx context.Context, zone rota.Name, e entry, ttl uint32) error
+	// remove removes a record; that it is gone already is a success.
+	remove(ctx context.Context, zone rota.Name, e entry) error
+}
+
+// stepwise makes a batch true record by record: the fence first, then name by name what is new before what goes, so that no name is
+// ever without records; but a CNAME and the addresses of its name, which cannot stand together, the other way round. An error after the
+// fence has moved is in doubt.
+func stepwise(ctx context.Context, d editor, b Batch, held []entry) error {
+	s := steps{ctx: ctx, d: d, zone: b.Zone, held: map[rota.Key][]entry{}}
+	for _, e := range held {
+		s.held[e.Key] = append(s.held[e.Key], e)
+	}
+	if err := s.fence(b.Fence); err != nil {
+		return err
+	}
+	for changes := range byName(b.Changes) {
+		first, then := s.add, s.drop
+		if slices.ContainsFunc(changes, func(c rota.Change) bool { return c.Key().Type == rota.TypeCNAME }) {
+			first, then = s.drop, s.add
+		}
+		for _, step := range []func(rota.Change) error{first, then} {
+			for _, c := range changes {
+				if err := step(c); err != nil {
+					r := *ReasonOf(err)
+					r.InDoubt, r.Name = true, c.Key().Name
+					return &r
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// steps is one batch on its way.
+type steps struct {
+	ctx  context.Context
+	d    editor
+	zone rota.Name
+	held map[rota.Key][]entry
+}
+
+// fence puts the new fence beside the old one and looks: whoever finds a third one there takes its own back and gives way, so that of
+// two writers at most one goes on. Only then does the old one go.
+func (s *steps) fence(c rota.Change) error {
+	if err := s.add(c); err != nil {
+		return err
+	}
+	doubt := func(err error) error {
+		r := *ReasonOf(err)
+		r.InDoubt = true
+		return &r
+	}
+	now, err := s.d.list(s.ctx, s.zone, []rota.Name{c.Key().Name})
+	if err != nil {
+		return doubt(err)
+	}
+	for _, e := range now {
+		if e.Key != c.Key() || slices.Contains(c.Old.Data, e.Data) || slices.Contains(c.New.Data, e.Data) {
+			continue
+		}
+		for _, mine := range now {
+			if mine.Key == c.Key() && slices.Contains(c.New.Data, mine.Data) {
+				if err := s.d.remove(s.ctx, s.zone, mine); err != nil {
+					return doubt(err)
+				}
+			}
+		}
+		return ErrMoved
+	}
+	if err := s.drop(c); err != nil {
+		return doubt(err)
+	}
+	return nil
+}
+
+func (s *steps) add(c rota.Change) error {
+	for _, data := range c.Added() {
+		if err := s.d.create(s.ctx, s.zone, entry{Key: c.Key(), TTL: c.New.TTL, Data: data}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *steps) drop(c rota.Change) error {
+	for _, e := range s.held[c.Key()] {
+		switch {
+		case !slices.Contains(c.New.Data, e.Data):
+			if err := s.d.remove(s.ctx, s.zone, e); err != nil {
+				return err
+			}
+		case e.TTL != c.New.TTL && !e.AnyTTL:
+			if err := s.d.retime(s.ctx, s.zone, e, c.New.TTL); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// canonical turns a provider's text of a record's data into the form of rota.RRset. Names in it are relative to nothing: without a
+// trailing dot they are taken as whole.
+func canonical(t rota.Type, text string) (string, error) {
+	switch t {
+	case rota.TypeCNAME, rota.TypePTR, rota.Type(dns.TypeNS), rota.Type(dns.TypeDNAME):
+		n, err := rota.ParseName(text)
+		return n.String(), err
+	case rota.TypeTXT:
+		if !strings.HasPrefix(strings.TrimSpace(text), `"`) {
+			text = quoteTXT(text)
+		}
+	}
+	rr, err := dns.NewRR(". 0 IN " + t.String() + " " + text)
+	if err != nil || rr == nil {
+		return "", fmt.Errorf("%q is not the data of a %s record", rota.CleanReason("%s", text), t)
+	}
+	return rdata(rr)
+}
+
+// quoteTXT writes a text as the character-strings of a TXT record (RFC 1035 §5.1), 255 octets each.
+func quoteTXT(text string) string {
+	var out []string
+	for len(text) > 255 {
+		out = append(out, escapeTXT(text[:255]))
+		text = text[255:]
+	}
+	return strings.Join(append(out, escapeTXT(text)), " ")
+}
+
+func escapeTXT(text string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for i := range len(text) {
+		switch c := text[i]; {
+		case c == '"' || c == '\\':
+			b.WriteByte('\\')
+			b.WriteByte(c)
+		case c < ' ' || c > '~':
+			fmt.Fprintf(&b, "\\%03d", c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+// plainTXT is the text of a TXT record's data without quotes and escapes, for providers that want it so.
+func plainTXT(data string) (string, error) {
+	rr, err := dns.NewRR(". 0 IN TXT " + data)
+	if err != nil || rr == nil {
+		return "", fmt.Errorf("%q is not the data of a TXT record", data)
+	}
+	var b strings.Builder
+	for _, s := range rr.(*dns.TXT).Txt {
+		for i := 0; i < len(s); i++ {
+			if s[i] != '\\' {
+				b.WriteByte(s[i])
+				continue
+			}
+			if i+3 < len(s) && s[i+1] >= '0' && s[i+1] <= '9' {
+				b.WriteByte((s[i+1]-'0')*100 + (s[i+2]-'0')*10 + (s[i+3] - '0'))
+				i += 3
+			} else if i+1 < len(s) {
+				i++
+				b.WriteByte(s[i])
+			}
+		}
+	}
+	return b.String(), nil
+}
