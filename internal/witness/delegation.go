@@ -32,13 +32,15 @@ func (s Server) String() string {
 
 // Delegation is what the parent of a zone says of it, and what could not be learnt.
 type Delegation struct {
-	At      time.Time
-	Parent  rota.Name // empty: not found
-	NS      []string  // at the parent, canonical, sorted; none: not seen
-	Missing bool      // the parent says that there is no such zone
-	Signed  bool      // the parent was asked for DS records and has some
-	DS      []*dns.DS
-	Blind   []string // what could not be seen, for people
+	At       time.Time
+	Parent   rota.Name // empty: not found
+	NS       []string  // at the parent, canonical, sorted; none: not seen
+	Missing  bool      // the parent says that there is no such zone
+	Signed   bool      // the parent was asked for DS records and has some
+	DS       []*dns.DS
+	Homeless []string // names of servers that have no address, canonical
+	Partial  bool     // there may be servers that were not found
+	Blind    []string // what could not be seen, for people
 }
 
 // Limits of discovery.
@@ -99,6 +101,7 @@ func (w *Witness) locate(ctx context.Context, subject Subject) ([]Server, Delega
 		if len(names) == 0 {
 			names = s.ask(ctx, subject.Zone)
 		}
+		s.found.Partial = s.found.Partial || len(names) == 0
 		out = s.servers(ctx, names)
 		if own := s.own(ctx, out, subject.Zone); len(own) > 0 {
 			out = append(out, s.servers(ctx, slices.DeleteFunc(own, func(n string) bool { return slices.Contains(names, n) }))...)
@@ -135,6 +138,7 @@ func (s *search) configured(ctx context.Context, at []string, origin bool) []Ser
 		port, perr := strconv.ParseUint(text, 10, 16)
 		if err = errors.Join(err, perr); err != nil {
 			s.blind("server %q: want host:port", hp)
+			s.found.Partial = true
 			continue
 		}
 		for _, a := range s.addresses(ctx, canonical(host)) {
@@ -160,7 +164,7 @@ func (s *search) addresses(ctx context.Context, name string) []netip.Addr {
 	if out, ok := s.hosts[name]; ok {
 		return out
 	}
-	out := slices.Clone(s.glue[name])
+	out, failed := slices.Clone(s.glue[name]), false
 	if a, err := netip.ParseAddr(name); err == nil {
 		out = append(out, a.Unmap())
 	} else {
@@ -168,6 +172,7 @@ func (s *search) addresses(ctx context.Context, name string) []netip.Addr {
 			answer, err := s.resolve(ctx, name, t)
 			if err != nil {
 				s.blind("addresses of %s: %v", name, err)
+				failed = true
 				continue
 			}
 			for _, rr := range answer.Answer {
@@ -184,6 +189,10 @@ func (s *search) addresses(ctx context.Context, name string) []netip.Addr {
 	out = slices.DeleteFunc(slices.Compact(out), func(a netip.Addr) bool { return !a.IsValid() || a.IsUnspecified() || a.IsMulticast() })
 	out = out[:min(len(out), maxAddresses)]
 	s.hosts[name] = out
+	s.found.Partial = s.found.Partial || failed
+	if len(out) == 0 && !failed {
+		s.found.Homeless = append(s.found.Homeless, name)
+	}
 	return out
 }
 
@@ -299,7 +308,9 @@ func (s *search) parent(ctx context.Context, zone rota.Name) (rota.Name, []Serve
 			}
 		}
 		if len(names) > 0 {
-			return p, s.servers(ctx, names)
+			servers := s.servers(ctx, names)
+			s.found.Homeless, s.found.Partial = nil, false // said of the parent, not of the zone
+			return p, servers
 		}
 		if p == "." {
 			s.blind("the zone above %s was not found", zone.Short())

@@ -99,6 +99,7 @@ func (z *zone) judge(now time.Time, deaf [2]bool) {
 			h = &held{since: now}
 			if s := z.servers[c.addr]; s != nil {
 				h.round = s.round
+				s.wake() // it is to be confirmed, whoever brought it up
 			}
 			z.conditions[c] = h
 		}
@@ -118,6 +119,8 @@ func (z *zone) judge(now time.Time, deaf [2]bool) {
 		}
 		if s := z.servers[c.addr]; s != nil {
 			f.Server = s.String()
+		} else if c.key.Type == 0 {
+			f.Server = c.key.Name.Short()
 		}
 		z.findings = append(z.findings, f)
 	}
@@ -378,6 +381,12 @@ func (v *view) missing() {
 
 // delegated compares the servers that the parent names with those that the zone names.
 func (v *view) delegated() {
+	for _, name := range v.delegation.Homeless {
+		v.add(condition{code: CodeLame, key: rota.Key{Name: rota.Name(name)}}, remark{
+			text:   rota.Name(name).Short() + " is named as a server of the zone and has no address",
+			advice: "give it an address, or take it out of the NS records of the zone and of its parent",
+		})
+	}
 	if len(v.delegation.NS) == 0 {
 		return
 	}

@@ -39,17 +39,11 @@ type ServerStatus struct {
 
 func (z *zone) show(now time.Time) ZoneStatus {
 	deaf := [2]bool{z.w.deaf(netip.IPv4Unspecified(), now, 2*z.every()), z.w.deaf(netip.IPv6Unspecified(), now, 2*z.every())}
-	z.w.mu.Lock()
-	var visible Histogram
-	if h := z.w.visible[z.id]; h != nil {
-		visible = Histogram{h.Bounds, slices.Clone(h.Counts), h.Sum}
-	}
-	z.w.mu.Unlock()
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	out := ZoneStatus{
 		Publisher: z.id.publisher, Zone: z.id.zone, Findings: slices.Clone(z.findings), Blind: slices.Clone(z.delegation.Blind),
-		Pending: len(z.waiting), Visible: visible,
+		Pending: len(z.waiting), Visible: Histogram{z.took.Bounds, slices.Clone(z.took.Counts), z.took.Sum},
 	}
 	for _, f := range z.waiting {
 		if out.Oldest.IsZero() || f.told.Before(out.Oldest) {
@@ -242,7 +236,7 @@ func (z *zone) ask(ctx context.Context, name rota.Name, keys []rota.Key, gone st
 	out.Findings, out.Blind = status.Findings, status.Blind
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	out.Everywhere = len(out.Views) > 0
+	out.Everywhere = len(out.Views) > 0 && !z.delegation.Partial
 	for _, v := range out.Views {
 		s := z.servers[v.Server.Addr]
 		if s == nil || v.Server.Origin && slices.ContainsFunc(z.must(), func(m *watched) bool { return !m.Origin }) {
@@ -276,12 +270,12 @@ func (z *zone) tale(f *follow, out *Propagation) {
 			continue // it counts with what leaves later
 		}
 		x := Leaving{Key: f.Expect.Key, Data: l.data, TTL: l.ttl}
-		x.Gone, x.Unseen = f.gone(l, must)
+		x.Gone, x.Unseen = z.gone(f, l, must)
 		x.Proven = len(x.Unseen) == 0
 		if x.Proven {
 			x.Until = x.Gone.Add(time.Duration(l.ttl) * time.Second)
 			for _, o := range f.leaving { // the same data may be remembered from when it had a longer TTL
-				if at, open := f.gone(o, must); o.data == l.data && len(open) == 0 {
+				if at, open := z.gone(f, o, must); o.data == l.data && len(open) == 0 {
 					if end := at.Add(time.Duration(o.ttl) * time.Second); end.After(x.Until) {
 						x.Until = end
 					}

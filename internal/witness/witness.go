@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -108,12 +109,10 @@ type Witness struct {
 	slots chan struct{}
 	moved chan struct{} // the subjects changed
 
-	mu       sync.Mutex // guards what follows
-	subjects map[id]Subject
-	zones    map[id]*zone
-	limits   map[netip.AddrPort]*rate.Limiter
-	heard    [2]time.Time // when any server last answered over IPv4 and over IPv6
-	visible  map[id]*Histogram
+	mu     sync.Mutex // guards what follows
+	zones  map[id]*zone
+	limits map[netip.AddrPort]*rate.Limiter
+	heard  [2]time.Time // when any server last answered over IPv4 and over IPv6
 }
 
 // id names a subject.
@@ -138,8 +137,8 @@ func New(o Options) *Witness {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Witness{
-		o: o, slots: make(chan struct{}, inFlight), moved: make(chan struct{}, 1), subjects: map[id]Subject{}, zones: map[id]*zone{},
-		limits: map[netip.AddrPort]*rate.Limiter{}, visible: map[id]*Histogram{},
+		o: o, slots: make(chan struct{}, inFlight), moved: make(chan struct{}, 1), zones: map[id]*zone{},
+		limits: map[netip.AddrPort]*rate.Limiter{},
 	}
 }
 
@@ -147,15 +146,18 @@ func New(o Options) *Witness {
 func (w *Witness) Set(subjects []Subject) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	clear(w.subjects)
+	wanted := map[id]bool{}
 	for _, s := range subjects {
 		s.Within, s.Every = cmp.Or(s.Within, DefaultWithin), cmp.Or(s.Every, DefaultEvery)
 		k := id{s.Publisher, s.Zone}
-		w.subjects[k] = s
+		wanted[k] = true
 		if z := w.zones[k]; z != nil {
 			z.set(s)
+			continue
 		}
+		w.zones[k] = newZone(w, s)
 	}
+	maps.DeleteFunc(w.zones, func(k id, _ *zone) bool { return !wanted[k] })
 	select {
 	case w.moved <- struct{}{}:
 	default:
@@ -173,53 +175,41 @@ func (w *Witness) Follow(changes []Change) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for k, cs := range byZone {
-		if _, ok := w.subjects[k]; ok {
-			w.zone(k).follow(cs, now)
+		if z := w.zones[k]; z != nil {
+			z.follow(cs, now)
 		}
 	}
-}
-
-// zone returns the zone of a subject, with w.mu held.
-func (w *Witness) zone(k id) *zone {
-	z := w.zones[k]
-	if z == nil {
-		z = newZone(w, w.subjects[k])
-		w.zones[k] = z
-		w.visible[k] = newHistogram()
-	}
-	return z
 }
 
 // Run watches until ctx ends, and returns nil then.
 func (w *Witness) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	running := map[id]context.CancelFunc{}
+	running := map[*zone]context.CancelFunc{}
+	defer func() {
+		for _, cancel := range running {
+			cancel()
+		}
+	}()
 	for {
 		w.mu.Lock()
-		for k := range w.subjects {
-			z := w.zone(k)
-			if running[k] == nil {
+		for _, z := range w.zones {
+			if running[z] == nil {
 				zctx, cancel := context.WithCancel(ctx)
-				running[k] = cancel
+				running[z] = cancel
 				wg.Go(func() { z.run(zctx) })
 			}
 		}
-		for k, cancel := range running {
-			if _, ok := w.subjects[k]; !ok {
+		for z, cancel := range running {
+			if w.zones[z.id] != z {
 				cancel()
-				delete(running, k)
-				delete(w.zones, k)
-				delete(w.visible, k)
+				delete(running, z)
 			}
 		}
 		w.forget()
 		w.mu.Unlock()
 		select {
 		case <-ctx.Done():
-			for _, cancel := range running {
-				cancel()
-			}
 			return nil
 		case <-w.moved:
 		}
@@ -257,16 +247,6 @@ func (w *Witness) watched() []*zone {
 	return out
 }
 
-// seen counts a change that is visible and tells of it.
-func (w *Witness) seen(v Visible) {
-	w.mu.Lock()
-	if h := w.visible[id{v.Publisher, v.Zone}]; h != nil {
-		h.observe(v.Took)
-	}
-	w.mu.Unlock()
-	w.o.Visible(v)
-}
-
 // Histogram counts how long decisions took to be visible.
 type Histogram struct {
 	Bounds []float64 // seconds, upper
@@ -274,9 +254,9 @@ type Histogram struct {
 	Sum    float64   // seconds
 }
 
-func newHistogram() *Histogram {
+func newHistogram() Histogram {
 	bounds := []float64{0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
-	return &Histogram{Bounds: bounds, Counts: make([]uint64, len(bounds)+1)}
+	return Histogram{Bounds: bounds, Counts: make([]uint64, len(bounds)+1)}
 }
 
 func (h *Histogram) observe(d time.Duration) {

@@ -397,6 +397,7 @@ func TestDelegation(t *testing.T) {
 		{name: "as it should be", own: []string{"ns1", "ns2"}, count: 2},
 		{name: "signed", own: []string{"ns1", "ns2"}, ds: key.ToDS(dns.SHA256), keys: []string{key.String()}, count: 2},
 		{name: "another server in the zone", own: []string{"ns1", "ns3"}, want: []string{"delegation-mismatch", "lame ns3.example.test 192.0.2.53:53"}, count: 3},
+		{name: "a server without an address", own: []string{"ns1", "ns2", "ns4"}, want: []string{"delegation-mismatch", "lame ns4.example.test"}, count: 2},
 		{name: "wrong DS", own: []string{"ns1", "ns2"}, ds: wrong, keys: []string{key.String()}, want: []string{"wrong-ds ns1.example.test " + ns1, "wrong-ds ns2.example.test " + ns2}, count: 2},
 		{name: "DS and no key", own: []string{"ns1", "ns2"}, ds: key.ToDS(dns.SHA256), want: []string{"wrong-ds ns1.example.test " + ns1, "wrong-ds ns2.example.test " + ns2}, count: 2},
 	} {
@@ -442,9 +443,36 @@ func TestDelegation(t *testing.T) {
 				if got := codes(wit); !slices.Equal(got, c.want) {
 					t.Errorf("findings are %q, want %q; blind: %q", got, c.want, z.Blind)
 				}
+				ps, err := wit.Ask(t.Context(), "www.example.test.", "192.0.2.9")
+				if err != nil || ps[0].Leaving[0].Proven != (c.count == 2) {
+					t.Errorf("asked: %+v %v", ps[0].Leaving, err)
+				}
 			})
 		})
 	}
+}
+
+// When the zone's servers cannot be found, where the publisher writes is asked all the same, and is no proof for the others.
+func TestPartial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		pair(w, after()...)
+		s := subject(expect(set("www.example.test", 30, "192.0.2.1")))
+		s.Servers, s.Origins = nil, []string{ns1}
+		wit, visible, end := watchIn(t, w, s)
+		defer end()
+		time.Sleep(time.Minute)
+		wit.Follow([]Change{moved(7, time.Now())})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := visible(); len(got) != 1 || !slices.Equal(got[0].Unseen, []string{notFound}) {
+			t.Errorf("visible: %+v", got)
+		}
+		ps, err := wit.Ask(t.Context(), "www.example.test.", "192.0.2.2")
+		if err != nil || ps[0].Everywhere || ps[0].Leaving[0].Proven || len(ps[0].Blind) == 0 || len(ps[0].Findings) > 0 {
+			t.Errorf("asked: %+v %v", ps, err)
+		}
+	})
 }
 
 // Publishers of one service that hold different things are told of after a patience, and one that was never read takes no part.

@@ -34,6 +34,7 @@ type zone struct {
 	waiting    []*follow // that not all servers show yet, in the order in which they are asked for
 	conditions map[condition]*held
 	findings   []Finding
+	took       Histogram // from decisions to visible everywhere
 }
 
 // watched is one server of one zone and what it said last.
@@ -94,7 +95,7 @@ type leaving struct {
 func newZone(w *Witness, s Subject) *zone {
 	z := &zone{
 		w: w, id: id{s.Publisher, s.Zone}, moved: make(chan struct{}, 1), servers: map[netip.AddrPort]*watched{},
-		follows: map[rota.Key]*follow{}, conditions: map[condition]*held{},
+		follows: map[rota.Key]*follow{}, conditions: map[condition]*held{}, took: newHistogram(),
 	}
 	z.set(s)
 	return z
@@ -209,7 +210,7 @@ func (z *zone) queue() {
 func (z *zone) prune(now time.Time) {
 	must := z.must()
 	for k, f := range z.follows {
-		if end, proven := f.cached(must); !f.visible.IsZero() && proven && now.Sub(end) > remembered {
+		if end, proven := z.cached(f, must); !f.visible.IsZero() && proven && now.Sub(end) > remembered {
 			delete(z.follows, k)
 		}
 	}
@@ -301,7 +302,7 @@ func (z *zone) found(servers []Server, d Delegation, err error) []*watched {
 		if len(z.servers) == 0 {
 			z.lost = rota.CleanReason("%v", err)
 		}
-		d.NS, d.Parent = z.delegation.NS, z.delegation.Parent
+		d.NS, d.Parent, d.Partial = z.delegation.NS, z.delegation.Parent, true
 		z.delegation = d
 		return nil
 	}
@@ -316,7 +317,7 @@ func (z *zone) found(servers []Server, d Delegation, err error) []*watched {
 		fresh = append(fresh, x)
 	}
 	for a := range z.servers {
-		if !slices.ContainsFunc(servers, func(s Server) bool { return s.Addr == a }) {
+		if !d.Partial && !slices.ContainsFunc(servers, func(s Server) bool { return s.Addr == a }) {
 			delete(z.servers, a)
 		}
 	}
@@ -602,7 +603,7 @@ func (z *zone) rrset(ctx context.Context, t Transport, s Server, k rota.Key) (An
 func (z *zone) said(s *watched, t Transport, sight Sight, sets map[rota.Key]*Answer) bool {
 	right, news := z.take(s, t, sight, sets)
 	for _, v := range news {
-		z.w.seen(v)
+		z.w.o.Visible(v)
 	}
 	return right
 }
@@ -720,6 +721,9 @@ func (z *zone) proven(now time.Time) []Visible {
 	must := z.must()
 	for _, f := range z.waiting {
 		var unseen []string
+		if z.delegation.Partial {
+			unseen = append(unseen, notFound)
+		}
 		some, all := false, true
 		var last time.Time
 		for _, s := range must {
@@ -742,6 +746,7 @@ func (z *zone) proven(now time.Time) []Visible {
 		}
 		f.visible, f.unseen = last, unseen
 		f.took = max(0, f.At.Sub(f.Decided)) + max(0, last.Sub(f.told))
+		z.took.observe(f.took)
 		out = append(out, Visible{z.id.publisher, z.id.zone, f.Expect.Key, f.Event, f.took, unseen})
 	}
 	if len(out) > 0 {
@@ -767,12 +772,12 @@ func (z *zone) represent(now time.Time) {
 
 // cached returns until when honest caches may hold any of what left, and whether that is proven: every server that must was seen
 // without it.
-func (f *follow) cached(must []*watched) (end time.Time, proven bool) {
+func (z *zone) cached(f *follow, must []*watched) (end time.Time, proven bool) {
 	proven = true
 	for _, l := range f.leaving {
-		at, ok := f.gone(l, must)
-		proven = proven && len(ok) == 0
-		if t := at.Add(time.Duration(l.ttl) * time.Second); !at.IsZero() && t.After(end) {
+		at, open := z.gone(f, l, must)
+		proven = proven && len(open) == 0
+		if t := at.Add(time.Duration(l.ttl) * time.Second); t.After(end) {
 			end = t
 		}
 	}
@@ -780,30 +785,30 @@ func (f *follow) cached(must []*watched) (end time.Time, proven bool) {
 }
 
 // gone returns when the last server was first seen without the data, and the servers of which that cannot be said.
-func (f *follow) gone(l *leaving, must []*watched) (at time.Time, unseen []string) {
+func (z *zone) gone(f *follow, l *leaving, must []*watched) (at time.Time, unseen []string) {
 	for _, s := range must {
-		some := false
+		some, open := false, false
 		for t, x := range s.sight {
 			p := path{s.Addr, t}
 			when, ok := l.absent[p]
-			if !ok && !f.cut[p] && !x.empty() {
-				some = false
-				break
-			}
 			some = some || ok
+			open = open || !ok && !f.cut[p] && !x.empty()
 			if when.After(at) {
 				at = when
 			}
 		}
-		if !some {
+		if !some || open {
 			unseen = append(unseen, s.String())
 		}
 	}
-	if len(must) == 0 {
-		unseen = append(unseen, "no server was found yet")
+	if len(must) == 0 || z.delegation.Partial {
+		unseen = append(unseen, notFound)
 	}
 	return at, unseen
 }
+
+// notFound stands for servers that the zone has and nobody told of.
+const notFound = "servers that were not found"
 
 // newer compares serials (RFC 1982 §3.2).
 func newer(a, b uint32) bool { return a != b && a-b < 1<<31 }
