@@ -166,6 +166,26 @@ func (s *NameServer) SetZone(z Zone) {
 	s.Restart()
 }
 
+// SetKeys replaces the keys that may update, as an operator does who rolls them: the server is ended and started with the same zones.
+func (s *NameServer) SetKeys(keys ...Key) {
+	s.t.Helper()
+	s.run.kill()
+	old := s.c.Keys
+	s.c.Keys = keys
+	switch s.Kind {
+	case BIND:
+		s.configureBIND()
+	case Knot:
+		s.configureKnot()
+	case PowerDNS:
+		for _, k := range old {
+			s.pdnsutil("delete-tsig-key", k.Name)
+		}
+		s.pdnsKeys()
+	}
+	s.Restart()
+}
+
 // Dump returns every record of a zone as text, sorted, by a zone transfer. The SOA comes once.
 func (s *NameServer) Dump(zone string) []string {
 	s.t.Helper()
@@ -344,30 +364,40 @@ disable-axfr=no
 loglevel=4
 version-string=anonymous
 `, s.path("db"), s.host, s.port, s.dir)
-	util := func(args ...string) {
-		s.t.Helper()
-		cmd := exec.Command(lookPath(s.t, "pdnsutil", "pdns-server"), append([]string{"--config-dir=" + s.dir}, args...)...)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			s.t.Fatalf("pdnsutil %v: %v\n%s", args, err, out)
-		}
-	}
-	for _, k := range s.c.Keys {
-		util("import-tsig-key", k.Name, k.Algorithm, k.Secret)
-	}
-	util("import-tsig-key", "nobody", "hmac-sha256", "bm9ib2R5IGhhcyB0aGlzIGtleQ==") // without a key to ask for, updates are open
+	s.pdnsutil("import-tsig-key", "nobody", "hmac-sha256", "bm9ib2R5IGhhcyB0aGlzIGtleQ==") // without a key to ask for, updates are open
 	for _, z := range s.c.Zones {
 		name := strings.TrimSuffix(z.Name, ".")
-		util("load-zone", name, s.path(z.file()))
+		s.pdnsutil("load-zone", name, s.path(z.file()))
 		if z.Closed {
-			util("set-meta", name, "TSIG-ALLOW-DNSUPDATE", "nobody")
+			s.pdnsutil("set-meta", name, "TSIG-ALLOW-DNSUPDATE", "nobody")
+		}
+	}
+	s.pdnsKeys()
+}
+
+// pdnsKeys lets the keys update the zones of PowerDNS that are not closed.
+func (s *NameServer) pdnsKeys() {
+	s.t.Helper()
+	var names []string
+	for _, k := range s.c.Keys {
+		s.pdnsutil("import-tsig-key", k.Name, k.Algorithm, k.Secret)
+		names = append(names, k.Name)
+	}
+	for _, z := range s.c.Zones {
+		if z.Closed {
 			continue
 		}
-		var names []string
-		for _, k := range s.c.Keys {
-			names = append(names, k.Name)
-		}
-		util(append([]string{"set-meta", name, "TSIG-ALLOW-DNSUPDATE"}, names...)...)
-		util("set-meta", name, "SOA-EDIT-DNSUPDATE", "INCREASE")
+		name := strings.TrimSuffix(z.Name, ".")
+		s.pdnsutil(append([]string{"set-meta", name, "TSIG-ALLOW-DNSUPDATE"}, names...)...)
+		s.pdnsutil("set-meta", name, "SOA-EDIT-DNSUPDATE", "INCREASE")
+	}
+}
+
+func (s *NameServer) pdnsutil(args ...string) {
+	s.t.Helper()
+	cmd := exec.Command(lookPath(s.t, "pdnsutil", "pdns-server"), append([]string{"--config-dir=" + s.dir}, args...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("pdnsutil %v: %v\n%s", args, err, out)
 	}
 }
 

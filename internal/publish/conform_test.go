@@ -111,6 +111,13 @@ func TestConformance(t *testing.T) {
 		{"answers from the road", badAnswers},
 		{"wildcard", wildcard},
 		{"many messages", manyMessages},
+		{"U8 spoilt updates", spoiltUpdates},
+		{"U10 restored backup", restoredBackup},
+		{"U11 emptied zone", emptiedZone},
+		{"U12 two targets", twoTargets},
+		{"U17 rolled keys", rolledKeys},
+		{"U20 killed after a write", killedAfterWrite},
+		{"U22 flood", flood},
 	}
 	for _, kind := range peers.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {

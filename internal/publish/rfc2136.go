@@ -121,6 +121,7 @@ type RFC2136Options struct {
 	Servers []string      // host, host:port or [address]:port; the first one is asked while it answers
 	Zones   []rota.Name   // that the servers are known to hold; names outside are looked up by SOA
 	Key     *Key          // nil: messages are not signed
+	OldKey  *Key          // used while a server does not know Key yet, for a roll-over without a gap; nil: none
 	Timeout time.Duration // of one exchange with one server; 0: 3 seconds
 	// Stream sends everything over TCP. Otherwise what fits a datagram goes by UDP, and answers that do not fit are asked for by TCP.
 	Stream bool
@@ -133,7 +134,7 @@ type RFC2136 struct {
 	o       RFC2136Options
 	writes  []*road
 	reads   []*road
-	current atomic.Int64 // server that answered last
+	current atomic.Int64 // road that brought an answer last
 	since   atomic.Int64 // unix nanoseconds of when current left the first one
 }
 
@@ -146,8 +147,18 @@ func NewRFC2136(o RFC2136Options) (*RFC2136, error) {
 	if len(o.Servers) == 0 {
 		return nil, errors.New("rfc2136: no server is configured")
 	}
-	if o.Key != nil {
-		if err := o.Key.validate(); err != nil {
+	keys := []*Key{o.Key}
+	if o.OldKey != nil {
+		if o.Key == nil {
+			return nil, errors.New("rfc2136: an old key without a new one: messages are never sent unsigned because a key is not known")
+		}
+		keys = append(keys, o.OldKey)
+	}
+	for _, k := range keys {
+		if k == nil {
+			continue
+		}
+		if err := k.validate(); err != nil {
 			return nil, fmt.Errorf("rfc2136: %w", err)
 		}
 	}
@@ -157,12 +168,14 @@ func NewRFC2136(o RFC2136Options) (*RFC2136, error) {
 		if err != nil {
 			return nil, fmt.Errorf("rfc2136: %w", err)
 		}
-		b.writes = append(b.writes, &road{server: addr, key: o.Key, timeout: o.Timeout, stream: o.Stream})
-		read := &road{server: addr, key: o.Key, timeout: o.Timeout, stream: o.Stream}
-		if o.PlainReads {
-			read.key = nil
+		for _, k := range keys {
+			b.writes = append(b.writes, &road{server: addr, key: k, timeout: o.Timeout, stream: o.Stream})
+			read := &road{server: addr, key: k, timeout: o.Timeout, stream: o.Stream}
+			if o.PlainReads {
+				read.key = nil
+			}
+			b.reads = append(b.reads, read)
 		}
-		b.reads = append(b.reads, read)
 	}
 	return b, nil
 }
@@ -184,7 +197,8 @@ func serverAddress(s string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// ask exchanges a message with the current server, and with the next ones while there is trouble on the way to it.
+// ask exchanges a message with the current server, and with the next ones while there is trouble on the way to it. While a key is
+// rolled, a server that does not know the one is asked with the other.
 func (b *RFC2136) ask(ctx context.Context, roads []*road, m *dns.Msg) (*dns.Msg, *road, error) {
 	first := int(b.current.Load())
 	if first != 0 && time.Since(time.Unix(0, b.since.Load())) > serverRest {
@@ -203,11 +217,23 @@ func (b *RFC2136) ask(ctx context.Context, roads []*road, m *dns.Msg) (*dns.Msg,
 		if r := ReasonOf(err); last == nil || r.InDoubt {
 			last = err
 		}
-		if !ReasonOf(err).Transient || ctx.Err() != nil {
+		if ctx.Err() != nil || !ReasonOf(err).Transient && !b.otherKey(err) {
 			break
 		}
 	}
 	return nil, nil, last
+}
+
+// otherKey reports whether an error may be because the server does not know the key, and there is another one.
+func (b *RFC2136) otherKey(err error) bool {
+	if b.o.OldKey == nil {
+		return false
+	}
+	switch ReasonOf(err).Code {
+	case CodeBadKey, CodeBadSig, CodeNotAuth, CodeRefused: // PowerDNS refuses whatever is wrong with a key
+		return true
+	}
+	return false
 }
 
 // Capabilities says that the server itself decides on every message, whole.
