@@ -15,6 +15,8 @@ type Spec struct {
 	Vantages []Vantage `json:"vantages"`
 	Quorum   Quorum    `json:"quorum"`
 
+	Registers []RegisterTemplate `json:"registers,omitempty"` // what hosts that announce themselves may claim
+
 	// Static is a fingerprint of what the name server answers beside the services. When it changes, so does the zones' serial.
 	Static string `json:"static,omitempty"`
 }
