@@ -206,6 +206,12 @@ type planInput struct {
 	Zone      string `query:"zone" maxLength:"300" doc:"Only this zone."`
 }
 
+type recordsInput struct {
+	Publisher string `query:"publisher" maxLength:"128" doc:"Only this one; the DNS of others is not asked."`
+	Zone      string `query:"zone" maxLength:"300" doc:"Only this zone."`
+	State     string `query:"state" enum:"in-step,pending,held,drift" doc:"Only records of this state."`
+}
+
 // Forced is a name whose held changes may be written, because a person said so.
 type Forced struct {
 	Name   rota.Name `json:"name"`
@@ -371,17 +377,20 @@ func recordsOf(plans []Plan, past []Record) ([]RecordView, []Unread) {
 	return items, unread
 }
 
-func (s *Server) records(ctx context.Context, in *planInput) (*RecordList, error) {
-	v, all, err := s.plans(ctx, in)
+func (s *Server) records(ctx context.Context, in *recordsInput) (*RecordList, error) {
+	v, all, err := s.plans(ctx, &planInput{in.Publisher, in.Zone})
 	if err != nil {
 		return nil, err
 	}
 	out := &RecordList{Index: v.Index(), At: v.At()}
 	out.Items, out.Unread = recordsOf(all, s.o.Records(0, 0))
+	if in.State != "" {
+		out.Items = slices.DeleteFunc(out.Items, func(r RecordView) bool { return r.State != in.State })
+	}
 	return out, nil
 }
 
-func (s *Server) drift(ctx context.Context, in *planInput) (*RecordList, error) {
+func (s *Server) drift(ctx context.Context, in *recordsInput) (*RecordList, error) {
 	out, err := s.records(ctx, in)
 	if err != nil {
 		return nil, err

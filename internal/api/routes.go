@@ -623,7 +623,7 @@ func (s *Server) appendProblem(err error) error {
 	case errors.Is(err, ErrNoLeader):
 		return again(problem(http.StatusServiceUnavailable, "no leader: %v; nothing was changed, try again", err))
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return problem(http.StatusServiceUnavailable, "no leader confirmed this in time; it may still be done: look with `rota get overrides` before trying again")
+		return problem(http.StatusServiceUnavailable, "no leader confirmed this in time; it may still be done: look with `rota events` before trying again")
 	}
 	return problem(http.StatusUnprocessableEntity, "%v", err)
 }
