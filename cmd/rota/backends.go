@@ -32,6 +32,21 @@ func backendOf(p config.Publisher) (publish.Backend, error) {
 			Servers: updatesTo(p.NSUpdate.Servers, p.NSUpdate.Keys, p.NSUpdate.PlainReads, p.Zones),
 		})
 	}
+	b, err := providerOf(p)
+	if err == nil && len(p.Zones) > 0 {
+		b = keeping{b, p.Zones}
+	}
+	return b, err
+}
+
+// providerOf makes the way to those that find their zones by a list.
+func providerOf(p config.Publisher) (publish.Backend, error) {
+	switch {
+	case p.PowerDNS != nil:
+		return publish.NewPowerDNS(publish.PowerDNSOptions{URL: p.PowerDNS.URL, Key: p.PowerDNS.Token.Reveal(), Server: p.PowerDNS.ServerID})
+	case p.DeSEC != nil:
+		return publish.NewDeSEC(publish.DeSECOptions{URL: p.DeSEC.URL, Token: p.DeSEC.Token.Reveal(), MinTTL: p.MinTTL})
+	}
 	return nil, fmt.Errorf("type %s is not supported yet", p.Type)
 }
 
