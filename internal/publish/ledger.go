@@ -39,6 +39,32 @@ type entry struct {
 	Locked string // why rota must not touch the name; empty: it may
 }
 
+// newEntry makes an entry of what an API says: names and data as text. What rota cannot read is locked, so that it is neither lost nor
+// touched. Its key has type 0 when the type is none of the DNS's own.
+func newEntry(name rota.Name, kind string, ttl uint32, text string) entry {
+	t, ok := dns.StringToType[strings.ToUpper(kind)]
+	if !ok {
+		if n, err := rota.ParseType(kind); err == nil {
+			t, ok = uint16(n), true
+		}
+	}
+	e := entry{Key: rota.Key{Name: name, Type: rota.Type(t)}, TTL: ttl}
+	if !ok {
+		e.Locked = fmt.Sprintf("is of the type %s, which is the provider's own", rota.CleanReason("%s", kind))
+		e.Data = text
+		return e
+	}
+	data, err := canonical(e.Key.Type, text)
+	if err != nil {
+		e.Locked, data = fmt.Sprintf("cannot be read: %v", err), text
+	}
+	e.Data = data
+	return e
+}
+
+// mnemonic is how APIs call a type.
+func mnemonic(t rota.Type) string { return dns.Type(t).String() }
+
 // ledger makes a Backend of a driver: it finds zones, compares before every write, does not believe a list that lags behind what was
 // written or that has lost everything at once, and keeps CNAMEs from standing beside other data.
 type ledger struct {
@@ -79,6 +105,9 @@ func newLedger(d driver, settle time.Duration) *ledger {
 
 // Capabilities are the driver's.
 func (l *ledger) Capabilities() Capabilities { return l.capabilities() }
+
+// Zones lists the zones of the account, as the provider says it now.
+func (l *ledger) Zones(ctx context.Context) ([]rota.Name, error) { return l.zones(ctx) }
 
 // Zone returns the longest zone of the account that holds the name.
 func (l *ledger) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
@@ -237,8 +266,12 @@ func reading(zone rota.Name, keys []rota.Key, entries []entry) Reading {
 			continue
 		}
 		if e.Locked != "" {
+			what := fmt.Sprintf("its %s record", e.Key.Type)
+			if e.Key.Type == 0 {
+				what = "another record there"
+			}
 			out.Blocked[n] = &Reason{
-				Code: CodeOther, Zone: zone, Name: n, Text: fmt.Sprintf("its %s record %s", e.Key.Type, e.Locked),
+				Code: CodeOther, Zone: zone, Name: n, Text: what + " " + e.Locked,
 				Advice: "remove that record there, or take the service out of rota",
 			}
 		}
@@ -283,10 +316,19 @@ func inTheWayOf(n rota.Name, e entry) *Reason {
 func (l *ledger) Write(ctx context.Context, b Batch) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, writeWithin)
 	defer cancel()
-	b.Changes = b.Changes[:fitting(b.Changes, l.capabilities().Batch)]
-	n := len(b.Changes)
+	n := fitting(b.Changes, l.capabilities().Batch, func(rota.Change) int { return 1 })
+	if p, ok := l.driver.(packer); ok {
+		n = p.pack(b.Changes)
+	}
+	b.Changes = b.Changes[:n]
 	keys := []rota.Key{b.Fence.Key()}
 	for _, c := range b.Changes {
+		if t := c.Key().Type; !l.capabilities().Takes(t) {
+			return n, &Reason{
+				Code: CodeUnsupported, Zone: b.Zone, Name: c.Key().Name, Text: fmt.Sprintf("records of the type %s cannot be written there", mnemonic(t)),
+				Advice: "publish the service to a DNS that takes them",
+			}
+		}
 		keys = append(keys, c.Key())
 	}
 	entries, err := l.list(ctx, b.Zone, withAncestors(b.Zone, keys))
@@ -308,14 +350,25 @@ func (l *ledger) Write(ctx context.Context, b Batch) (int, error) {
 	return n, err
 }
 
-// fitting returns how many leading changes make at most limit, those of one name never parted; all when limit is 0.
-func fitting(changes []rota.Change, limit int) int {
-	if limit <= 0 || len(changes) <= limit {
+// packer is a driver whose transactions are bounded by other things than the number of changes.
+type packer interface {
+	driver
+	// pack returns how many leading changes make one transaction; those of one name are never parted, and the first name always counts.
+	pack(changes []rota.Change) int
+}
+
+// fitting returns how many leading changes have a size of at most limit in all, those of one name never parted; all when limit is 0.
+// The first name fits whatever its size.
+func fitting(changes []rota.Change, limit int, size func(rota.Change) int) int {
+	if limit <= 0 {
 		return len(changes)
 	}
-	n := 0
+	n, used := 0, 0
 	for names := range byName(changes) {
-		if n > 0 && n+len(names) > limit {
+		for _, c := range names {
+			used += size(c)
+		}
+		if n > 0 && used > limit {
 			break
 		}
 		n += len(names)
@@ -474,9 +527,9 @@ func canonical(t rota.Type, text string) (string, error) {
 			text = quoteTXT(text)
 		}
 	}
-	rr, err := dns.NewRR(". 0 IN " + t.String() + " " + text)
+	rr, err := dns.NewRR(". 0 IN " + mnemonic(t) + " " + text)
 	if err != nil || rr == nil {
-		return "", fmt.Errorf("%q is not the data of a %s record", rota.CleanReason("%s", text), t)
+		return "", fmt.Errorf("%q is not the data of a %s record", rota.CleanReason("%s", text), mnemonic(t))
 	}
 	return rdata(rr)
 }
