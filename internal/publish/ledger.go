@@ -408,9 +408,10 @@ func stands(b Batch, entries []entry) error {
 	return nil
 }
 
-// editor is a driver whose API changes one record at a time.
+// editor changes one record at a time.
 type editor interface {
-	driver
+	// list is driver's.
+	list(ctx context.Context, zone rota.Name, names []rota.Name) ([]entry, error)
 	// create adds a record; that it is there already is a success.
 	create(ctx context.Context, zone rota.Name, e entry) error
 	// retime gives a record another TTL.

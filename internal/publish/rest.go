@@ -32,10 +32,11 @@ type restOptions struct {
 	burst   int                 // requests at once under rate; 0: one
 	timeout time.Duration       // of one request in all; 0: 15 seconds
 	explain func(*restAnswer) *Reason
-	client  http.RoundTripper // nil: plain HTTP(S) without a proxy
+	believe func(*http.Request, *restAnswer) *Reason // looks at every answer before anything else does; nil: all are believed
+	client  http.RoundTripper                        // nil: plain HTTP(S) without a proxy
 }
 
-// restAnswer is an answer that is no success, for explain.
+// restAnswer is an answer, for explain and believe.
 type restAnswer struct {
 	status int
 	header http.Header
@@ -150,6 +151,14 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 		return r.unreachable(err, changes)
 	case len(body) > maxAnswer:
 		return r.malformed(changes, "the answer is longer than %d MiB", maxAnswer>>20)
+	}
+	if r.o.believe != nil {
+		if why := r.o.believe(req, &restAnswer{answer.StatusCode, answer.Header, body}); why != nil {
+			why.Server, why.InDoubt = r.server, changes
+			return why
+		}
+	}
+	switch {
 	case answer.StatusCode >= 300 && answer.StatusCode < 400:
 		return r.malformed(changes, "the API redirects elsewhere (HTTP %d)", answer.StatusCode)
 	case answer.StatusCode < 200 || answer.StatusCode >= 300:
