@@ -462,6 +462,51 @@ func (s *steps) drop(c rota.Change) error {
 	return nil
 }
 
+// inZone returns the name that a provider writes as text: relative to the zone, empty or @ at its apex, or whole with a trailing dot.
+func inZone(zone rota.Name, text string) (rota.Name, error) {
+	switch {
+	case text == "" || text == "@":
+		return zone, nil
+	case strings.HasSuffix(text, "."):
+		return rota.ParseName(text)
+	case zone == ".":
+		return rota.ParseName(text + ".")
+	}
+	return rota.ParseName(text + "." + zone.String())
+}
+
+// relative returns a name without its zone, empty at the apex.
+func relative(zone, n rota.Name) string {
+	return strings.TrimSuffix(strings.TrimSuffix(n.String(), strings.TrimPrefix(zone.String(), ".")), ".")
+}
+
+// alienType stands for the types that only one provider knows, such as ALIAS. It is of the range for private use (RFC 6895 §3.1).
+const alienType rota.Type = 65534
+
+// listed makes an entry of a record that a provider lists. What is of a type that the DNS does not know, or no data of its type, locks
+// its name; it is no reason to know nothing of the others. The data of types that rota never writes is left as it is.
+func listed(name rota.Name, typ string, ttl uint32, text string) entry {
+	n, known := dns.StringToType[strings.ToUpper(typ)]
+	e := entry{Key: rota.Key{Name: name, Type: rota.Type(n)}, TTL: ttl, Data: text}
+	if !known {
+		e.Key.Type = alienType
+		e.Locked = rota.CleanReason("is of the provider's own kind, %s", typ)
+		return e
+	}
+	switch e.Key.Type {
+	case rota.TypeA, rota.TypeAAAA, rota.TypeCNAME, rota.TypeTXT, rota.TypePTR, rota.TypeNS, rota.TypeMX, rota.TypeSRV, rota.Type(dns.TypeDNAME):
+	default:
+		return e
+	}
+	data, err := canonical(e.Key.Type, text)
+	if err != nil {
+		e.Locked = rota.CleanReason("cannot be read: %v", err)
+		return e
+	}
+	e.Data = data
+	return e
+}
+
 // canonical turns a provider's text of a record's data into the form of rota.RRset. Names in it are relative to nothing: without a
 // trailing dot they are taken as whole.
 func canonical(t rota.Type, text string) (string, error) {
