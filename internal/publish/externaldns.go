@@ -158,14 +158,9 @@ func (x *externalDNS) commit(ctx context.Context, b Batch, held []entry) error {
 	if err := x.rest.do(ctx, http.MethodPost, "/records", fence, nil); err != nil {
 		return err
 	}
-	doubt := func(err error) error {
-		r := *ReasonOf(err)
-		r.InDoubt = true
-		return &r
-	}
 	now, err := x.list(ctx, b.Zone, []rota.Name{b.Fence.Key().Name})
 	if err != nil {
-		return doubt(err)
+		return inDoubt(err)
 	}
 	var stands []string
 	for _, e := range now {
@@ -187,7 +182,7 @@ func (x *externalDNS) commit(ctx context.Context, b Batch, held []entry) error {
 		return nil
 	}
 	if err := x.rest.do(ctx, http.MethodPost, "/records", rest, nil); err != nil {
-		return doubt(err)
+		return inDoubt(err)
 	}
 	return nil
 }
@@ -199,8 +194,12 @@ func (x *externalDNS) changes(ctx context.Context, changes []rota.Change, held [
 	at := map[rota.Key]int{} // of a key in wanted
 	for _, c := range changes {
 		if len(c.New.Data) > 0 {
+			e, err := x.endpoint(c, externalDNSOld(c.Key(), held))
+			if err != nil {
+				return out, err
+			}
 			at[c.Key()] = len(wanted)
-			wanted = append(wanted, x.endpoint(c, externalDNSOld(c.Key(), held)))
+			wanted = append(wanted, e)
 		}
 	}
 	adjusted, err := x.adjust(ctx, wanted)
@@ -235,12 +234,10 @@ func externalDNSOld(k rota.Key, held []entry) []json.RawMessage {
 }
 
 // endpoint is what a change makes of an RRset: labels and properties that others gave it stay.
-func (x *externalDNS) endpoint(c rota.Change, old []json.RawMessage) externalDNSEndpoint {
-	var e externalDNSEndpoint
+func (x *externalDNS) endpoint(c rota.Change, old []json.RawMessage) (e externalDNSEndpoint, _ error) {
 	if len(old) > 0 {
-		// It was read from the same text before.
 		if err := json.Unmarshal(old[0], &e); err != nil {
-			e = externalDNSEndpoint{}
+			return e, x.rest.malformed(false, "a record cannot be read: %v", err)
 		}
 	}
 	e.Name, e.Type, e.TTL, e.Targets = c.Key().Name.Short(), c.Key().Type.String(), int64(c.New.TTL), nil
@@ -250,7 +247,7 @@ func (x *externalDNS) endpoint(c rota.Change, old []json.RawMessage) externalDNS
 		}
 		e.Targets = append(e.Targets, data)
 	}
-	return e
+	return e, nil
 }
 
 // adjust asks the provider what it would make of endpoints, and returns that in the same order. It may set a TTL and properties of its

@@ -378,6 +378,9 @@ func stepwise(ctx context.Context, d editor, b Batch, held []entry) error {
 		return err
 	}
 	for changes := range byName(b.Changes) {
+		if err := s.lookAgain(b.Fence); err != nil {
+			return err
+		}
 		first, then := s.add, s.drop
 		if slices.ContainsFunc(changes, func(c rota.Change) bool { return c.Key().Type == rota.TypeCNAME }) {
 			first, then = s.drop, s.add
@@ -385,9 +388,9 @@ func stepwise(ctx context.Context, d editor, b Batch, held []entry) error {
 		for _, step := range []func(rota.Change) error{first, then} {
 			for _, c := range changes {
 				if err := step(c); err != nil {
-					r := *ReasonOf(err)
-					r.InDoubt, r.Name = true, c.Key().Name
-					return &r
+					r := inDoubt(err)
+					r.Name = c.Key().Name
+					return r
 				}
 			}
 		}
@@ -397,11 +400,15 @@ func stepwise(ctx context.Context, d editor, b Batch, held []entry) error {
 
 // steps is one batch on its way.
 type steps struct {
-	ctx  context.Context
-	d    editor
-	zone rota.Name
-	held map[rota.Key][]entry
+	ctx    context.Context
+	d      editor
+	zone   rota.Name
+	held   map[rota.Key][]entry
+	looked time.Time // when no fence but ours was there
 }
+
+// lookEvery bounds how long a writer goes on that was deposed between two of its steps.
+const lookEvery = 5 * time.Second
 
 // fence puts the new fence beside the old one and looks: whoever finds a third one there takes its own back and gives way, so that of
 // two writers at most one goes on. Only then does the old one go.
@@ -409,32 +416,60 @@ func (s *steps) fence(c rota.Change) error {
 	if err := s.add(c); err != nil {
 		return err
 	}
-	doubt := func(err error) error {
-		r := *ReasonOf(err)
-		r.InDoubt = true
-		return &r
-	}
-	now, err := s.d.list(s.ctx, s.zone, []rota.Name{c.Key().Name})
+	third, mine, err := s.look(c)
 	if err != nil {
-		return doubt(err)
+		return inDoubt(err)
 	}
+	if !third {
+		if err := s.drop(c); err != nil {
+			return inDoubt(err)
+		}
+		return nil
+	}
+	for _, e := range mine {
+		if err := s.d.remove(s.ctx, s.zone, e); err != nil {
+			return inDoubt(err)
+		}
+	}
+	return ErrMoved
+}
+
+// look reports whether there is a fence that is neither the one that c replaces nor the one it makes, and returns those it makes.
+func (s *steps) look(c rota.Change) (third bool, mine []entry, _ error) {
+	now, err := s.d.list(s.ctx, s.zone, []rota.Name{c.Key().Name})
 	for _, e := range now {
-		if e.Key != c.Key() || slices.Contains(c.Old.Data, e.Data) || slices.Contains(c.New.Data, e.Data) {
-			continue
+		switch {
+		case e.Key != c.Key():
+		case slices.Contains(c.New.Data, e.Data):
+			mine = append(mine, e)
+		case !slices.Contains(c.Old.Data, e.Data):
+			third = true
 		}
-		for _, mine := range now {
-			if mine.Key == c.Key() && slices.Contains(c.New.Data, mine.Data) {
-				if err := s.d.remove(s.ctx, s.zone, mine); err != nil {
-					return doubt(err)
-				}
-			}
-		}
-		return ErrMoved
 	}
-	if err := s.drop(c); err != nil {
-		return doubt(err)
+	s.looked = time.Now()
+	return third, mine, err
+}
+
+// lookAgain makes sure now and then that nobody has taken the zone since the fence was ours.
+func (s *steps) lookAgain(c rota.Change) error {
+	if time.Since(s.looked) < lookEvery {
+		return nil
+	}
+	third, _, err := s.look(c)
+	if err == nil && third {
+		err = &Reason{Code: CodeMoving, Transient: true, Zone: s.zone, Text: "another writer took the zone while records were written"}
+	}
+	if err != nil {
+		return inDoubt(err)
 	}
 	return nil
+}
+
+// inDoubt returns the reason of an error that came after something was written.
+func inDoubt(err error) *Reason {
+	r := *ReasonOf(err)
+	r.InDoubt = true
+	return &r
 }
 
 func (s *steps) add(c rota.Change) error {
