@@ -20,7 +20,7 @@ type bookRow struct {
 	note string
 }
 
-func (r bookRow) line() string { return fmt.Sprintf("%s %d %s %s", r.name, r.ttl, r.typ, r.data) }
+func (r bookRow) line() string { return fmt.Sprintf("%s %d IN %s %s", r.name, r.ttl, r.typ, r.data) }
 
 // books are what a provider keeps of one zone. Providers' fakes turn them into the form of their API and back.
 type books struct {
@@ -49,12 +49,12 @@ func newBooks(t testing.TB, zone string, lines ...string) *books {
 
 func parseRow(t testing.TB, line string) bookRow {
 	t.Helper()
-	f := strings.SplitN(line, " ", 4)
+	f := strings.SplitN(line, " ", 5)
 	ttl, err := strconv.Atoi(f[1])
-	if len(f) != 4 || err != nil {
+	if len(f) != 5 || f[2] != "IN" || err != nil {
 		t.Fatalf("no record: %q", line)
 	}
-	return bookRow{name: f[0], ttl: ttl, typ: f[2], data: f[3]}
+	return bookRow{name: f[0], ttl: ttl, typ: f[3], data: f[4]}
 }
 
 func (b *books) put(r bookRow) int {
@@ -182,5 +182,6 @@ func quoted(text string) string {
 }
 
 func bare(data string) string {
-	return strings.NewReplacer(`\\`, `\`, `\"`, `"`, `"`, ``).Replace(data)
+	data = strings.TrimSuffix(strings.TrimPrefix(data, `"`), `"`)
+	return strings.NewReplacer(`\\`, `\`, `\"`, `"`).Replace(data)
 }

@@ -302,15 +302,15 @@ func TestAutoDNSApex(t *testing.T) {
 		left string // in main
 	}{
 		{"several beside the main address", "192.0.2.1", nil, rr("example.test.", rota.TypeA, 300, "192.0.2.1", "192.0.2.2"),
-			[]string{"example.test. 300 A 192.0.2.1", "example.test. 300 A 192.0.2.2"}, "192.0.2.1"},
-		{"the main address goes and its heir is new", "192.0.2.1", []string{"example.test. 300 A 192.0.2.2"},
+			[]string{"example.test. 300 IN A 192.0.2.1", "example.test. 300 IN A 192.0.2.2"}, "192.0.2.1"},
+		{"the main address goes and its heir is new", "192.0.2.1", []string{"example.test. 300 IN A 192.0.2.2"},
 			rr("example.test.", rota.TypeA, 300, "192.0.2.2", "192.0.2.3"),
-			[]string{"example.test. 300 A 192.0.2.2", "example.test. 300 A 192.0.2.3"}, "192.0.2.3"},
-		{"the main address goes and others stay", "192.0.2.1", []string{"example.test. 300 A 192.0.2.2"},
-			rr("example.test.", rota.TypeA, 300, "192.0.2.2"), []string{"example.test. 300 A 192.0.2.2"}, ""},
+			[]string{"example.test. 300 IN A 192.0.2.2", "example.test. 300 IN A 192.0.2.3"}, "192.0.2.3"},
+		{"the main address goes and others stay", "192.0.2.1", []string{"example.test. 300 IN A 192.0.2.2"},
+			rr("example.test.", rota.TypeA, 300, "192.0.2.2"), []string{"example.test. 300 IN A 192.0.2.2"}, ""},
 		{"the TTL of the main address", "192.0.2.1", nil, rr("example.test.", rota.TypeA, 60, "192.0.2.1"),
-			[]string{"example.test. 60 A 192.0.2.1"}, "192.0.2.1"},
-		{"no main address", "", nil, rr("example.test.", rota.TypeA, 60, "192.0.2.1"), []string{"example.test. 60 A 192.0.2.1"}, ""},
+			[]string{"example.test. 60 IN A 192.0.2.1"}, "192.0.2.1"},
+		{"no main address", "", nil, rr("example.test.", rota.TypeA, 60, "192.0.2.1"), []string{"example.test. 60 IN A 192.0.2.1"}, ""},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -360,7 +360,7 @@ func TestAutoDNSWWWInclude(t *testing.T) {
 
 // An update that does not fit the zone any more is refused by AutoDNS as a whole, and that is no failure.
 func TestAutoDNSMoved(t *testing.T) {
-	f := newFakeAutoDNS(t, "www.example.test. 60 A 192.0.2.1")
+	f := newFakeAutoDNS(t, "www.example.test. 60 IN A 192.0.2.1")
 	b := f.backend(t)
 	late := f.hold()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -382,7 +382,7 @@ func TestAutoDNSMoved(t *testing.T) {
 	if code := late.arrive(); code < 400 {
 		t.Errorf("the late request was answered with %d", code)
 	}
-	if got := linesOf(f.records(""), "www.example.test."); !slices.Equal(got, []string{"www.example.test. 60 A 192.0.2.2"}) {
+	if got := linesOf(f.records(""), "www.example.test."); !slices.Equal(got, []string{"www.example.test. 60 IN A 192.0.2.2"}) {
 		t.Errorf("the late request left %v", got)
 	}
 }

@@ -222,7 +222,7 @@ func (f *fakeDigitalOcean) touch(w http.ResponseWriter, id int, do func(i int)) 
 func TestDigitalOceanPages(t *testing.T) {
 	var lines []string
 	for i := range 450 {
-		lines = append(lines, fmt.Sprintf("h%d.example.test. 60 A 192.0.2.1", i))
+		lines = append(lines, fmt.Sprintf("h%d.example.test. 60 IN A 192.0.2.1", i))
 	}
 	key := []rota.Key{{Name: "h449.example.test.", Type: rota.TypeA}}
 	cases := []struct {

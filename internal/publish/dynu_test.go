@@ -282,7 +282,7 @@ func TestDynuApex(t *testing.T) {
 	if err := apiWrite(t, b, rr("example.test.", rota.TypeA, 60, "192.0.2.2"), rr("example.test.", rota.TypeAAAA, 60, "2001:db8::1")); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"example.test. 60 A 192.0.2.2", "example.test. 60 AAAA 2001:db8::1"}
+	want := []string{"example.test. 60 IN A 192.0.2.2", "example.test. 60 IN AAAA 2001:db8::1"}
 	if diff := cmp.Diff(want, linesOf(f.records(""), "example.test.")); diff != "" {
 		t.Error(diff)
 	}
@@ -304,7 +304,7 @@ func TestDynuApex(t *testing.T) {
 
 // 501 has many meanings; reading tells them apart.
 func TestDynu501(t *testing.T) {
-	f := newFakeDynu(t, "www.example.test. 60 A 192.0.2.1")
+	f := newFakeDynu(t, "www.example.test. 60 IN A 192.0.2.1")
 	f.put(bookRow{name: "off.example.test.", ttl: 60, typ: "A", data: "192.0.2.5", off: true})
 	b := f.backend(t)
 	d := b.(*ledger).driver.(*dynu)
@@ -342,7 +342,7 @@ func TestDynuKeepsGroups(t *testing.T) {
 	if err := apiWrite(t, f.backend(t), rr("www.example.test.", rota.TypeA, 120, "192.0.2.1")); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"www.example.test. 120 A 192.0.2.1"}, linesOf(f.records(""), "www.example.test.")); diff != "" {
+	if diff := cmp.Diff([]string{"www.example.test. 120 IN A 192.0.2.1"}, linesOf(f.records(""), "www.example.test.")); diff != "" {
 		t.Error(diff)
 	}
 }

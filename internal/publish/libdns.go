@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -79,7 +81,7 @@ func (l *libDNS) reason(err error, changes bool) error {
 		Code: CodeServfail, Transient: true, InDoubt: changes, Server: l.o.Name, Text: rota.CleanReason("%s", text),
 		Advice: "see what the provider says; check its credentials and its zone",
 	}
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || timeout(err) {
+	if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		r.Code, r.Advice = CodeUnreachable, "check that the provider can be reached from here"
 	}
 	return r
@@ -180,17 +182,23 @@ func (l *libDNS) own(zone rota.Name, e entry) (libdns.Record, error) {
 	return rr.Parse()
 }
 
+// create appends a record. Some providers refuse one that is there already, which is seen by reading.
 func (l *libDNS) create(ctx context.Context, zone rota.Name, e entry) error {
 	own, err := l.own(zone, e)
 	if err != nil {
 		return &Reason{Code: CodeUnsupported, Name: e.Key.Name, Text: rota.CleanReason("%v", err)}
 	}
-	ctx, cancel := context.WithTimeout(ctx, libDNSTimeout)
+	limited, cancel := context.WithTimeout(ctx, libDNSTimeout)
 	defer cancel()
-	if _, err := l.p.AppendRecords(ctx, zone.String(), []libdns.Record{own}); err != nil {
-		return l.reason(err, true)
+	_, err = l.p.AppendRecords(limited, zone.String(), []libdns.Record{own})
+	if err == nil {
+		return nil
 	}
-	return nil
+	there, rerr := l.all(ctx, zone)
+	if rerr == nil && slices.ContainsFunc(there, func(r libDNSRecord) bool { return r.Key == e.Key && r.Data == e.Data }) {
+		return nil
+	}
+	return l.reason(err, true)
 }
 
 // retime sets the whole RRset as it is now with the new TTL, which is the only way that libdns has.
