@@ -16,9 +16,7 @@ import (
 )
 
 // later are types of publishers that no backend is for yet.
-var later = []string{
-	"kubernetes-service", "autodns", "dynu", "digitalocean", "cloudflare", "route53", "webhook", "exec", "external-dns-webhook", "zonefile", "mock", "mockjson",
-}
+var later = []string{"kubernetes-service", "cloudflare", "route53"}
 
 // publisherTypes are the types that the format has, from its schema.
 func publisherTypes(t *testing.T) []string {
@@ -87,6 +85,9 @@ func TestBackendsPage(t *testing.T) {
 				t.Errorf("%s: the configuration warns below a TTL of %d, and the backend publishes at least %d", p.Type, p.MinTTL, c.MinTTL)
 			}
 			row := fmt.Sprintf("| `%s` | %s |", p.Type, promises(c))
+			if p.Exec != nil && p.Exec.Mode == config.ExecSimple {
+				row = fmt.Sprintf("| `%s`, `mode: simple` | %s |", p.Type, promises(c))
+			}
 			if seen[p.Type] == "" {
 				seen[p.Type] = row
 			}
@@ -127,7 +128,7 @@ func TestPrograms(t *testing.T) {
 
 func TestPromises(t *testing.T) {
 	got := promises(publish.Capabilities{Fence: publish.FenceCompare, Batch: 1, MinTTL: 60, Types: []rota.Type{rota.TypeA, rota.TypeTXT}})
-	want := "rota compares before it writes, and puts right what a stale writer did; additions happen before removals; 1 change at once; no TTL below 60s; only A, TXT"
+	want := "rota compares before it writes, and puts right what a stale writer did; additions happen before removals; at most 1 change in a write; no TTL below 60s; only A, TXT"
 	if got != want {
 		t.Errorf("%s", got)
 	}
