@@ -121,12 +121,14 @@ type Cloudflare struct {
 // taken on by them.
 type Route53 struct {
 	URL       string // empty: that of the region
-	Region    string // default "us-east-1"
+	Region    string // empty: the environment's, else "us-east-1"
 	Role      string // ARN; empty: none
 	Profile   string
 	AccessKey Secret
 	SecretKey Secret
-	Wait      bool // a change is done when all servers have it
+	ZoneID    string // of the only hosted zone that is written; empty: found by name
+	Private   bool   // of zones that exist both public and private, the private one is meant
+	Wait      bool   // a change is done when all servers have it
 }
 
 // DeSEC is deSEC's API.

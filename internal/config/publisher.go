@@ -271,8 +271,9 @@ func (r *publisherReader) cloudflare() {
 func (r *publisherReader) route53() {
 	r.zones()
 	a := &Route53{
-		URL: r.url(""), Role: textOr(r.n.get("role"), ""), Region: textOr(r.n.get("region"), "us-east-1"), Profile: textOr(r.n.get("profile"), ""),
+		URL: r.url(""), Role: textOr(r.n.get("role"), ""), Region: textOr(r.n.get("region"), ""), Profile: textOr(r.n.get("profile"), ""),
 		AccessKey: r.account("access_key"), SecretKey: r.secret("secret_key"), Wait: textOr(r.n.get("wait"), "insync") == "insync",
+		ZoneID: textOr(r.n.get("zone_id"), ""), Private: r.bool("private"),
 	}
 	if r.n.has("access_key") != r.n.has("secret_key") {
 		r.fail(r.e.at, "", "access_key and secret_key belong together")

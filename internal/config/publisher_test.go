@@ -42,7 +42,7 @@ func TestPublishersHaveDefaults(t *testing.T) {
 		"type: dynu, token: {file: t}":         {Dynu: &Dynu{URL: "https://api.dynu.com/v2", Token: token}, MinTTL: 30},
 		"type: digitalocean, token: {file: t}": {DigitalOcean: &DigitalOcean{URL: "https://api.digitalocean.com/v2", Token: token}, MinTTL: 30},
 		"type: cloudflare, token: {file: t}":   {Cloudflare: &Cloudflare{URL: "https://api.cloudflare.com/client/v4", Token: token, Proxied: ProxiedKeep}, MinTTL: 60},
-		"type: route53":                        {Route53: &Route53{Region: "us-east-1", Wait: true}, MaxRecords: 400},
+		"type: route53":                        {Route53: &Route53{Wait: true}, MaxRecords: 400},
 		"type: desec, token: {file: t}":        {DeSEC: &DeSEC{URL: "https://desec.io/api/v1", Token: token}, MinGap: 5 * time.Second, MinTTL: 3600},
 		"type: webhook, url: \"https://a.b/c\", secret: {file: base}": {Webhook: &Webhook{
 			URL: "https://a.b/c", Secret: Secret{secret64, "file:/etc/rota/base"}, Timeout: 10 * time.Second,
@@ -155,6 +155,8 @@ func TestBadPublishers(t *testing.T) {
 		"type: cloudflare, token: [a]":                                             "token is a list: want",
 		"type: route53, role: admin":                                               `"admin" is no role`,
 		"type: route53, region: Frankfurt":                                         `"Frankfurt" is no region`,
+		"type: route53, zone_id: example.org":                                      `"example.org" is no id of a hosted zone`,
+		"type: route53, private: maybe":                                            `private "maybe": want true or false`,
 		"type: route53, wait: forever":                                             "want insync or none",
 		"type: route53, access_key: a":                                             "belong together",
 		"type: route53, access_key: a, secret_key: {file: t}, profile: x":          "both profile and access_key",
