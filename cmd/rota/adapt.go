@@ -127,7 +127,7 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 			continue
 		}
 		out = append(out, publish.New(publish.Options{
-			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.seen.held, MinGap: p.MinGap, Audit: p.ReadEvery,
+			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.held, MinGap: p.MinGap, Audit: p.ReadEvery,
 			Owner: func() string { return n.owner(cfg) }, Formerly: func() []string { return n.formerly(cfg) },
 			Record: func(ctx context.Context, done rota.Published) error {
 				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})

@@ -206,6 +206,7 @@ func (a *app) explainCommand() *cobra.Command {
 			return err
 		}
 		told := false
+		var last *api.Explained
 		for _, t := range types {
 			q := url.Values{"name": {args[0]}, "type": {t}}
 			if client != "" {
@@ -222,9 +223,11 @@ func (a *app) explainCommand() *cobra.Command {
 			if err := json.Unmarshal(b, &x); err != nil {
 				return err
 			}
-			if typ == "" && len(x.Endpoints) == 0 && (told || t == "A" && len(types) > 1) {
+			again := last != nil && last.Service == x.Service && last.Type == x.Type // a pointer, which has one type
+			if typ == "" && (again || len(x.Endpoints)+len(x.Answer) == 0 && (told || t == "A" && len(types) > 1)) {
 				continue
 			}
+			last = &x
 			if only.IsValid() && !slices.ContainsFunc(x.Endpoints, func(e rota.EndpointExplanation) bool { return e.Address == only }) {
 				return fmt.Errorf("%s has no endpoint %s; `rota get endpoints %s` lists them", args[0], only, args[0])
 			}
