@@ -22,9 +22,9 @@ import (
 
 // asking is the flags of the verbs that ask something of publishers.
 type asking struct {
-	reason, publisher, output string
-	dryRun, yes               bool
-	wait                      time.Duration
+	reason, publisher string
+	dryRun, yes       bool
+	wait              time.Duration
 }
 
 func (q *asking) flags(c *cobra.Command, dry string) {

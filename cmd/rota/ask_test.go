@@ -27,7 +27,9 @@ import (
 // r53 should keep.
 func withPublishers(o *api.Options, f *fold, dir string) {
 	www, one := rota.MustParseName("www.example.org"), rota.MustParseName("one.example.org")
-	a := func(n rota.Name, data ...string) rota.RRset { return rota.RRset{Name: n, Type: rota.TypeA, TTL: 30, Data: data} }
+	a := func(n rota.Name, data ...string) rota.RRset {
+		return rota.RRset{Name: n, Type: rota.TypeA, TTL: 30, Data: data}
+	}
 	verbs := func(publisher string, zone rota.Name) map[rota.Verb]rota.Instructed {
 		out := map[rota.Verb]rota.Instructed{}
 		for _, x := range f.State().Instructions(publisher, zone) {
