@@ -362,9 +362,6 @@ func (n *node) trouble(s cluster.Status) []string {
 	if text := n.waits.Load(); text != nil {
 		out = append(out, *text)
 	}
-	if f := n.frozen.Load(); f != nil {
-		out = append(out, "FROZEN: this node publishes nothing, and its name server's answers stand, "+f.String()+"; `rota thaw` on it ends that")
-	}
 	if err := n.current.Load().failed; err != nil {
 		out = append(out, "the newest configuration file is not in force, and with it this node would not start: "+rota.CleanReason("%v", err))
 	}

@@ -433,7 +433,7 @@ func (a *app) recordsCommand(drift bool) *cobra.Command {
 	c := &cobra.Command{
 		Use: "records [ZONE]", Short: "Show the records that rota keeps, as they stand in the DNS", Args: cobra.MaximumNArgs(1),
 		Long: "Ask the DNS for the records that rota keeps there. in-step: as wanted; pending: about to be written; HELD: a safety limit keeps it;\n" +
-			"drift: rota wrote what is wanted, and somebody changed it since.",
+			"DRIFT: rota wrote what is wanted, and somebody changed it since.",
 	}
 	path := "/api/v1/records"
 	if drift {
@@ -495,14 +495,11 @@ func (a *app) recordsCommand(drift bool) *cobra.Command {
 func recordTable(items []api.RecordView, now time.Time) *table {
 	t := &table{head: []string{"PUBLISHER", "ZONE", "NAME", "TYPE", "STATE", "TTL", "DATA", "WRITTEN", "WANTED", "WHY"}, wide: 8}
 	for _, r := range items {
-		state, want := r.State, ""
-		if state == "drift" {
-			state = "DRIFT"
-		}
-		if state != "in-step" {
+		want := ""
+		if r.State != "in-step" {
 			want = cmp.Or(few(r.Want, " "), "nothing")
 		}
-		t.add(r.Publisher, r.Zone.Short(), relative(r.Name, r.Zone), r.Type.String(), loud(state), fmt.Sprint(r.TTL),
+		t.add(r.Publisher, r.Zone.Short(), relative(r.Name, r.Zone), r.Type.String(), loud(r.State), fmt.Sprint(r.TTL),
 			cmp.Or(few(r.Data, " "), "nothing"), age(r.Written, now), want, r.Why)
 	}
 	return t
