@@ -33,9 +33,12 @@ type record struct {
 // leavings says when records left the DNS. One that came back is among them until it is seen there.
 type leavings map[record]time.Time
 
-// note takes in a change made at a time. CNAMEs do not count: they come in place of addresses and make room for them.
+// counts reports whether records of a type are counted: CNAMEs come in place of addresses and make room for them, texts are no answers.
+func counts(t rota.Type) bool { return t != rota.TypeCNAME && t != rota.TypeTXT }
+
+// note takes in a change made at a time.
 func (l leavings) note(c rota.Change, at time.Time) {
-	if c.Key().Type == rota.TypeCNAME {
+	if !counts(c.Key().Type) {
 		return
 	}
 	for _, d := range c.Removed() {
@@ -95,7 +98,7 @@ func (d desire) limit(p ZonePlan, have Reading, left leavings, now time.Time) Zo
 		return p
 	}
 	for _, w := range d.wants {
-		if w.Set.Type != rota.TypeCNAME {
+		if counts(w.Set.Type) {
 			l.total += len(spoken(w, l.have[w.Set.Key()]))
 		}
 	}
@@ -311,7 +314,7 @@ func (l *limiter) unit(changes []rota.Change, p *ZonePlan) {
 	for _, c := range changes {
 		keep, why := []string(nil), ""
 		switch {
-		case c.Key().Type == rota.TypeCNAME: // it comes in place of addresses or makes room for them
+		case !counts(c.Key().Type):
 		case released || takeover:
 			l.spent += l.counted(c)
 		default:

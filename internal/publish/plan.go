@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -18,7 +19,7 @@ type Plan struct {
 // ZonePlan is what a publisher would write to one zone now.
 type ZonePlan struct {
 	Zone      rota.Name     `json:"zone,omitempty"`
-	Changes   []rota.Change `json:"changes"`   // sorted by name and type
+	Changes   []rota.Change `json:"changes"`   // sorted by name and type; a registry's records around what they speak of
 	Held      []HeldChange  `json:"held"`      // what safety limits keep from being written, sorted likewise
 	Unchanged []rota.RRset  `json:"unchanged"` // that are as they should be
 	Reasons   []*Reason     `json:"reasons"`   // why the zone, or single names in it, cannot be made true
@@ -26,13 +27,44 @@ type ZonePlan struct {
 
 // desire is what one zone should become, and the state that says so.
 type desire struct {
-	state  *rota.State
-	wants  []rota.Want // sorted by service, fitted to caps
-	caps   Capabilities
-	orders orders
+	state    *rota.State
+	wants    []rota.Want // sorted by service, fitted to caps
+	caps     Capabilities
+	orders   orders
+	registry registry
 }
 
-// keys lists what must be read before a plan.
+// decide is the plan that may be written now. It is pure.
+func (d desire) decide(zone rota.Name, have Reading, left leavings, now time.Time) ZonePlan {
+	return d.register(d.limit(d.plan(zone, have), have, left, now), have)
+}
+
+// drift counts the RRsets that are not as they should be.
+func (p ZonePlan) drift() int {
+	keys := make(map[rota.Key]bool, len(p.Changes)+len(p.Held))
+	for _, c := range p.Changes {
+		keys[c.Key()] = true
+	}
+	for _, h := range p.Held {
+		keys[h.Change.Key()] = true
+	}
+	return len(keys)
+}
+
+// reads lists what must be read before a plan, but for the fence.
+func (d desire) reads() []rota.Key {
+	out := d.keys()
+	if d.registry.on {
+		for _, k := range out[:len(out):len(out)] {
+			if key, err := d.registry.key(k); err == nil {
+				out = append(out, key)
+			}
+		}
+	}
+	return out
+}
+
+// keys lists what is kept true.
 func (d desire) keys() []rota.Key {
 	out := make([]rota.Key, 0, len(d.wants))
 	for _, w := range d.wants {
@@ -65,6 +97,10 @@ func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
 		if r := d.untaken(wants); r != nil {
 			p.Reasons = append(p.Reasons, r)
 			continue
+		}
+		wants, r := d.unowned(wants, index)
+		if r != nil {
+			p.Reasons = append(p.Reasons, r)
 		}
 		var sets, held []rota.RRset
 		for _, w := range wants {

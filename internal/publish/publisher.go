@@ -51,6 +51,8 @@ type Options struct {
 	Hold func(rota.Name) bool
 	// Frozen, when set, says why nothing may be written at this moment; empty: it may. It is asked before every write.
 	Frozen func() string
+	// Registry, when set, keeps a record of ownership for each RRset.
+	Registry *Registry
 	// DryRun is to write nothing, ever: the publisher reads, and shows what it would write.
 	DryRun bool
 	Log    *slog.Logger
@@ -184,8 +186,14 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 		d.wants = append(d.wants, w)
 		out[zone] = d
 	}
+	for _, x := range st.Instructed() {
+		if _, ok := out[x.Zone]; !ok && x.Verb == rota.VerbRelease && x.Publisher == p.o.Name {
+			out[x.Zone] = desire{state: st, caps: caps}
+		}
+	}
 	for zone, d := range out {
 		d.orders = ordersOf(st.Instructions(p.o.Name, zone), time.Now())
+		d.registry = p.o.registry(zone)
 		out[zone] = d
 	}
 	maps.DeleteFunc(p.lost, func(n rota.Name, _ *Reason) bool { return !slices.Contains(lost, n) })
@@ -333,15 +341,32 @@ func (p *Publisher) Plan(ctx context.Context) (Plan, error) {
 }
 
 func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) ZonePlan {
-	have, err := p.o.Backend.Read(ctx, name, append(d.keys(), FenceKey(name)))
-	if err != nil {
-		return ZonePlan{Zone: name, Changes: []rota.Change{}, Held: []HeldChange{}, Unchanged: []rota.RRset{}, Reasons: []*Reason{ReasonOf(err)}}
+	nothing := func(r *Reason) ZonePlan {
+		return ZonePlan{Zone: name, Changes: []rota.Change{}, Held: []HeldChange{}, Unchanged: []rota.RRset{}, Reasons: []*Reason{r}}
 	}
-	plan := d.limit(d.plan(name, have), have, p.leavings(name), time.Now())
-	if _, r := heldBy(name, p.o.Owner(), p.o.formerly(), have.Sets); r != nil {
+	if d.orders.release != nil {
+		return nothing(releasedBy(name, d.orders.release))
+	}
+	have, err := p.o.Backend.Read(ctx, name, append(d.reads(), FenceKey(name)))
+	if err != nil {
+		return nothing(ReasonOf(err))
+	}
+	plan := d.decide(name, have, p.leavings(name), time.Now())
+	if _, r := d.holder(name, &p.o, have.Sets); r != nil {
 		plan.Reasons = append(plan.Reasons, r)
 	}
 	return plan
+}
+
+// registry is the registry as the zone uses it.
+func (o *Options) registry(zone rota.Name) registry {
+	if o.Registry == nil {
+		return registry{}
+	}
+	return registry{
+		on: true, prefix: cmp.Or(o.Registry.Prefix, DefaultPrefix), zone: zone, owner: o.Owner(), formerly: o.formerly(),
+		ttl: max(fenceTTL, o.Backend.Capabilities().MinTTL),
+	}
 }
 
 // leavings is what left a zone lately: as the zone's loop knows it, or as it is on record.
@@ -370,6 +395,15 @@ func (o *Options) formerly() []string {
 	return o.Formerly()
 }
 
+// holder is heldBy, but for a zone that a person told this installation to take over.
+func (d desire) holder(zone rota.Name, o *Options, sets []rota.RRset) (Fence, *Reason) {
+	f, r := heldBy(zone, o.Owner(), o.formerly(), sets)
+	if r != nil && d.orders.takes(f, o.Owner()) {
+		return f, nil
+	}
+	return f, r
+}
+
 // heldBy reads the fence among the sets; the zero fence when there is none. The reason says that somebody else owns the zone.
 func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) (Fence, *Reason) {
 	set := find(sets, FenceKey(zone))
@@ -381,6 +415,11 @@ func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) 
 	case err != nil:
 		return Fence{}, &Reason{
 			Code: CodeConflict, Zone: zone, Text: err.Error(), Advice: "nothing is written; remove that record if nobody needs it",
+		}
+	case f.Owner != owner && !slices.Contains(formerly, f.Owner) && f.Offer == owner:
+		return f, &Reason{
+			Code: CodeConflict, Zone: zone, Text: fmt.Sprintf("rota %q offers the zone to this installation", rota.CleanReason("%s", f.Owner)),
+			Advice: "rota import takes it over",
 		}
 	case f.Owner != owner && !slices.Contains(formerly, f.Owner):
 		return f, &Reason{
