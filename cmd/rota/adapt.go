@@ -323,7 +323,7 @@ func (n *node) plan(ctx context.Context, publisher string) ([]api.Plan, error) {
 	var out []api.Plan
 	for _, plan := range plans {
 		for _, z := range plan.Zones {
-			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged, Held: heldOf(z.Held)}
+			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged, Held: heldOf(z.Held), Owner: z.Owner, Offer: z.Offer}
 			var failing []string
 			for _, r := range z.Reasons {
 				view.Reasons = append(view.Reasons, api.PlanReason{Code: string(r.Code), Name: r.Name, Text: r.Error(), Transient: r.Transient})

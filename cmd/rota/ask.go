@@ -100,7 +100,7 @@ func stopped(plans []api.Plan, all []api.PublisherStatus) bool {
 		still := false
 		for _, s := range all {
 			for _, z := range s.Zones {
-				if s.Publisher == p.Publisher && z.Zone == p.Zone && (z.State == "frozen" || z.State == "dry-run" || z.State == "released") {
+				if s.Publisher == p.Publisher && z.Zone == p.Zone && (z.State == "frozen" || z.State == "dry-run") {
 					p.Reasons = append(p.Reasons, api.PlanReason{Code: z.State, Text: z.Error})
 					still = true
 				}
@@ -123,10 +123,10 @@ func heldNames(p api.Plan) []string {
 
 // outcome says how plans stand after they were to be written.
 func (a *app) outcome(plans []api.Plan) error {
-	var open, held []string
+	var open, held, fine []string
 	for _, p := range plans {
 		where := strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " ")
-		person := slices.IndexFunc(p.Reasons, func(r api.PlanReason) bool { return r.Code == "frozen" || r.Code == "dry-run" || r.Code == "released" })
+		person := slices.IndexFunc(p.Reasons, func(r api.PlanReason) bool { return r.Code == "frozen" || r.Code == "dry-run" })
 		switch {
 		case person >= 0 && len(p.Changes) > 0:
 			held = append(held, where+": "+p.Reasons[person].Text)
@@ -134,12 +134,17 @@ func (a *app) outcome(plans []api.Plan) error {
 			open = append(open, where+": "+p.Error)
 		case len(p.Changes) > 0:
 			open = append(open, fmt.Sprintf("%s: %s not written yet", where, count(len(p.Changes), "change")))
+		case codes(p, "released"):
+			fine = append(fine, where+": released, so that nothing is written")
 		case len(p.Held) > 0:
 			held = append(held, fmt.Sprintf("%s: %s held: %s", where, count(len(p.Held), "change"), p.Held[0].Why))
 		default:
-			if _, err := fmt.Fprintln(a.out, printable(where+": in step")); err != nil {
-				return err
-			}
+			fine = append(fine, where+": in step")
+		}
+	}
+	for _, line := range fine {
+		if _, err := fmt.Fprintln(a.out, printable(line)); err != nil {
+			return err
 		}
 	}
 	switch {
@@ -338,7 +343,7 @@ func (a *app) importCommand() *cobra.Command {
 			_, err := fmt.Fprintln(a.out, "Nothing is to be taken over.")
 			return err
 		}
-		if codes(p, "conflict") && from == "" {
+		if codes(p, "conflict") && from == "" && p.Offer == "" {
 			return &coded{exitHeld, errors.New("somebody else owns the zone: name the owner that it is taken from with --from")}
 		}
 		in := api.InstructionRequest{Verb: string(rota.VerbImport), Publisher: p.Publisher, Zone: p.Zone.Short(), From: from, Reason: q.reason}
@@ -368,7 +373,10 @@ func (a *app) showWhole(p api.Plan) error {
 		return err
 	}
 	var b strings.Builder
-	if p.Owner != "" {
+	switch {
+	case p.Offer != "":
+		fmt.Fprintf(&b, "The zone is owned by %q, who offers it to %q.\n", p.Owner, p.Offer)
+	case p.Owner != "":
 		fmt.Fprintf(&b, "The zone is owned by %q.\n", p.Owner)
 	}
 	for _, r := range p.Reasons {

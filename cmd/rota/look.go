@@ -434,7 +434,9 @@ func planCode(plans []api.Plan, detailed bool) error {
 			return &coded{exitFailed, fmt.Errorf("%s %s: %s", p.Publisher, p.Zone.Short(), p.Error)}
 		}
 		changes += len(p.Changes)
-		held += len(p.Held)
+		if !codes(p, "released") { // nobody waits for it
+			held += len(p.Held)
+		}
 	}
 	switch {
 	case held > 0:
