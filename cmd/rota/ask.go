@@ -34,18 +34,27 @@ func (q *asking) flags(c *cobra.Command, dry string) {
 // patience is how long the verbs wait until the DNS says what is wanted, unless told otherwise.
 const patience = time.Minute
 
-// place reads PUBLISHER or PUBLISHER/ZONE.
-func place(args []string) url.Values {
+// place reads PUBLISHER or PUBLISHER/ZONE. The name of a publisher that was written as an address has slashes of its own.
+func (c *client) place(ctx context.Context, args []string) (url.Values, error) {
 	q := url.Values{}
 	if len(args) == 0 {
-		return q
+		return q, nil
 	}
-	publisher, zone, _ := strings.Cut(args[0], "/")
+	var l api.List[api.PublisherStatus]
+	if err := c.get(ctx, "/api/v1/publishers", nil, &l); err != nil {
+		return nil, err
+	}
+	publisher, zone := args[0], ""
+	if !slices.ContainsFunc(l.Items, func(p api.PublisherStatus) bool { return p.Publisher == publisher }) {
+		if i := strings.LastIndexByte(args[0], '/'); i >= 0 {
+			publisher, zone = args[0][:i], args[0][i+1:]
+		}
+	}
 	q.Set("publisher", publisher)
 	if zone != "" {
 		q.Set("zone", zone)
 	}
-	return q
+	return q, nil
 }
 
 func (c *client) plans(ctx context.Context, q url.Values) ([]api.Plan, error) {
@@ -183,7 +192,10 @@ func (a *app) applyCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		where := place(args)
+		where, err := cl.place(cmd.Context(), args)
+		if err != nil {
+			return err
+		}
 		plans, err := cl.plans(cmd.Context(), where)
 		if err != nil {
 			return err
@@ -278,7 +290,7 @@ func (a *app) refreshCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(a.out, "asked, event %d: `rota get changes` shows when it is done\n", done.Event)
+		_, err = fmt.Fprintf(a.out, "asked, event %d: %s is written again\n", done.Event, d.Service.Service)
 		return err
 	}
 	return c
@@ -380,7 +392,9 @@ func (a *app) showWhole(p api.Plan) error {
 		fmt.Fprintf(&b, "The zone is owned by %q.\n", p.Owner)
 	}
 	for _, r := range p.Reasons {
-		fmt.Fprintf(&b, "%s: %s\n", r.Code, r.Text)
+		if r.Code != "released" { // the plan says that
+			fmt.Fprintf(&b, "%s: %s\n", r.Code, r.Text)
+		}
 	}
 	_, err := fmt.Fprint(a.out, printable(b.String()))
 	return err

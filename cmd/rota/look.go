@@ -406,7 +406,11 @@ func (a *app) planCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		b, err := cl.raw(cmd.Context(), "/api/v1/plan", place(args))
+		where, err := cl.place(cmd.Context(), args)
+		if err != nil {
+			return err
+		}
+		b, err := cl.raw(cmd.Context(), "/api/v1/plan", where)
 		if err != nil {
 			return err
 		}
@@ -508,6 +512,13 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 	for _, p := range plans {
 		if p.Limits != "" {
 			text += " " + p.Publisher + " " + p.Zone.Short() + ": " + p.Limits + "."
+		}
+	}
+	for _, p := range plans {
+		for _, r := range p.Reasons {
+			if r.Code == "frozen" || r.Code == "dry-run" || r.Code == "released" {
+				text += "\n" + strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " ") + ": " + strings.ToUpper(r.Code) + ", so that nothing is written: " + r.Text
+			}
 		}
 	}
 	_, err := fmt.Fprintln(w, printable(text))
