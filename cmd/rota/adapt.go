@@ -323,7 +323,7 @@ func (n *node) plan(ctx context.Context, publisher string) ([]api.Plan, error) {
 	var out []api.Plan
 	for _, plan := range plans {
 		for _, z := range plan.Zones {
-			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged, Held: heldOf(z.Held)}
+			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged, Held: heldOf(z.Held), Owner: z.Owner, Offer: z.Offer}
 			var failing []string
 			for _, r := range z.Reasons {
 				view.Reasons = append(view.Reasons, api.PlanReason{Code: string(r.Code), Name: r.Name, Text: r.Error(), Transient: r.Transient})
@@ -361,9 +361,6 @@ func (n *node) trouble(s cluster.Status) []string {
 	}
 	if text := n.waits.Load(); text != nil {
 		out = append(out, *text)
-	}
-	if f := n.frozen.Load(); f != nil {
-		out = append(out, "FROZEN: this node publishes nothing, and its name server's answers stand, "+f.String()+"; `rota thaw` on it ends that")
 	}
 	if err := n.current.Load().failed; err != nil {
 		out = append(out, "the newest configuration file is not in force, and with it this node would not start: "+rota.CleanReason("%v", err))

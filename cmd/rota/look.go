@@ -409,7 +409,11 @@ func (a *app) planCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		b, err := cl.raw(cmd.Context(), "/api/v1/plan", place(args))
+		where, err := cl.place(cmd.Context(), args)
+		if err != nil {
+			return err
+		}
+		b, err := cl.raw(cmd.Context(), "/api/v1/plan", where)
 		if err != nil {
 			return err
 		}
@@ -437,7 +441,9 @@ func planCode(plans []api.Plan, detailed bool) error {
 			return &coded{exitFailed, fmt.Errorf("%s %s: %s", p.Publisher, p.Zone.Short(), p.Error)}
 		}
 		changes += len(p.Changes)
-		held += len(p.Held)
+		if !codes(p, "released") { // nobody waits for it
+			held += len(p.Held)
+		}
 	}
 	switch {
 	case held > 0:
@@ -509,6 +515,13 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 	for _, p := range plans {
 		if p.Limits != "" {
 			text += " " + p.Publisher + " " + p.Zone.Short() + ": " + p.Limits + "."
+		}
+	}
+	for _, p := range plans {
+		for _, r := range p.Reasons {
+			if r.Code == "frozen" || r.Code == "dry-run" || r.Code == "released" {
+				text += "\n" + strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " ") + ": " + strings.ToUpper(r.Code) + ", so that nothing is written: " + r.Text
+			}
 		}
 	}
 	_, err := fmt.Fprintln(w, printable(text))
