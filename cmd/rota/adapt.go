@@ -127,7 +127,8 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 			continue
 		}
 		out = append(out, publish.New(publish.Options{
-			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.held, MinGap: p.MinGap, Audit: p.ReadEvery,
+			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.held,
+			DryRun: p.DryRun, MinGap: p.MinGap, Audit: p.ReadEvery, Registry: registryOf(cfg.Ownership),
 			Owner: func() string { return n.owner(cfg) }, Formerly: func() []string { return n.formerly(cfg) },
 			Record: func(ctx context.Context, done rota.Published) error {
 				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
@@ -138,6 +139,14 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 		}))
 	}
 	return out, errors.Join(errs...)
+}
+
+// registryOf is the registry of ownership that a configuration asks for; nil: none.
+func registryOf(o config.Ownership) *publish.Registry {
+	if o.Registry != config.RegistryTXT {
+		return nil
+	}
+	return &publish.Registry{Prefix: o.Prefix}
 }
 
 // appliedWithin bounds how long an event that the leader ordered is waited for here: the state then shows what was asked for.
