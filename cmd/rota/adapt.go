@@ -88,7 +88,7 @@ func (n *node) owner(cfg *config.Config) string {
 }
 
 func (n *node) ownerBefore(cfg *config.Config) string {
-	return cmp.Or(cfg.Owner, n.raft.Status().Cluster)
+	return cmp.Or(cfg.Ownership.Owner, n.raft.Status().Cluster)
 }
 
 func ownerAfter(owner string, recoveries uint64) string {
@@ -106,7 +106,7 @@ func (n *node) formerly(cfg *config.Config) []string {
 	for i := range st.Recoveries() {
 		names = append(names, ownerAfter(n.ownerBefore(cfg), i))
 	}
-	if cfg.Owner == "" {
+	if cfg.Ownership.Owner == "" {
 		for _, x := range st.Nodes() {
 			names = append(names, x.Name)
 		}
@@ -125,7 +125,7 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 			continue
 		}
 		out = append(out, publish.New(publish.Options{
-			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.seen.held,
+			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.seen.held, MinGap: p.MinGap, Audit: p.ReadEvery,
 			Owner: func() string { return n.owner(cfg) }, Formerly: func() []string { return n.formerly(cfg) },
 			Record: func(ctx context.Context, done rota.Published) error {
 				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
@@ -136,22 +136,6 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 		}))
 	}
 	return out, errors.Join(errs...)
-}
-
-func backendOf(p config.Publisher) (publish.Backend, error) {
-	switch {
-	case p.RFC2136 != nil:
-		o := publish.RFC2136Options{Servers: p.RFC2136.Servers, Stream: p.RFC2136.Transport == config.TransportTCP}
-		if z := p.RFC2136.Zone; z != "" {
-			o.Zones = []rota.Name{z}
-		}
-		if k := p.RFC2136.Key; k != nil {
-			// The configuration has refused weak algorithms that nobody asked for.
-			o.Key = &publish.Key{Name: k.Name.String(), Algorithm: k.Algorithm, Secret: k.Secret.Reveal(), Weak: true}
-		}
-		return publish.NewRFC2136(o)
-	}
-	return nil, fmt.Errorf("no such type: %s", p.Type)
 }
 
 // appliedWithin bounds how long an event that the leader ordered is waited for here: the state then shows what was asked for.

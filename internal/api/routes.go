@@ -404,7 +404,7 @@ func (s *Server) listChanges(_ context.Context, in *limitInput) (*List[ChangeVie
 
 func (s *Server) listOverrides(context.Context, *noInput) (*List[rota.Override], error) {
 	v := s.view()
-	out := slices.DeleteFunc(v.Overrides(), func(o rota.Override) bool { return !o.At(v.now) })
+	out := slices.DeleteFunc(v.Overrides(), func(o rota.Override) bool { return !v.Holds(&o, v.now) })
 	return list(v, out), nil
 }
 

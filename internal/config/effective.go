@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	neturl "net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,9 +42,9 @@ func (c *Config) Effective() []byte {
 			doc.set("publish", publishers)
 		}
 	}
-	ownership := mapOf("registry", "none")
-	if c.Owner != "" {
-		ownership.set("owner", c.Owner)
+	ownership := mapOf("registry", string(c.Ownership.Registry), "prefix", c.Ownership.Prefix)
+	if c.Ownership.Owner != "" {
+		ownership.set("owner", c.Ownership.Owner)
 	}
 	doc.set("ownership", ownership)
 	services := mapOf()
@@ -271,32 +272,141 @@ func (c *Config) publishNodes() (keys, publishers *mapping) {
 	for _, name := range slices.Sorted(maps.Keys(c.Keys)) {
 		write(name, c.Keys[name])
 	}
-	for i, p := range c.Publishers {
-		m := mapOf("type", p.Type, "servers", p.RFC2136.Servers)
-		if k := p.RFC2136.Key; k != nil {
+	named := func(publisher int, ks []Key) []string {
+		var out []string
+		for _, k := range ks {
 			name := ""
 			for _, known := range slices.Sorted(maps.Keys(c.Keys)) {
-				if c.Keys[known] == *k {
+				if c.Keys[known] == k {
 					name = known
 					break
 				}
 			}
 			if name == "" {
-				name = fmt.Sprintf("key-%d", i+1)
-				write(name, *k)
+				name = fmt.Sprintf("key-%d", publisher+1) // only a URL names a key in place, and just one
+				write(name, k)
 			}
-			m.set("key", name)
+			out = append(out, name)
 		}
-		zone := "auto"
-		if p.RFC2136.Zone != "" {
-			zone = p.RFC2136.Zone.Short()
-		}
-		m.set("transport", string(p.RFC2136.Transport))
-		m.set("zone", zone)
-		m.set("max_records", p.RFC2136.MaxRecords)
-		publishers.set(p.Name, m)
+		return out
+	}
+	for i, p := range c.Publishers {
+		publishers.set(p.Name, publisherNode(p, func(ks []Key) []string { return named(i, ks) }))
 	}
 	return keys, publishers
+}
+
+// publisherNode writes a publisher; named gives the names of keys.
+func publisherNode(p Publisher, named func([]Key) []string) *mapping {
+	m := mapOf("type", p.Type)
+	set := func(kv ...any) {
+		for i := 0; i < len(kv); i += 2 {
+			switch v := kv[i+1].(type) {
+			case string:
+				if v == "" {
+					continue
+				}
+			case []string:
+				if len(v) == 0 {
+					continue
+				}
+			case Secret:
+				if v == (Secret{}) {
+					continue
+				}
+			}
+			m.set(kv[i].(string), kv[i+1])
+		}
+	}
+	address := func(url string) {
+		set("url", url)
+		if u, err := neturl.Parse(url); err == nil && u.Scheme == "http" && !onLoopback(u.Hostname()) {
+			m.set("insecure", true)
+		}
+	}
+	signed := func(ks []Key, plain bool) {
+		switch names := named(ks); len(names) {
+		case 0:
+		case 1:
+			m.set("key", names[0])
+		default:
+			m.set("keys", names)
+		}
+		m.set("plain_reads", plain)
+	}
+	zones := true
+	switch {
+	case p.RFC2136 != nil:
+		m.set("servers", p.RFC2136.Servers)
+		signed(p.RFC2136.Keys, p.RFC2136.PlainReads)
+		set("transport", string(p.RFC2136.Transport), "zone_transfer", map[bool]string{true: "off", false: "auto"}[p.RFC2136.NoTransfer])
+	case p.NSUpdate != nil:
+		set("command", p.NSUpdate.Command, "servers", p.NSUpdate.Servers)
+		signed(p.NSUpdate.Keys, p.NSUpdate.PlainReads)
+		m.set("timeout", p.NSUpdate.Timeout)
+	case p.PowerDNS != nil:
+		address(p.PowerDNS.URL)
+		set("token", p.PowerDNS.Token, "server_id", p.PowerDNS.ServerID)
+	case p.AutoDNS != nil:
+		address(p.AutoDNS.URL)
+		set("user", p.AutoDNS.User, "password", p.AutoDNS.Password, "context", p.AutoDNS.Context)
+	case p.Dynu != nil:
+		address(p.Dynu.URL)
+		set("token", p.Dynu.Token)
+	case p.DigitalOcean != nil:
+		address(p.DigitalOcean.URL)
+		set("token", p.DigitalOcean.Token)
+	case p.Cloudflare != nil:
+		address(p.Cloudflare.URL)
+		set("token", p.Cloudflare.Token, "proxied", string(p.Cloudflare.Proxied))
+	case p.Route53 != nil:
+		a := p.Route53
+		address(a.URL)
+		set("region", a.Region, "role", a.Role, "profile", a.Profile, "access_key", a.AccessKey, "secret_key", a.SecretKey,
+			"wait", map[bool]string{true: "insync", false: "none"}[a.Wait])
+	case p.DeSEC != nil:
+		address(p.DeSEC.URL)
+		set("token", p.DeSEC.Token)
+	case p.Webhook != nil:
+		address(p.Webhook.URL)
+		set("secret", p.Webhook.Secret, "timeout", p.Webhook.Timeout)
+	case p.Exec != nil:
+		set("command", p.Exec.Command, "mode", string(p.Exec.Mode), "timeout", p.Exec.Timeout, "servers", p.Exec.Servers)
+	case p.ExternalDNS != nil:
+		address(p.ExternalDNS.URL)
+		set("timeout", p.ExternalDNS.Timeout)
+	case p.ZoneFile != nil:
+		set("path", p.ZoneFile.Path, "reload", p.ZoneFile.Reload, "timeout", p.ZoneFile.Timeout)
+		zones = false
+		if len(p.Zones) > 0 {
+			m.set("zone", p.Zones[0])
+		}
+	case p.Mock != nil:
+		set("zones", p.Mock.Zones, "state", p.Mock.State)
+		zones = false
+	}
+	switch {
+	case zones && len(p.Zones) > 0:
+		m.set("zones", p.Zones)
+	case zones:
+		m.set("zones", "auto")
+	}
+	set("dry_run", p.DryRun, "min_gap", p.MinGap, "read_every", p.ReadEvery, "max_records", p.MaxRecords)
+	if p.Proof.Off {
+		m.set("proof", "off")
+		return m
+	}
+	proof := mapOf("servers", "auto")
+	if len(p.Proof.Servers) > 0 {
+		proof = mapOf("servers", p.Proof.Servers)
+	}
+	if len(p.Proof.Resolvers) > 0 {
+		proof.set("resolvers", p.Proof.Resolvers)
+	}
+	proof.set("within", p.Proof.Within)
+	proof.set("every", p.Proof.Every)
+	m.set("proof", proof)
+	return m
 }
 
 func serviceNode(v rota.Service) *mapping {
@@ -320,7 +430,8 @@ func serviceNode(v rota.Service) *mapping {
 		m.set("policy", p)
 	}
 	s := mapOf("min_published", v.Safety.MinPublished, "fail_open_below", formatPercent(v.Safety.FailOpenBelow),
-		"on_all_down", string(v.Safety.OnAllDown), "min_hold", v.Safety.MinHold)
+		"on_all_down", string(v.Safety.OnAllDown), "min_hold", v.Safety.MinHold, "max_sites", v.Safety.MaxSites,
+		"max_change", mapOf("records", formatPercent(v.Safety.MaxChange.Share), "per", v.Safety.MaxChange.Per, "min_records", v.Safety.MaxChange.MinRecords))
 	if v.Safety.Fallback != "" {
 		s.set("fallback", mapOf("cname", v.Safety.Fallback))
 	}

@@ -26,14 +26,17 @@ type ZonePlan struct {
 // desire is what one zone should become, and the state that says so.
 type desire struct {
 	state *rota.State
-	wants []rota.Want // sorted by service
+	wants []rota.Want // sorted by service, fitted to caps
+	caps  Capabilities
 }
 
 // keys lists what must be read before a plan.
 func (d desire) keys() []rota.Key {
-	out := make([]rota.Key, len(d.wants))
-	for i, w := range d.wants {
-		out[i] = w.Set.Key()
+	out := make([]rota.Key, 0, len(d.wants))
+	for _, w := range d.wants {
+		if d.caps.Takes(w.Set.Type) {
+			out = append(out, w.Set.Key())
+		}
 	}
 	return out
 }
@@ -60,9 +63,16 @@ func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
 			p.Reasons = append(p.Reasons, r)
 			continue
 		}
+		if r := d.untaken(wants); r != nil {
+			p.Reasons = append(p.Reasons, r)
+			continue
+		}
 		var sets, held []rota.RRset
 		for _, w := range wants {
 			s := index[w.Set.Key()]
+			if have.AnyTTL[w.Set.Key()] {
+				s.TTL = w.Set.TTL
+			}
 			if s.Name == "" {
 				s = rota.RRset{Name: w.Set.Name, Type: w.Set.Type}
 			}
@@ -92,6 +102,19 @@ func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
 		}
 	}
 	return p
+}
+
+// untaken finds a record that should be written and that the DNS has no type for.
+func (d desire) untaken(wants []rota.Want) *Reason {
+	for _, w := range wants {
+		if len(w.Set.Data) > 0 && !d.caps.Takes(w.Set.Type) {
+			return &Reason{
+				Code: CodeUnsupported, Name: w.Service, Text: fmt.Sprintf("this DNS does not take %s records", w.Set.Type),
+				Advice: "leave out what needs them, or publish the service elsewhere",
+			}
+		}
+	}
+	return nil
 }
 
 // byService yields the wants of one name after the other.

@@ -46,7 +46,11 @@ type Options struct {
 	// Hold, when set, names services of which nothing is to be said yet: their records stay as they are. It is asked whenever the
 	// Source says that something changed.
 	Hold func(rota.Name) bool
-	Log  *slog.Logger
+	// Frozen, when set, says why nothing may be written at this moment; empty: it may. It is asked before every write.
+	Frozen func() string
+	// DryRun is to write nothing, ever: the publisher reads, and shows what it would write.
+	DryRun bool
+	Log    *slog.Logger
 
 	Audit      time.Duration // between looks at a DNS that is as it should be; 0: one minute
 	MinGap     time.Duration // between writes to one zone; 0: one second
@@ -77,6 +81,12 @@ func New(o Options) *Publisher {
 	}
 	if o.Record == nil {
 		o.Record = func(context.Context, rota.Published) error { return nil }
+	}
+	if o.Frozen == nil {
+		o.Frozen = func() string { return "" }
+	}
+	if o.DryRun {
+		o.Backend = dryRun{o.Backend}
 	}
 	if o.Confirm == nil {
 		o.Confirm = func(ctx context.Context, _ uint64) error { return ctx.Err() }
@@ -146,6 +156,7 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	out := map[rota.Name]desire{}
+	caps := p.o.Backend.Capabilities()
 	var lost []rota.Name
 	for w := range st.Wants(p.o.Name) {
 		if p.o.Hold != nil && p.o.Hold(w.Service) {
@@ -161,8 +172,9 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 			}
 			continue
 		}
+		w.Set.TTL = max(w.Set.TTL, caps.MinTTL)
 		d := out[zone]
-		d.state = st
+		d.state, d.caps = st, caps
 		d.wants = append(d.wants, w)
 		out[zone] = d
 	}
@@ -256,9 +268,9 @@ func (p *Publisher) look(ctx context.Context, names []rota.Name, pace backoff.Ba
 		}
 		p.mu.Unlock()
 		if r.Transient {
-			return got, spread(pace.NextBackOff(), 0.5)
+			return got, max(spread(pace.NextBackOff(), 0.5), after(r))
 		}
-		wait = p.o.MaxBackoff
+		wait = max(wait, p.o.MaxBackoff, after(r))
 	}
 	return got, wait
 }
@@ -353,11 +365,14 @@ func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) 
 
 // Status is how a publisher stands.
 type Status struct {
-	Publisher string       `json:"publisher"`
-	Leading   bool         `json:"leading"` // it writes now; otherwise the rest is as of when it last did
-	Term      uint64       `json:"term,omitempty"`
-	Zones     []ZoneStatus `json:"zones"` // sorted
-	Lost      []*Reason    `json:"lost"`  // names whose zone could not be found, sorted
+	Publisher    string       `json:"publisher"`
+	Leading      bool         `json:"leading"` // it writes now; otherwise the rest is as of when it last did
+	Term         uint64       `json:"term,omitempty"`
+	DryRun       bool         `json:"dry_run,omitempty"` // it never writes
+	Frozen       string       `json:"frozen,omitempty"`  // why it writes nothing at present
+	Capabilities Capabilities `json:"capabilities"`
+	Zones        []ZoneStatus `json:"zones"` // sorted
+	Lost         []*Reason    `json:"lost"`  // names whose zone could not be found, sorted
 }
 
 // ZoneStatus is how one zone stands. Times are zero when there was none in this term.
@@ -382,7 +397,10 @@ type ZoneStatus struct {
 func (p *Publisher) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	out := Status{Publisher: p.o.Name, Leading: p.leading, Term: p.term, Zones: []ZoneStatus{}, Lost: []*Reason{}}
+	out := Status{
+		Publisher: p.o.Name, Leading: p.leading, Term: p.term, DryRun: p.o.DryRun, Frozen: p.o.Frozen(),
+		Capabilities: p.o.Backend.Capabilities(), Zones: []ZoneStatus{}, Lost: []*Reason{},
+	}
 	for _, n := range slices.Sorted(maps.Keys(p.zones)) {
 		out.Zones = append(out.Zones, p.zones[n].Status())
 	}

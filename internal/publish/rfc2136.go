@@ -558,6 +558,23 @@ func records(s rota.RRset) ([]dns.RR, error) {
 	return out, nil
 }
 
+// prerequisite makes what has a server carry out an UPDATE only while the RRset is this, TTL aside (RFC 2136 §2.4.2 and §2.4.3).
+func prerequisite(s rota.RRset) ([]dns.RR, error) {
+	if len(s.Data) == 0 {
+		return []dns.RR{&dns.ANY{Hdr: classHeader(s.Key(), dns.ClassNONE)}}, nil
+	}
+	out, err := records(s)
+	for _, rr := range out {
+		rr.Header().Ttl = 0
+	}
+	return out, err
+}
+
+// classHeader is the header of a record that stands for a whole RRset.
+func classHeader(k rota.Key, class uint16) dns.RR_Header {
+	return dns.RR_Header{Name: k.Name.String(), Rrtype: uint16(k.Type), Class: class}
+}
+
 // maxUpdate bounds an UPDATE, in octets before compression; what a message can hold (RFC 1035 §4.2.2) less room for the signature.
 const maxUpdate = dns.MaxMsgSize - 1024
 
@@ -593,7 +610,7 @@ func update(batch Batch) (*dns.Msg, int, error) {
 	var require, remove, add []dns.RR
 	size := 12 + len(batch.Zone) + 6
 	include := func(c rota.Change) error {
-		old, err := records(c.Old)
+		must, err := prerequisite(c.Old)
 		if err != nil {
 			return err
 		}
@@ -601,23 +618,17 @@ func update(batch Batch) (*dns.Msg, int, error) {
 		if err != nil {
 			return err
 		}
-		gone := &dns.ANY{Hdr: dns.RR_Header{Name: c.Key().Name.String(), Rrtype: uint16(c.Key().Type), Class: dns.ClassANY}}
-		if len(old) == 0 {
-			none := &dns.ANY{Hdr: gone.Hdr}
-			none.Hdr.Class = dns.ClassNONE
-			require = append(require, none)
-		} else {
-			for _, rr := range old {
-				rr.Header().Ttl = 0
-			}
-			require = append(require, old...)
-			remove = append(remove, gone)
+		require = append(require, must...)
+		if len(c.Old.Data) > 0 {
+			remove = append(remove, &dns.ANY{Hdr: classHeader(c.Key(), dns.ClassANY)})
 		}
 		add = append(add, fresh...)
 		return nil
 	}
-	if err := include(batch.Fence); err != nil {
-		return nil, 0, &Reason{Code: CodeInternal, Zone: batch.Zone, Text: err.Error()}
+	if batch.Fence.Key().Name != "" {
+		if err := include(batch.Fence); err != nil {
+			return nil, 0, &Reason{Code: CodeInternal, Zone: batch.Zone, Text: err.Error()}
+		}
 	}
 	measure := func() int {
 		total := size

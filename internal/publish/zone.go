@@ -80,6 +80,7 @@ func (z *zone) Status() ZoneStatus {
 // run makes the zone true until ctx ends. Its error is for leadership: ErrFenced.
 func (z *zone) run(ctx context.Context) error {
 	pace := newBackoff(z.o)
+	var failed time.Time
 	for {
 		select { // what is taken now is the newest
 		case <-z.poke:
@@ -88,32 +89,44 @@ func (z *zone) run(ctx context.Context) error {
 		z.mu.Lock()
 		d := z.desired
 		z.mu.Unlock()
-		var whole *Reason
+		failing := false
 		wait := time.Duration(-1) // nothing to keep true: until poked
 		if len(d.wants) > 0 {
-			var err error
-			var names []*Reason
-			if whole, names, err = z.round(ctx, d); ctx.Err() != nil {
+			start := time.Now()
+			whole, names, err := z.round(ctx, d)
+			if ctx.Err() != nil {
 				return nil
 			} else if err != nil {
 				return err
 			}
 			wait = spread(z.o.Audit, 0.1)
-			switch reasons := z.note(d, whole, names); {
+			reasons := z.note(d, whole, names)
+			switch {
 			case slices.ContainsFunc(reasons, func(r *Reason) bool { return r.Transient }):
 				wait = spread(pace.NextBackOff(), 0.5)
+				failed = time.Now()
 			case len(reasons) > 0:
 				wait = spread(z.o.MaxBackoff, 0.1)
-			default:
+			case z.wrote(start) || time.Since(failed) > z.o.MaxBackoff:
+				// That there was nothing to write does not show that the DNS takes writes again.
 				pace.Reset()
 			}
+			failing = whole != nil && !whole.ours() || after(reasons...) > 0
+			wait = max(wait, after(reasons...))
 		} else {
 			z.rest()
 		}
-		if !z.sleep(ctx, wait, whole != nil) {
+		if !z.sleep(ctx, wait, failing) {
 			return nil
 		}
 	}
+}
+
+// wrote reports whether the DNS has agreed to a write since start.
+func (z *zone) wrote(start time.Time) bool {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return !z.status.LastWrite.Before(start)
 }
 
 // rest clears what is shown of a zone in which nothing is to be kept true any more.
@@ -123,8 +136,8 @@ func (z *zone) rest() {
 	z.status.RRsets, z.status.Drift, z.status.Failures, z.status.Reasons = 0, 0, 0, []*Reason{}
 }
 
-// sleep waits until it is time for the next round, and returns false when ctx ends. While the zone as a whole fails a newer desire
-// does not shorten the wait: the newest is written when its time comes, not each as it comes.
+// sleep waits until it is time for the next round, and returns false when ctx ends. While the zone as a whole fails, or the DNS asks
+// for patience, a newer desire does not shorten the wait: the newest is written when its time comes, not each as it comes.
 func (z *zone) sleep(ctx context.Context, wait time.Duration, failing bool) bool {
 	var due <-chan time.Time
 	if wait >= 0 {
@@ -222,7 +235,8 @@ func (z *zone) round(ctx context.Context, d desire) (whole *Reason, names []*Rea
 // attempt is desired → plan → write → read back.
 func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error) {
 	start := time.Now()
-	if !z.held {
+	stopped := z.stopped()
+	if stopped == nil && !z.held {
 		if whole, err := z.take(ctx); whole != nil || err != nil {
 			return whole, nil, err
 		}
@@ -231,15 +245,23 @@ func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error
 	if err != nil {
 		return z.because(err), nil, nil
 	}
-	if whole := z.still(have.Sets); whole != nil {
-		return whole, nil, nil
+	if z.held {
+		if whole := z.still(have.Sets); whole != nil {
+			return whole, nil, nil
+		}
 	}
 	z.saw(nil, d.keys(), have.Sets)
-	z.settle(ctx, d, have.Sets, have.Blocked)
+	z.settle(ctx, d, have)
 	plan := d.plan(z.name, have)
 	z.mu.Lock()
 	z.status.Drift = len(plan.Changes)
 	z.mu.Unlock()
+	if stopped != nil {
+		if _, conflict := heldBy(z.name, z.o.Owner(), z.o.formerly(), have.Sets); conflict != nil {
+			return conflict, plan.Reasons, nil
+		}
+		return stopped.would(plan.Changes), plan.Reasons, nil
+	}
 	todo, names := z.admit(plan)
 	if z.doubt {
 		// Once the fence has moved on, what is still on its way arrives in vain.
@@ -273,7 +295,7 @@ func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error
 	before := z.status.Records
 	z.mu.Unlock()
 	z.saw(before, keys[1:], back.Sets)
-	return whole, append(names, z.settle(ctx, d, back.Sets, nil)...), nil
+	return whole, append(names, z.settle(ctx, d, back)...), nil
 }
 
 // saw keeps what the DNS said of keys, for those who ask, beside what it said of others before.
@@ -323,8 +345,8 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 		return nil, fmt.Errorf("%w: %w", r, err)
 	}
 	mine := old.take(z.o.Owner(), z.term)
-	_, err = z.o.Backend.Write(ctx, Batch{
-		Zone: z.name, Fence: rota.Change{Old: find(have.Sets, FenceKey(z.name)), New: mine.RRset(z.name)},
+	_, err = z.send(ctx, Batch{
+		Zone: z.name, Fence: rota.Change{Old: find(have.Sets, FenceKey(z.name)), New: z.record(mine)},
 	})
 	if err == nil || errors.Is(err, ErrMoved) || ReasonOf(err).InDoubt {
 		// A lost answer and a lost race look alike: what stands there now decides.
@@ -430,13 +452,24 @@ func halve(changes []rota.Change) (a, b []rota.Change) {
 	return a, changes[len(a):]
 }
 
+// portions parts changes between names into what fits a Write each.
+func portions(changes []rota.Change, limit int) [][]rota.Change {
+	var out [][]rota.Change
+	for len(changes) > 0 {
+		n := fitting(changes, limit)
+		out = append(out, changes[:n:n])
+		changes = changes[n:]
+	}
+	return out
+}
+
 // searchLimit bounds the messages that a round spends on finding the names which the server refuses.
 const searchLimit = 40
 
 // write writes the changes in as few transactions as the backend needs. When the server refuses a transaction and yet lets the fence
 // move, single names are at fault: they are found by halving, so that the others are written.
 func (z *zone) write(ctx context.Context, changes []rota.Change, start time.Time) (whole *Reason, names []*Reason, err error) {
-	todo := [][]rota.Change{changes}
+	todo := portions(changes, z.o.Backend.Capabilities().Batch)
 	budget, searching := searchLimit, false
 	for len(todo) > 0 {
 		part := todo[0]
@@ -511,8 +544,8 @@ func (z *zone) advance(ctx context.Context) (*Reason, error) {
 // when somebody took the fence, or a *Reason; one in doubt leaves z.doubt set.
 func (z *zone) transact(ctx context.Context, changes []rota.Change, start time.Time) (int, error) {
 	next := z.fence.Next()
-	n, err := z.o.Backend.Write(ctx, Batch{
-		Zone: z.name, Fence: rota.Change{Old: z.fence.RRset(z.name), New: next.RRset(z.name)}, Changes: changes,
+	n, err := z.send(ctx, Batch{
+		Zone: z.name, Fence: rota.Change{Old: z.record(z.fence), New: z.record(next)}, Changes: changes,
 	})
 	if err == nil {
 		z.done(changes[:n], next, start)
@@ -551,6 +584,13 @@ func (z *zone) transact(ctx context.Context, changes []rota.Change, start time.T
 	return n, err
 }
 
+// record returns the fence as it stands in this zone.
+func (z *zone) record(f Fence) rota.RRset {
+	s := f.RRset(z.name)
+	s.TTL = max(s.TTL, z.o.Backend.Capabilities().MinTTL)
+	return s
+}
+
 // done keeps what was written until it is seen.
 func (z *zone) done(changes []rota.Change, next Fence, start time.Time) {
 	z.fence = next
@@ -579,12 +619,12 @@ func (z *zone) remember(changes []rota.Change, start time.Time, doubt bool) {
 
 // settle compares what was written with what the DNS says, and records what holds. What the server agreed to and did not do is a
 // reason; what was in doubt and did not happen is forgotten, the plan has it again.
-func (z *zone) settle(ctx context.Context, d desire, sets []rota.RRset, blocked map[rota.Name]*Reason) (names []*Reason) {
+func (z *zone) settle(ctx context.Context, d desire, have Reading) (names []*Reason) {
 	if len(z.pending) == 0 {
 		return nil
 	}
-	index := make(map[rota.Key]rota.RRset, len(sets))
-	for _, s := range sets {
+	index := make(map[rota.Key]rota.RRset, len(have.Sets))
+	for _, s := range have.Sets {
 		index[s.Key()] = s
 	}
 	out := rota.Published{Publisher: z.o.Name, Zone: z.name}
@@ -596,7 +636,10 @@ func (z *zone) settle(ctx context.Context, d desire, sets []rota.RRset, blocked 
 		if !ok {
 			now = rota.RRset{Name: c.Key().Name, Type: c.Key().Type}
 		}
-		if now.Equal(c.New) && blocked[c.Key().Name] == nil {
+		if have.AnyTTL[c.Key()] {
+			now.TTL = c.New.TTL
+		}
+		if now.Equal(c.New) && have.Blocked[c.Key().Name] == nil {
 			out.Changes = append(out.Changes, c)
 			out.Epoch = p.epoch
 			start = minTime(start, p.start)
