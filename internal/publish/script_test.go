@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -312,6 +313,7 @@ func TestWebhookFails(t *testing.T) {
 
 // A write whose answer is lost on the way is in doubt, and the same write has the same id.
 func TestWebhookDoubt(t *testing.T) {
+	var mu sync.Mutex // guards ids
 	var ids []string
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		var q scriptRequest
@@ -320,7 +322,9 @@ func TestWebhookDoubt(t *testing.T) {
 			w.Write([]byte(`{"rrsets": []}`))
 			return
 		}
+		mu.Lock()
 		ids = append(ids, req.Header.Get(webhookDelivery))
+		mu.Unlock()
 		panic(http.ErrAbortHandler)
 	}))
 	defer server.Close()
@@ -333,6 +337,8 @@ func TestWebhookDoubt(t *testing.T) {
 			t.Errorf("a lost answer: %v", err)
 		}
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if len(ids) != 2 || ids[0] != ids[1] || ids[0] == "" {
 		t.Errorf("ids %q", ids)
 	}
