@@ -101,7 +101,7 @@ func (b *simple) Capabilities() Capabilities {
 func (b *simple) Write(ctx context.Context, batch Batch) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, writeWithin)
 	defer cancel()
-	batch.Changes = batch.Changes[:fitting(batch.Changes, simpleBatch)]
+	batch.Changes = batch.Changes[:fitting(batch.Changes, simpleBatch, eachIsOne)]
 	n := len(batch.Changes)
 	keys := []rota.Key{batch.Fence.Key()}
 	for _, c := range batch.Changes {
