@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -36,6 +37,29 @@ func answers(t testing.TB, say func(q scriptRequest) (Output, error)) Backend {
 
 func says(stdout string, code int) (Output, error) {
 	return Output{Started: true, Code: code, Stdout: []byte(stdout), Stderr: []byte("first line\nlast line\n")}, nil
+}
+
+// documented returns the JSON of docs/scripts.md that has a field.
+func documented(t *testing.T, field string) (out []map[string]any) {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/scripts.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, part := range strings.Split(string(page), "```") {
+		text, ok := strings.CutPrefix(part, "json\n")
+		if i%2 == 0 || !ok {
+			continue
+		}
+		var m map[string]any
+		if err := json.Unmarshal([]byte(text), &m); err != nil {
+			t.Errorf("docs/scripts.md: %v in %s", err, text)
+		}
+		if m[field] != nil {
+			out = append(out, m)
+		}
+	}
+	return out
 }
 
 // What a script is asked, to the letter: docs/scripts.md shows the same.
@@ -91,6 +115,20 @@ func TestExecProtocol(t *testing.T) {
 	}
 	if diff := cmp.Diff(append(want, want[1:]...), requests); diff != "" {
 		t.Error(diff)
+	}
+	shown := documented(t, "action")
+	for i, text := range want {
+		var m map[string]any
+		if err := json.Unmarshal([]byte(text), &m); err != nil {
+			t.Fatal(err)
+		}
+		if i >= len(shown) {
+			t.Fatal("docs/scripts.md does not show every request")
+		}
+		m["id"] = shown[i]["id"]
+		if diff := cmp.Diff(m, shown[i]); diff != "" {
+			t.Errorf("docs/scripts.md:\n%s", diff)
+		}
 	}
 	if len(ids) != 5 || ids[2] != ids[4] || ids[1] == ids[3] || ids[2] == "" {
 		t.Errorf("ids %q: a write has the same each time, the others never", ids)
