@@ -616,7 +616,7 @@ func zoneFileStore(t *testing.T) *store {
 		records: load,
 		edit: func(remove, add []string) {
 			z := &ZoneFile{o: ZoneFileOptions{Path: path}}
-			err := z.locked(t.Context(), func(*os.File) error {
+			err := z.locked(t.Context(), func() error {
 				b, err := os.ReadFile(path)
 				if err != nil {
 					return err
