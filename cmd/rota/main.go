@@ -162,8 +162,8 @@ func suggestions(c *cobra.Command, arg string) string {
 // commands lists the verbs.
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
-		a.statusCommand(), a.getCommand(), a.explainCommand(), a.planCommand(), a.eventsCommand(),
-		a.overrideCommand("drain", "Send no new clients to endpoints", rota.ActionDrain),
+		a.statusCommand(), a.getCommand(), a.explainCommand(), a.planCommand(), a.eventsCommand(), a.propagationCommand(),
+		a.drainCommand(),
 		a.overrideCommand("maint", "Take endpoints out while they are worked on", rota.ActionMaintenance),
 		a.forceCommand(), a.readyCommand(),
 		a.runCommand(), a.agentCommand(), a.demoCommand(), a.clusterCommand(),

@@ -36,17 +36,20 @@ type Options struct {
 	// have gaps. An event is among them before Source says that the state changed.
 	Records func(after uint64, limit int) []Record
 
-	Reports      func() []*rota.Report                       // what this node knows: the newest report of each vantage where it leads, else its own
-	VantageStats func() []VantageStat                        // what this node counted of the vantages it heard
-	Publishers   func() []PublisherStatus                    // sorted by name
-	Plan         func(ctx context.Context) ([]Plan, error)   // what publishers would write now; reads the DNS
-	NameServer   func() NameServer                           // rota's own name server; nil when there is none
-	Cluster      func() ClusterStatus                        // nil: this node is in no cluster
-	Operator     Operator                                    // changes the cluster; nil: this node runs alone
-	Probes       func(id rota.TargetID) (TargetProbes, bool) // what this node remembers of a target
-	Config       func() []byte                               // the configuration in force as YAML, secrets hidden
-	Reload       func(ctx context.Context) error             // reads the configuration again; the error is for people
-	Ready        func() error                                // nil: ready; else what is missing, for people
+	Reports      func() []*rota.Report                     // what this node knows: the newest report of each vantage where it leads, else its own
+	VantageStats func() []VantageStat                      // what this node counted of the vantages it heard
+	Publishers   func() []PublisherStatus                  // sorted by name
+	Plan         func(ctx context.Context) ([]Plan, error) // what publishers would write now; reads the DNS
+	Proof        func() Proof                              // what is seen from outside; nil: nothing is watched
+	// Propagation asks every server for a name, and proves gone, when set, gone. It wraps ErrUnseen.
+	Propagation func(ctx context.Context, name rota.Name, gone string) ([]Propagation, error)
+	NameServer  func() NameServer                           // rota's own name server; nil when there is none
+	Cluster     func() ClusterStatus                        // nil: this node is in no cluster
+	Operator    Operator                                    // changes the cluster; nil: this node runs alone
+	Probes      func(id rota.TargetID) (TargetProbes, bool) // what this node remembers of a target
+	Config      func() []byte                               // the configuration in force as YAML, secrets hidden
+	Reload      func(ctx context.Context) error             // reads the configuration again; the error is for people
+	Ready       func() error                                // nil: ready; else what is missing, for people
 
 	Registry    prometheus.Gatherer // nil: no metrics
 	MetricsPath string              // default /metrics
@@ -84,6 +87,7 @@ type Server struct {
 	dissents dissents
 
 	planning chan struct{} // holds one token while a plan is made
+	asking   chan struct{} // holds one token while servers are asked for a name
 	costly   chan struct{} // holds one token while the cluster is verified, saved or restored
 	streams  chan struct{} // one token an open event stream
 	closing  chan struct{} // closed when Run begins to stop: streams end
@@ -128,7 +132,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		o: o, log: o.Log, mux: http.NewServeMux(), access: map[string]Access{}, guard: g,
-		uploads: map[string]bool{}, planning: make(chan struct{}, 1), costly: make(chan struct{}, 1), streams: make(chan struct{}, maxStreams), closing: make(chan struct{}),
+		uploads: map[string]bool{}, planning: make(chan struct{}, 1), asking: make(chan struct{}, 1), costly: make(chan struct{}, 1), streams: make(chan struct{}, maxStreams), closing: make(chan struct{}),
 	}
 	a := s.newAPI()
 	s.routes(a)

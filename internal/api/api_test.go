@@ -456,6 +456,7 @@ func TestAccess(t *testing.T) {
 		"GET /api/v1/publishers": AccessRead, "GET /api/v1/changes": AccessRead, "GET /api/v1/overrides": AccessRead,
 		"GET /api/v1/cluster": AccessRead, "GET /api/v1/nameserver": AccessRead, "GET /api/v1/explain": AccessRead,
 		"GET /api/v1/events": AccessRead, "GET /metrics": AccessRead,
+		"GET /api/v1/proof": AccessRead, "GET /api/v1/propagation": AccessKnown,
 		"GET /api/v1/plan": AccessKnown, "GET /api/v1/config": AccessKnown,
 		"POST /api/v1/overrides": AccessOperator, "DELETE /api/v1/overrides": AccessOperator, "POST /api/v1/reload": AccessAdmin,
 		"POST /api/v1/cluster/members": AccessAdmin, "DELETE /api/v1/cluster/members/{node}": AccessAdmin,

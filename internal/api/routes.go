@@ -161,6 +161,7 @@ func (s *Server) routes(a huma.API) {
 		[]int{403, 422},
 	}, s.reload)
 
+	s.witnessRoutes(a)
 	s.clusterRoutes(a)
 
 	s.plain("GET /openapi.json", AccessPublic, func(w http.ResponseWriter, _ *http.Request) {
