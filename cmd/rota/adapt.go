@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/rota-dns/rota/internal/api"
 	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/config"
@@ -131,8 +133,8 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
 				return err
 			},
-			Confirm: n.raft.Confirm,
-			Log:     n.log.With("room", "publish"),
+			Confirm: n.raft.Confirm, Frozen: n.whyFrozen,
+			Log: n.log.With("room", "publish"),
 		}))
 	}
 	return out, errors.Join(errs...)
@@ -181,6 +183,9 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		Config:        func() []byte { return n.current.Load().cfg.Effective() },
 		Reload:        func(ctx context.Context) error { return n.reload(ctx, "asked over the API") },
 		Ready:         n.ready,
+		Frozen:        n.ownFreeze,
+		Freeze:        n.freezeSelf,
+		Thaw:          n.thawSelf,
 		Registry:      n.registry(),
 		MetricsPath:   cfg.Metrics.Path,
 		Socket:        n.socket(),
@@ -259,12 +264,18 @@ func publishedZone(s publish.Status, z publish.ZoneStatus) api.PublishedZone {
 		Zone: z.Zone, Failures: z.Failures, Drift: z.Drift, Epoch: s.Term, Read: z.LastSuccess, Written: z.LastWrite, Took: z.Lag,
 		Records: z.Records,
 	}
+	view.Held = heldOf(z.Held)
+	state, why := "", (*publish.Reason)(nil)
+	for _, r := range z.Reasons {
+		if s := standstill(r); state == "" || s == "failing" && state != s {
+			state, why = s, r
+		}
+	}
 	switch {
 	case !s.Leading:
 		view.State = "standby"
-	case len(z.Reasons) > 0:
-		view.State = "failing"
-		view.Error = z.Reasons[0].Error()
+	case state != "":
+		view.State, view.Error = state, why.Error()
 	case z.LastTry.IsZero():
 		view.State = "unread"
 	case z.Drift > 0:
@@ -275,21 +286,54 @@ func publishedZone(s publish.Status, z publish.ZoneStatus) api.PublishedZone {
 	return view
 }
 
-// plan asks every publisher what it would write now.
-func (n *node) plan(ctx context.Context) ([]api.Plan, error) {
-	var out []api.Plan
+// standstill says how a reason is shown: what a person decided is no failure.
+func standstill(r *publish.Reason) string {
+	switch r.Code {
+	case publish.CodeHeld, publish.CodeFrozen, publish.CodeDryRun, publish.CodeReleased:
+		return string(r.Code)
+	}
+	return "failing"
+}
+
+func heldOf(held []publish.HeldChange) []api.HeldChange {
+	out := make([]api.HeldChange, len(held))
+	for i, h := range held {
+		out[i] = api.HeldChange{Why: h.Why, Change: h.Change}
+	}
+	return out
+}
+
+// plan asks every publisher, or one, what it would write now: all at the same time, so that none waits for another's DNS.
+func (n *node) plan(ctx context.Context, publisher string) ([]api.Plan, error) {
+	var asked []*publish.Publisher
 	for _, p := range n.current.Load().publishers {
-		plan, err := p.Plan(ctx)
-		if err != nil {
-			return nil, err
+		if publisher == "" || p.Name() == publisher {
+			asked = append(asked, p)
 		}
+	}
+	plans := make([]publish.Plan, len(asked))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, p := range asked {
+		g.Go(func() (err error) {
+			plans[i], err = p.Plan(ctx)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var out []api.Plan
+	for _, plan := range plans {
 		for _, z := range plan.Zones {
-			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged}
-			var reasons []string
+			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged, Held: heldOf(z.Held)}
+			var failing []string
 			for _, r := range z.Reasons {
-				reasons = append(reasons, r.Error())
+				view.Reasons = append(view.Reasons, api.PlanReason{Code: string(r.Code), Name: r.Name, Text: r.Error(), Transient: r.Transient})
+				if standstill(r) == "failing" {
+					failing = append(failing, r.Error())
+				}
 			}
-			view.Error = strings.Join(reasons, "\n")
+			view.Error = strings.Join(failing, "\n")
 			out = append(out, view)
 		}
 	}
@@ -319,6 +363,9 @@ func (n *node) trouble(s cluster.Status) []string {
 	}
 	if text := n.waits.Load(); text != nil {
 		out = append(out, *text)
+	}
+	if f := n.frozen.Load(); f != nil {
+		out = append(out, "FROZEN: this node publishes nothing, and its name server's answers stand, "+f.String()+"; `rota thaw` on it ends that")
 	}
 	if err := n.current.Load().failed; err != nil {
 		out = append(out, "the newest configuration file is not in force, and with it this node would not start: "+rota.CleanReason("%v", err))

@@ -36,20 +36,26 @@ type Options struct {
 	// have gaps. An event is among them before Source says that the state changed.
 	Records func(after uint64, limit int) []Record
 
-	Reports      func() []*rota.Report                     // what this node knows: the newest report of each vantage where it leads, else its own
-	VantageStats func() []VantageStat                      // what this node counted of the vantages it heard
-	Publishers   func() []PublisherStatus                  // sorted by name
-	Plan         func(ctx context.Context) ([]Plan, error) // what publishers would write now; reads the DNS
-	Proof        func() Proof                              // what is seen from outside; nil: nothing is watched
+	Reports      func() []*rota.Report                       // what this node knows: the newest report of each vantage where it leads, else its own
+	VantageStats func() []VantageStat                        // what this node counted of the vantages it heard
+	Publishers   func() []PublisherStatus                    // sorted by name
+	Plan         PlanFunc                                    // what publishers would write now; reads the DNS
+	NameServer   func() NameServer                           // rota's own name server; nil when there is none
+	Cluster      func() ClusterStatus                        // nil: this node is in no cluster
+	Operator     Operator                                    // changes the cluster; nil: this node runs alone
+	Probes       func(id rota.TargetID) (TargetProbes, bool) // what this node remembers of a target
+	Config       func() []byte                               // the configuration in force as YAML, secrets hidden
+	Reload       func(ctx context.Context) error             // reads the configuration again; the error is for people
+	Ready        func() error                                // nil: ready; else what is missing, for people
+
+	// Proof is what is seen from outside; nil: nothing is watched.
+	Proof func() Proof
 	// Propagation asks every server for a name, and proves gone, when set, gone. It wraps ErrUnseen.
 	Propagation func(ctx context.Context, name rota.Name, gone string) ([]Propagation, error)
-	NameServer  func() NameServer                           // rota's own name server; nil when there is none
-	Cluster     func() ClusterStatus                        // nil: this node is in no cluster
-	Operator    Operator                                    // changes the cluster; nil: this node runs alone
-	Probes      func(id rota.TargetID) (TargetProbes, bool) // what this node remembers of a target
-	Config      func() []byte                               // the configuration in force as YAML, secrets hidden
-	Reload      func(ctx context.Context) error             // reads the configuration again; the error is for people
-	Ready       func() error                                // nil: ready; else what is missing, for people
+
+	Frozen func() *rota.Freeze                  // this node by itself; nil: it is not
+	Freeze func(f rota.Freeze, here bool) error // freezes this node, with nobody's help; with here not for the cluster's sake
+	Thaw   func(actor string) error             // ends that; nil error when it was not frozen
 
 	Registry    prometheus.Gatherer // nil: no metrics
 	MetricsPath string              // default /metrics
@@ -68,6 +74,9 @@ type Options struct {
 
 	Now func() time.Time // default time.Now
 }
+
+// PlanFunc asks a publisher, or every one when it is not named, what it would write now.
+type PlanFunc func(ctx context.Context, publisher string) ([]Plan, error)
 
 // ErrNoLeader says that nobody can order an event now.
 var ErrNoLeader = errors.New("no leader can order this now")

@@ -71,10 +71,11 @@ type Reading struct {
 	AnyTTL  map[rota.Key]bool     // RRsets whose TTL the DNS chooses by itself
 }
 
-// Batch is what one zone should become. Changes are sorted by name; each key occurs once.
+// Batch is what one zone should become. Changes are in the order in which they are to be made where they cannot be made at once, those
+// of one name together; each key occurs once.
 type Batch struct {
 	Zone    rota.Name
-	Fence   rota.Change // of FenceKey(Zone)
+	Fence   rota.Change // of FenceKey(Zone); New is absent when the zone is given up
 	Changes []rota.Change
 }
 

@@ -40,6 +40,9 @@ type Options struct {
 
 	// Record is told of every write once it was read back. Its error is logged; the DNS stays as it is.
 	Record func(context.Context, rota.Published) error
+	// Recent, when set, lists what Record was told of a zone in the last while, whoever led: at least of the last rota.MaxChangePer, oldest
+	// first. Without it each leader begins with a budget of its own.
+	Recent func(zone rota.Name) []Past
 	// Confirm returns nil only after making sure that this node leads at this moment, in the term that Run was given. It is asked
 	// before a fence is taken.
 	Confirm func(ctx context.Context, term uint64) error
@@ -48,6 +51,8 @@ type Options struct {
 	Hold func(rota.Name) bool
 	// Frozen, when set, says why nothing may be written at this moment; empty: it may. It is asked before every write.
 	Frozen func() string
+	// Registry, when set, keeps a record of ownership for each RRset.
+	Registry *Registry
 	// DryRun is to write nothing, ever: the publisher reads, and shows what it would write.
 	DryRun bool
 	Log    *slog.Logger
@@ -81,6 +86,9 @@ func New(o Options) *Publisher {
 	}
 	if o.Record == nil {
 		o.Record = func(context.Context, rota.Published) error { return nil }
+	}
+	if o.Recent == nil {
+		o.Recent = func(rota.Name) []Past { return nil }
 	}
 	if o.Frozen == nil {
 		o.Frozen = func() string { return "" }
@@ -176,6 +184,16 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 		d := out[zone]
 		d.state, d.caps = st, caps
 		d.wants = append(d.wants, w)
+		out[zone] = d
+	}
+	for _, x := range st.Instructed() {
+		if _, ok := out[x.Zone]; !ok && x.Verb == rota.VerbRelease && x.Publisher == p.o.Name {
+			out[x.Zone] = desire{state: st, caps: caps}
+		}
+	}
+	for zone, d := range out {
+		d.orders = ordersOf(st.Instructions(p.o.Name, zone), time.Now())
+		d.registry = p.o.registry(zone)
 		out[zone] = d
 	}
 	maps.DeleteFunc(p.lost, func(n rota.Name, _ *Reason) bool { return !slices.Contains(lost, n) })
@@ -294,7 +312,7 @@ func (p *Publisher) Plan(ctx context.Context) (Plan, error) {
 	st := p.o.Source.State()
 	out := Plan{Publisher: p.o.Name, Zones: []ZonePlan{}}
 	desires, lost := p.sort(st)
-	homeless := ZonePlan{Changes: []rota.Change{}}
+	homeless := ZonePlan{Changes: []rota.Change{}, Held: []HeldChange{}, Unchanged: []rota.RRset{}}
 	for _, n := range lost {
 		z, err := p.o.Backend.Zone(ctx, n)
 		if err != nil {
@@ -323,15 +341,50 @@ func (p *Publisher) Plan(ctx context.Context) (Plan, error) {
 }
 
 func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) ZonePlan {
-	have, err := p.o.Backend.Read(ctx, name, append(d.keys(), FenceKey(name)))
-	if err != nil {
-		return ZonePlan{Zone: name, Changes: []rota.Change{}, Reasons: []*Reason{ReasonOf(err)}}
+	nothing := func(r *Reason) ZonePlan {
+		return ZonePlan{Zone: name, Changes: []rota.Change{}, Held: []HeldChange{}, Unchanged: []rota.RRset{}, Reasons: []*Reason{r}}
 	}
-	plan := d.plan(name, have)
-	if _, r := heldBy(name, p.o.Owner(), p.o.formerly(), have.Sets); r != nil {
+	if d.orders.release != nil {
+		return nothing(releasedBy(name, d.orders.release))
+	}
+	have, err := p.o.Backend.Read(ctx, name, append(d.reads(), FenceKey(name)))
+	if err != nil {
+		return nothing(ReasonOf(err))
+	}
+	plan := d.decide(name, have, p.leavings(name), time.Now())
+	if _, r := d.holder(name, &p.o, have.Sets); r != nil {
 		plan.Reasons = append(plan.Reasons, r)
 	}
 	return plan
+}
+
+// registry is the registry as the zone uses it.
+func (o *Options) registry(zone rota.Name) registry {
+	if o.Registry == nil {
+		return registry{}
+	}
+	return registry{
+		on: true, prefix: cmp.Or(o.Registry.Prefix, DefaultPrefix), zone: zone, owner: o.Owner(), formerly: o.formerly(),
+		ttl: max(fenceTTL, o.Backend.Capabilities().MinTTL),
+	}
+}
+
+// leavings is what left a zone lately: as the zone's loop knows it, or as it is on record.
+func (p *Publisher) leavings(zone rota.Name) leavings {
+	p.mu.Lock()
+	z := p.zones[zone]
+	if !p.leading {
+		z = nil
+	}
+	p.mu.Unlock()
+	if z != nil {
+		z.mu.Lock()
+		defer z.mu.Unlock()
+		if z.left != nil {
+			return maps.Clone(z.left)
+		}
+	}
+	return leavingsOf(p.o.Name, zone, p.o.Recent(zone))
 }
 
 // formerly are the names that the installation had before.
@@ -340,6 +393,15 @@ func (o *Options) formerly() []string {
 		return nil
 	}
 	return o.Formerly()
+}
+
+// holder is heldBy, but for a zone that a person told this installation to take over.
+func (d desire) holder(zone rota.Name, o *Options, sets []rota.RRset) (Fence, *Reason) {
+	f, r := heldBy(zone, o.Owner(), o.formerly(), sets)
+	if r != nil && d.orders.takes(f, o.Owner()) {
+		return f, nil
+	}
+	return f, r
 }
 
 // heldBy reads the fence among the sets; the zero fence when there is none. The reason says that somebody else owns the zone.
@@ -353,6 +415,11 @@ func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) 
 	case err != nil:
 		return Fence{}, &Reason{
 			Code: CodeConflict, Zone: zone, Text: err.Error(), Advice: "nothing is written; remove that record if nobody needs it",
+		}
+	case f.Owner != owner && !slices.Contains(formerly, f.Owner) && f.Offer == owner:
+		return f, &Reason{
+			Code: CodeConflict, Zone: zone, Text: fmt.Sprintf("rota %q offers the zone to this installation", rota.CleanReason("%s", f.Owner)),
+			Advice: "rota import takes it over",
 		}
 	case f.Owner != owner && !slices.Contains(formerly, f.Owner):
 		return f, &Reason{
@@ -386,6 +453,7 @@ type ZoneStatus struct {
 	Failures    int           `json:"failures"` // rounds since LastSuccess
 	Reasons     []*Reason     `json:"reasons"`  // of the last round; the first one concerns the zone if any does
 	Records     []rota.RRset  `json:"records"`  // what the DNS said of the RRsets rota keeps when it was last asked, sorted; shared, not to be changed
+	Held        []HeldChange  `json:"held"`     // what safety limits kept from being written in the last round; shared, not to be changed
 	Drift       int           `json:"drift"`    // RRsets that were not as they should be when last read
 	Repairs     uint64        `json:"repairs"`  // writes that nothing but the DNS called for: somebody else changed it
 	Writes      uint64        `json:"writes"`
