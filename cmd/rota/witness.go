@@ -437,9 +437,9 @@ func orNone(s []string) []string {
 	return s
 }
 
-// outside counts what is seen from outside.
-func (r rooms) outside(m emitter) {
-	for _, z := range r.n.outside.Status() {
+// seen counts what is seen from outside.
+func seen(m emitter, zones []witness.ZoneStatus, differ []witness.Disagreement) {
+	for _, z := range zones {
 		labels := []string{"publisher", z.Publisher, "zone", z.Zone.Short()}
 		m.histogram("rota_visible_seconds", "From the decision until every server showed the change.", probe.Histogram(z.Visible), labels...)
 		m.gauge("rota_proof_pending_changes", "Changes that not every server shows yet.", float64(z.Pending), labels...)
@@ -463,7 +463,7 @@ func (r rooms) outside(m emitter) {
 			m.gauge("rota_proof_findings", "What is wrong, as seen from outside.", float64(codes[c]), append(labels, "code", string(c))...)
 		}
 	}
-	for _, d := range r.n.disagreements() {
+	for _, d := range differ {
 		m.gauge("rota_publishers_disagree", "1 for a service whose publishers do not hold the same.", 1, "service", d.Service.Short())
 	}
 }
