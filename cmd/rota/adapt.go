@@ -185,6 +185,8 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		VantageStats:  n.vantageStats,
 		Publishers:    n.publisherStatus,
 		Plan:          n.plan,
+		Proof:         n.proof,
+		Propagation:   n.propagation,
 		Cluster:       n.clusterStatus,
 		Probes:        n.probes,
 		Config:        func() []byte { return n.current.Load().cfg.Effective() },

@@ -37,6 +37,7 @@ type overview struct {
 	Vantages   api.VantageList               `json:"vantages"`
 	Publishers api.List[api.PublisherStatus] `json:"publishers"`
 	Overrides  api.List[rota.Override]       `json:"overrides"`
+	Proof      *api.Proof                    `json:"proof,omitempty"`
 	Freeze     api.FreezeView                `json:"freeze"`
 }
 
@@ -94,13 +95,15 @@ func (c *client) overview(ctx context.Context) (*overview, error) {
 	}
 	var cs api.ClusterStatus
 	var p *apiProblem
-	switch err := c.get(ctx, "/api/v1/cluster", nil, &cs); {
+	err := c.get(ctx, "/api/v1/cluster", nil, &cs)
+	switch {
 	case err == nil:
 		o.Cluster = &cs
 	case !errors.As(err, &p) || p.Status != 404:
 		return nil, err
 	}
-	return &o, nil
+	o.Proof, err = c.proof(ctx)
+	return &o, err
 }
 
 // severity orders the states of services, worst first.
@@ -148,6 +151,7 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 			b.WriteByte('\n')
 		}
 	}
+	seenOutside(&b, o.Proof, now)
 	if n := len(o.Overrides.Items); n > 0 {
 		fmt.Fprintf(&b, "%s under an override: see `rota get overrides`\n", count(n, "endpoint"))
 	}
