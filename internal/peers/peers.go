@@ -84,8 +84,15 @@ type NameServer struct {
 	dir  string
 	host string
 	port int
+	api  int // port of PowerDNS's HTTP API
 	run  *process
 }
+
+// APIKey is the key of a PowerDNS's HTTP API.
+const APIKey = "key-of-the-rota-tests"
+
+// API returns the URL of a PowerDNS's HTTP API, without a path.
+func (s *NameServer) API() string { return fmt.Sprintf("http://%s:%d", s.host, s.api) }
 
 // Start starts a name server and waits until it answers. It ends with the test.
 func Start(t testing.TB, kind Kind, c Config) *NameServer {
@@ -97,6 +104,7 @@ func Start(t testing.TB, kind Kind, c Config) *NameServer {
 	if s.host == "" {
 		s.host, s.port = "127.0.0.1", FreePort(t)
 	}
+	s.api = FreePort(t)
 	s.configure()
 	s.Restart()
 	return s
@@ -363,7 +371,13 @@ allow-axfr-ips=0.0.0.0/0
 disable-axfr=no
 loglevel=4
 version-string=anonymous
-`, s.path("db"), s.host, s.port, s.dir)
+webserver=yes
+webserver-address=%s
+webserver-port=%d
+webserver-allow-from=0.0.0.0/0
+api=yes
+api-key=%s
+`, s.path("db"), s.host, s.port, s.dir, s.host, s.api, APIKey)
 	s.pdnsutil("import-tsig-key", "nobody", "hmac-sha256", "bm9ib2R5IGhhcyB0aGlzIGtleQ==") // without a key to ask for, updates are open
 	for _, z := range s.c.Zones {
 		name := strings.TrimSuffix(z.Name, ".")

@@ -21,7 +21,8 @@ import (
 type fakeAutoDNS struct {
 	*apiFront
 	*books
-	www bool // wwwInclude
+	www   bool // wwwInclude
+	loops bool // the list of zones begins again and again
 }
 
 const autoDNSSecret = "autodns-s3cret"
@@ -46,8 +47,8 @@ func (f *fakeAutoDNS) records(string) []string             { return f.books.reco
 func (f *fakeAutoDNS) edit(_ string, add, remove []string) { f.books.edit(add, remove) }
 func (f *fakeAutoDNS) secret() string                      { return autoDNSSecret }
 func (f *fakeAutoDNS) fail(fault apiFault, n int) bool {
-	if fault == apiPartial {
-		return false // an update is whole
+	if fault == apiPartial || fault == apiLoop {
+		return false // an update is whole; only the list of zones has pages, see TestAutoDNSPages
 	}
 	f.calm = f.calm && fault == apiFine
 	return f.apiFront.fail(fault, n)
@@ -155,7 +156,7 @@ func (f *fakeAutoDNS) search(w http.ResponseWriter, body []byte) {
 	switch {
 	case f.playing(apiEmpty):
 		zones = nil
-	case f.playing(apiLoop):
+	case f.loops:
 		for i := len(zones); i < in.View.Limit; i++ {
 			zones = append(zones, map[string]any{"origin": fmt.Sprintf("z%d.test", i), "virtualNameServer": "a.ns14.net"})
 		}
@@ -428,5 +429,17 @@ func TestSecretsOfAPIsAreHidden(t *testing.T) {
 				t.Errorf("%T as %s: %s", o, verb, got)
 			}
 		}
+	}
+}
+
+func TestAutoDNSConformance(t *testing.T) {
+	apiConformance(t, true, func(t testing.TB) fakeAPI { return newFakeAutoDNS(t, apiForeign...) })
+}
+
+func TestAutoDNSPages(t *testing.T) {
+	f := newFakeAutoDNS(t)
+	f.loops = true
+	if _, err := f.backend(t).Zone(t.Context(), "www.example.test."); err == nil || ReasonOf(err).Code != CodeMalformed {
+		t.Errorf("a list of zones without end: %v", err)
 	}
 }

@@ -260,3 +260,7 @@ func TestExternalDNSAdjust(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+func TestExternalDNSConformance(t *testing.T) {
+	apiConformance(t, true, func(t testing.TB) fakeAPI { return newFakeWebhook(t, apiForeign...) })
+}

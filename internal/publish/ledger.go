@@ -2,7 +2,6 @@ package publish
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -38,6 +37,38 @@ type entry struct {
 	AnyTTL bool   // the provider chooses the TTL
 	Locked string // why rota must not touch the name; empty: it may
 }
+
+// newEntry makes an entry of what an API says: names and data as text. What rota cannot read is locked, so that it is neither lost nor
+// touched. Its key has type 0 when the type is none of the DNS's own. Data of types that rota never writes is left as it is: APIs
+// shorten some of them.
+func newEntry(name rota.Name, kind string, ttl uint32, text string) entry {
+	t, ok := dns.StringToType[strings.ToUpper(kind)]
+	if !ok {
+		if n, err := rota.ParseType(kind); err == nil {
+			t, ok = uint16(n), true
+		}
+	}
+	e := entry{Key: rota.Key{Name: name, Type: rota.Type(t)}, TTL: ttl, Data: text}
+	if !ok {
+		e.Locked = fmt.Sprintf("is of the type %s, which is the provider's own", rota.CleanReason("%s", kind))
+		return e
+	}
+	switch e.Key.Type {
+	case rota.TypeA, rota.TypeAAAA, rota.TypeCNAME, rota.TypeTXT, rota.TypePTR, rota.TypeNS, rota.TypeMX, rota.TypeSRV, rota.Type(dns.TypeDNAME):
+	default:
+		return e
+	}
+	data, err := canonical(e.Key.Type, text)
+	if err != nil {
+		e.Locked = fmt.Sprintf("cannot be read: %v", err)
+		return e
+	}
+	e.Data = data
+	return e
+}
+
+// mnemonic is how APIs call a type.
+func mnemonic(t rota.Type) string { return dns.Type(t).String() }
 
 // ledger makes a Backend of a driver: it finds zones, compares before every write, does not believe a list that lags behind what was
 // written or that has lost everything at once, and keeps CNAMEs from standing beside other data.
@@ -139,12 +170,12 @@ func (l *ledger) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Rea
 	}
 }
 
-// withAncestors returns the names of the keys and those above them inside the zone, where a delegation would stand.
+// withAncestors returns the names of the keys and those above them, below the apex of the zone, where a delegation would stand.
 func withAncestors(zone rota.Name, keys []rota.Key) []rota.Name {
 	var out []rota.Name
 	seen := map[rota.Name]bool{}
 	for _, k := range keys {
-		for n := k.Name; n.In(zone) && !seen[n]; n = n.Parent() {
+		for n := k.Name; n.In(zone) && !seen[n] && (n != zone || n == k.Name); n = n.Parent() {
 			seen[n] = true
 			out = append(out, n)
 			if n == zone {
@@ -237,8 +268,12 @@ func reading(zone rota.Name, keys []rota.Key, entries []entry) Reading {
 			continue
 		}
 		if e.Locked != "" {
+			what := fmt.Sprintf("its %s record", e.Key.Type)
+			if e.Key.Type == 0 {
+				what = "another record there"
+			}
 			out.Blocked[n] = &Reason{
-				Code: CodeOther, Zone: zone, Name: n, Text: fmt.Sprintf("its %s record %s", e.Key.Type, e.Locked),
+				Code: CodeOther, Zone: zone, Name: n, Text: what + " " + e.Locked,
 				Advice: "remove that record there, or take the service out of rota",
 			}
 		}
@@ -283,10 +318,23 @@ func inTheWayOf(n rota.Name, e entry) *Reason {
 func (l *ledger) Write(ctx context.Context, b Batch) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, writeWithin)
 	defer cancel()
-	b.Changes = b.Changes[:fitting(b.Changes, l.capabilities().Batch)]
-	n := len(b.Changes)
+	n := fitting(b.Changes, l.capabilities().Batch, func(rota.Change) int { return 1 })
+	if p, ok := l.driver.(packer); ok {
+		n = p.pack(b.Changes)
+	}
+	b.Changes = slices.Clone(b.Changes[:n])
+	for i := range b.Changes {
+		b.Changes[i].New.TTL = max(b.Changes[i].New.TTL, l.capabilities().MinTTL)
+	}
+	b.Fence.New.TTL = max(b.Fence.New.TTL, l.capabilities().MinTTL)
 	keys := []rota.Key{b.Fence.Key()}
 	for _, c := range b.Changes {
+		if t := c.Key().Type; !l.capabilities().Takes(t) {
+			return n, &Reason{
+				Code: CodeUnsupported, Zone: b.Zone, Name: c.Key().Name, Text: fmt.Sprintf("records of the type %s cannot be written there", mnemonic(t)),
+				Advice: "publish the service to a DNS that takes them",
+			}
+		}
 		keys = append(keys, c.Key())
 	}
 	entries, err := l.list(ctx, b.Zone, withAncestors(b.Zone, keys))
@@ -301,21 +349,32 @@ func (l *ledger) Write(ctx context.Context, b Batch) (int, error) {
 	if ctx.Err() != nil {
 		return n, &Reason{Code: CodeUnreachable, Transient: true, Zone: b.Zone, Text: "reading took too long, so nothing was written"}
 	}
-	err = l.commit(ctx, b, entries)
-	if err == nil || !errors.Is(err, ErrMoved) && ReasonOf(err).InDoubt {
-		l.remember(b)
+	if err := l.commit(ctx, b, entries); err != nil {
+		return n, err
 	}
-	return n, err
+	l.remember(b)
+	return n, nil
 }
 
-// fitting returns how many leading changes make at most limit, those of one name never parted; all when limit is 0.
-func fitting(changes []rota.Change, limit int) int {
-	if limit <= 0 || len(changes) <= limit {
+// packer is a driver whose transactions are bounded by other things than the number of changes.
+type packer interface {
+	driver
+	// pack returns how many leading changes make one transaction; those of one name are never parted, and the first name always counts.
+	pack(changes []rota.Change) int
+}
+
+// fitting returns how many leading changes have a size of at most limit in all, those of one name never parted; all when limit is 0.
+// The first name fits whatever its size.
+func fitting(changes []rota.Change, limit int, size func(rota.Change) int) int {
+	if limit <= 0 {
 		return len(changes)
 	}
-	n := 0
+	n, used := 0, 0
 	for names := range byName(changes) {
-		if n > 0 && n+len(names) > limit {
+		for _, c := range names {
+			used += size(c)
+		}
+		if n > 0 && used > limit {
 			break
 		}
 		n += len(names)
@@ -510,38 +569,6 @@ func inZone(zone rota.Name, text string) (rota.Name, error) {
 	return rota.ParseName(text + "." + zone.String())
 }
 
-// relative returns a name without its zone, empty at the apex.
-func relative(zone, n rota.Name) string {
-	return strings.TrimSuffix(strings.TrimSuffix(n.String(), strings.TrimPrefix(zone.String(), ".")), ".")
-}
-
-// alienType stands for the types that only one provider knows, such as ALIAS. It is of the range for private use (RFC 6895 §3.1).
-const alienType rota.Type = 65534
-
-// listed makes an entry of a record that a provider lists. What is of a type that the DNS does not know, or no data of its type, locks
-// its name; it is no reason to know nothing of the others. The data of types that rota never writes is left as it is.
-func listed(name rota.Name, typ string, ttl uint32, text string) entry {
-	n, known := dns.StringToType[strings.ToUpper(typ)]
-	e := entry{Key: rota.Key{Name: name, Type: rota.Type(n)}, TTL: ttl, Data: text}
-	if !known {
-		e.Key.Type = alienType
-		e.Locked = rota.CleanReason("is of the provider's own kind, %s", typ)
-		return e
-	}
-	switch e.Key.Type {
-	case rota.TypeA, rota.TypeAAAA, rota.TypeCNAME, rota.TypeTXT, rota.TypePTR, rota.TypeNS, rota.TypeMX, rota.TypeSRV, rota.Type(dns.TypeDNAME):
-	default:
-		return e
-	}
-	data, err := canonical(e.Key.Type, text)
-	if err != nil {
-		e.Locked = rota.CleanReason("cannot be read: %v", err)
-		return e
-	}
-	e.Data = data
-	return e
-}
-
 // canonical turns a provider's text of a record's data into the form of rota.RRset. Names in it are relative to nothing: without a
 // trailing dot they are taken as whole.
 func canonical(t rota.Type, text string) (string, error) {
@@ -554,9 +581,9 @@ func canonical(t rota.Type, text string) (string, error) {
 			text = quoteTXT(text)
 		}
 	}
-	rr, err := dns.NewRR(". 0 IN " + t.String() + " " + text)
+	rr, err := dns.NewRR(". 0 IN " + mnemonic(t) + " " + text)
 	if err != nil || rr == nil {
-		return "", fmt.Errorf("%q is not the data of a %s record", rota.CleanReason("%s", text), t)
+		return "", fmt.Errorf("%q is not the data of a %s record", rota.CleanReason("%s", text), mnemonic(t))
 	}
 	return rdata(rr)
 }

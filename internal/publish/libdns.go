@@ -48,7 +48,7 @@ type libDNS struct {
 }
 
 // libDNSTimeout bounds one call of a provider.
-const libDNSTimeout = 30 * time.Second
+const libDNSTimeout = 15 * time.Second
 
 // NewLibDNS returns a Backend for the zones of a libdns provider.
 func NewLibDNS(o LibDNSOptions) (Backend, error) {
@@ -137,7 +137,7 @@ func (l *libDNS) all(ctx context.Context, zone rota.Name) ([]libDNSRecord, error
 				text = zone.String()
 			}
 		}
-		e := listed(name, rr.Type, ttl, text)
+		e := newEntry(name, rr.Type, ttl, text)
 		e.AnyTTL = ttl == 0 // it says none
 		out = append(out, libDNSRecord{e, own})
 	}

@@ -125,6 +125,11 @@ func (r *rest) do(ctx context.Context, method, path string, in, out any) error {
 	return r.send(ctx, req, method != http.MethodGet, out)
 }
 
+// headed wants to see the header of the answer it is read from.
+type headed interface {
+	head(http.Header)
+}
+
 // send sends a request, whose path is below base. changes says that it is one that changes something.
 func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out any) error {
 	if wait := time.Until(time.Unix(0, r.quiet.Load())); wait > 0 {
@@ -175,6 +180,9 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 	}
 	if kind := answer.Header.Get("Content-Type"); r.o.media != "" && !sameMedia(kind, r.o.media) {
 		return r.malformed(changes, "the answer is %q, not %s", kind, r.o.media)
+	}
+	if h, ok := out.(headed); ok {
+		h.head(answer.Header)
 	}
 	if err := json.Unmarshal(body, out); err != nil {
 		return r.malformed(changes, "the answer is not the JSON that is expected: %v", err)
