@@ -353,7 +353,7 @@ func autoDNSText(zone rota.Name, r autoDNSRecord) string {
 
 // native turns data in the form of rota.RRset into a record of the API.
 func autoDNSNative(zone rota.Name, k rota.Key, ttl uint32, data string) (autoDNSRecord, error) {
-	r := autoDNSRecord{Name: relative(k.Name, zone), TTL: ttl, Type: k.Type.String(), Value: data}
+	r := autoDNSRecord{Name: relative(zone, k.Name), TTL: ttl, Type: mnemonic(k.Type), Value: data}
 	switch k.Type {
 	case rota.TypeTXT:
 		text, err := plainTXT(data)

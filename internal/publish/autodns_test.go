@@ -302,15 +302,30 @@ func TestAutoDNSApex(t *testing.T) {
 		then []string
 		left string // in main
 	}{
-		{"several beside the main address", "192.0.2.1", nil, rr("example.test.", rota.TypeA, 300, "192.0.2.1", "192.0.2.2"),
-			[]string{"example.test. 300 IN A 192.0.2.1", "example.test. 300 IN A 192.0.2.2"}, "192.0.2.1"},
-		{"the main address goes and its heir is new", "192.0.2.1", []string{"example.test. 300 IN A 192.0.2.2"},
+		{
+			"several beside the main address", "192.0.2.1", nil, rr("example.test.", rota.TypeA, 300, "192.0.2.1", "192.0.2.2"),
+			[]string{"example.test. 300 IN A 192.0.2.1", "example.test. 300 IN A 192.0.2.2"},
+			"192.0.2.1",
+		},
+		{
+			"the main address goes and its heir is new", "192.0.2.1",
+			[]string{"example.test. 300 IN A 192.0.2.2"},
 			rr("example.test.", rota.TypeA, 300, "192.0.2.2", "192.0.2.3"),
-			[]string{"example.test. 300 IN A 192.0.2.2", "example.test. 300 IN A 192.0.2.3"}, "192.0.2.3"},
-		{"the main address goes and others stay", "192.0.2.1", []string{"example.test. 300 IN A 192.0.2.2"},
-			rr("example.test.", rota.TypeA, 300, "192.0.2.2"), []string{"example.test. 300 IN A 192.0.2.2"}, ""},
-		{"the TTL of the main address", "192.0.2.1", nil, rr("example.test.", rota.TypeA, 60, "192.0.2.1"),
-			[]string{"example.test. 60 IN A 192.0.2.1"}, "192.0.2.1"},
+			[]string{"example.test. 300 IN A 192.0.2.2", "example.test. 300 IN A 192.0.2.3"},
+			"192.0.2.3",
+		},
+		{
+			"the main address goes and others stay", "192.0.2.1",
+			[]string{"example.test. 300 IN A 192.0.2.2"},
+			rr("example.test.", rota.TypeA, 300, "192.0.2.2"),
+			[]string{"example.test. 300 IN A 192.0.2.2"},
+			"",
+		},
+		{
+			"the TTL of the main address", "192.0.2.1", nil, rr("example.test.", rota.TypeA, 60, "192.0.2.1"),
+			[]string{"example.test. 60 IN A 192.0.2.1"},
+			"192.0.2.1",
+		},
 		{"no main address", "", nil, rr("example.test.", rota.TypeA, 60, "192.0.2.1"), []string{"example.test. 60 IN A 192.0.2.1"}, ""},
 	}
 	for _, c := range cases {
@@ -421,7 +436,9 @@ func TestAutoDNSPace(t *testing.T) {
 
 func TestSecretsOfAPIsAreHidden(t *testing.T) {
 	for _, o := range []any{
-		AutoDNSOptions{User: "u", Password: "s3cret"}, DynuOptions{Token: "s3cret"}, DigitalOceanOptions{Token: "s3cret"},
+		AutoDNSOptions{User: "u", Password: "s3cret"},
+		DynuOptions{Token: "s3cret"},
+		DigitalOceanOptions{Token: "s3cret"},
 		LibDNSOptions{Name: "x", Provider: struct{ Token string }{"s3cret"}, Secrets: []string{"s3cret"}},
 	} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {

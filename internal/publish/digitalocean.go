@@ -209,7 +209,7 @@ func (d *digitalOcean) create(ctx context.Context, zone rota.Name, e entry) erro
 		Name string `json:"name"`
 		Data string `json:"data"`
 		TTL  uint32 `json:"ttl"`
-	}{e.Key.Type.String(), cmp.Or(relative(e.Key.Name, zone), "@"), e.Data, e.TTL}
+	}{mnemonic(e.Key.Type), cmp.Or(relative(zone, e.Key.Name), "@"), e.Data, e.TTL}
 	if e.Key.Type == rota.TypeTXT {
 		text, err := plainTXT(e.Data)
 		if err != nil {
@@ -232,7 +232,7 @@ func (d *digitalOcean) create(ctx context.Context, zone rota.Name, e entry) erro
 }
 
 func (d *digitalOcean) retime(ctx context.Context, zone rota.Name, e entry, ttl uint32) error {
-	return d.rest.do(ctx, http.MethodPatch, digitalOceanPath(zone)+"/"+e.ID, map[string]any{"type": e.Key.Type.String(), "ttl": ttl}, nil)
+	return d.rest.do(ctx, http.MethodPatch, digitalOceanPath(zone)+"/"+e.ID, map[string]any{"type": mnemonic(e.Key.Type), "ttl": ttl}, nil)
 }
 
 // remove removes a record by its number. Not found is what is wanted.

@@ -381,7 +381,7 @@ func (d *dynu) create(ctx context.Context, zone rota.Name, e entry) error {
 	if err != nil {
 		return err
 	}
-	in := map[string]any{"nodeName": relative(e.Key.Name, zone), "recordType": e.Key.Type.String(), "ttl": e.TTL, "state": true}
+	in := map[string]any{"nodeName": relative(zone, e.Key.Name), "recordType": mnemonic(e.Key.Type), "ttl": e.TTL, "state": true}
 	switch e.Key.Type {
 	case rota.TypeA:
 		in["ipv4Address"] = e.Data

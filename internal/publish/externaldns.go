@@ -240,7 +240,7 @@ func (x *externalDNS) endpoint(c rota.Change, old []json.RawMessage) (e external
 			return e, x.rest.malformed(false, "a record cannot be read: %v", err)
 		}
 	}
-	e.Name, e.Type, e.TTL, e.Targets = c.Key().Name.Short(), c.Key().Type.String(), int64(c.New.TTL), nil
+	e.Name, e.Type, e.TTL, e.Targets = c.Key().Name.Short(), mnemonic(c.Key().Type), int64(c.New.TTL), nil
 	for _, data := range c.New.Data {
 		if e.Type == "CNAME" {
 			data = strings.TrimSuffix(data, ".")
@@ -304,7 +304,7 @@ func externalDNSSame(k rota.Key, a, b []string) bool {
 	set := func(texts []string) []string {
 		var out []string
 		for _, text := range texts {
-			out = append(out, newEntry(k.Name, k.Type.String(), 0, text).Data)
+			out = append(out, newEntry(k.Name, mnemonic(k.Type), 0, text).Data)
 		}
 		slices.Sort(out)
 		return out

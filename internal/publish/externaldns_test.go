@@ -210,8 +210,10 @@ func TestExternalDNSZones(t *testing.T) {
 func TestExternalDNSLocks(t *testing.T) {
 	f := newFakeWebhook(t)
 	for _, r := range []bookRow{
-		{name: "geo.example.test.", ttl: 60, typ: "A", data: "192.0.2.1", note: "europe"}, {name: "two.example.test.", ttl: 60, typ: "CNAME", data: "a.example."},
-		{name: "two.example.test.", ttl: 60, typ: "CNAME", data: "b.example."}, {name: "free.example.test.", ttl: 0, typ: "A", data: "192.0.2.1"},
+		{name: "geo.example.test.", ttl: 60, typ: "A", data: "192.0.2.1", note: "europe"},
+		{name: "two.example.test.", ttl: 60, typ: "CNAME", data: "a.example."},
+		{name: "two.example.test.", ttl: 60, typ: "CNAME", data: "b.example."},
+		{name: "free.example.test.", ttl: 0, typ: "A", data: "192.0.2.1"},
 	} {
 		f.put(r)
 	}

@@ -111,6 +111,9 @@ func newLedger(d driver, settle time.Duration) *ledger {
 // Capabilities are the driver's.
 func (l *ledger) Capabilities() Capabilities { return l.capabilities() }
 
+// Zones lists the zones of the account, as the provider says it now.
+func (l *ledger) Zones(ctx context.Context) ([]rota.Name, error) { return l.zones(ctx) }
+
 // Zone returns the longest zone of the account that holds the name.
 func (l *ledger) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
 	l.mu.Lock()
@@ -318,7 +321,7 @@ func inTheWayOf(n rota.Name, e entry) *Reason {
 func (l *ledger) Write(ctx context.Context, b Batch) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, writeWithin)
 	defer cancel()
-	n := fitting(b.Changes, l.capabilities().Batch, func(rota.Change) int { return 1 })
+	n := fitting(b.Changes, l.capabilities().Batch, eachIsOne)
 	if p, ok := l.driver.(packer); ok {
 		n = p.pack(b.Changes)
 	}
@@ -362,6 +365,9 @@ type packer interface {
 	// pack returns how many leading changes make one transaction; those of one name are never parted, and the first name always counts.
 	pack(changes []rota.Change) int
 }
+
+// eachIsOne is the size of a change where only their number is bounded.
+func eachIsOne(rota.Change) int { return 1 }
 
 // fitting returns how many leading changes have a size of at most limit in all, those of one name never parted; all when limit is 0.
 // The first name fits whatever its size.
@@ -414,9 +420,10 @@ func stands(b Batch, entries []entry) error {
 	return nil
 }
 
-// editor is a driver whose API changes one record at a time.
+// editor changes one record at a time.
 type editor interface {
-	driver
+	// list is driver's.
+	list(ctx context.Context, zone rota.Name, names []rota.Name) ([]entry, error)
 	// create adds a record; that it is there already is a success.
 	create(ctx context.Context, zone rota.Name, e entry) error
 	// retime gives a record another TTL.
@@ -567,6 +574,11 @@ func inZone(zone rota.Name, text string) (rota.Name, error) {
 		return rota.ParseName(text + ".")
 	}
 	return rota.ParseName(text + "." + zone.String())
+}
+
+// relative returns a name without its zone, empty at the apex.
+func relative(zone, n rota.Name) string {
+	return strings.TrimSuffix(strings.TrimSuffix(n.String(), strings.TrimPrefix(zone.String(), ".")), ".")
 }
 
 // canonical turns a provider's text of a record's data into the form of rota.RRset. Names in it are relative to nothing: without a

@@ -547,7 +547,7 @@ func TestInZone(t *testing.T) {
 			t.Errorf("%q is %q, %v", text, n, err)
 		}
 		if err == nil && n.In(shelfZone) {
-			if back, err := inZone(shelfZone, relative(n, shelfZone)); back != n || err != nil {
+			if back, err := inZone(shelfZone, relative(shelfZone, n)); back != n || err != nil {
 				t.Errorf("%q comes back as %q, %v", n, back, err)
 			}
 		}

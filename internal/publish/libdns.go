@@ -170,7 +170,7 @@ func (l *libDNS) commit(ctx context.Context, b Batch, held []entry) error {
 // own makes a libdns record, of the type that stands for its kind.
 func (l *libDNS) own(zone rota.Name, e entry) (libdns.Record, error) {
 	rr := libdns.RR{
-		Name: libdns.RelativeName(e.Key.Name.String(), zone.String()), TTL: time.Duration(e.TTL) * time.Second, Type: e.Key.Type.String(), Data: e.Data,
+		Name: libdns.RelativeName(e.Key.Name.String(), zone.String()), TTL: time.Duration(e.TTL) * time.Second, Type: mnemonic(e.Key.Type), Data: e.Data,
 	}
 	if e.Key.Type == rota.TypeTXT {
 		text, err := plainTXT(e.Data)

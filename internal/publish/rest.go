@@ -36,10 +36,11 @@ type restOptions struct {
 	media   string              // media type that is asked for, sent and demanded of answers; empty: JSON, and answers may say what they like
 	timeout time.Duration       // of one request in all; 0: 15 seconds
 	explain func(*restAnswer) *Reason
-	client  http.RoundTripper // nil: plain HTTP(S) without a proxy
+	believe func(*http.Request, *restAnswer) *Reason // looks at every answer before anything else does; nil: all are believed
+	client  http.RoundTripper                        // nil: plain HTTP(S) without a proxy
 }
 
-// restAnswer is an answer that is no success, for explain.
+// restAnswer is an answer, for explain and believe.
 type restAnswer struct {
 	status int
 	header http.Header
@@ -167,6 +168,14 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 		return r.unreachable(err, changes)
 	case len(body) > maxAnswer:
 		return r.malformed(changes, "the answer is longer than %d MiB", maxAnswer>>20)
+	}
+	if r.o.believe != nil {
+		if why := r.o.believe(req, &restAnswer{answer.StatusCode, answer.Header, body}); why != nil {
+			why.Server, why.InDoubt = r.server, changes
+			return why
+		}
+	}
+	switch {
 	case answer.StatusCode >= 300 && answer.StatusCode < 400:
 		return r.malformed(changes, "the API redirects elsewhere (HTTP %d)", answer.StatusCode)
 	case answer.StatusCode < 200 || answer.StatusCode >= 300:
@@ -178,11 +187,11 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 	if out == nil {
 		return nil
 	}
-	if kind := answer.Header.Get("Content-Type"); r.o.media != "" && !sameMedia(kind, r.o.media) {
-		return r.malformed(changes, "the answer is %q, not %s", kind, r.o.media)
-	}
 	if h, ok := out.(headed); ok {
 		h.head(answer.Header)
+	}
+	if kind := answer.Header.Get("Content-Type"); r.o.media != "" && !sameMedia(kind, r.o.media) {
+		return r.malformed(changes, "the answer is %q, not %s", kind, r.o.media)
 	}
 	if err := json.Unmarshal(body, out); err != nil {
 		return r.malformed(changes, "the answer is not the JSON that is expected: %v", err)
