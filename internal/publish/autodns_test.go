@@ -434,6 +434,37 @@ func TestAutoDNSPace(t *testing.T) {
 	})
 }
 
+// Who waited for a turn has the whole time of a request all the same.
+func TestAPITurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeAutoDNS(t)
+		slow := &apiFront{changes: f.changes, handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(10 * time.Second)
+			f.ServeHTTP(w, r)
+		})}
+		b, err := NewAutoDNS(AutoDNSOptions{User: t.Name(), Password: autoDNSSecret, Rate: 0.1, Client: slow})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 3)
+		for range cap(done) {
+			go func() {
+				_, err := b.(*ledger).driver.zones(t.Context())
+				done <- err
+			}()
+		}
+		var bad []error
+		for range cap(done) {
+			if err := <-done; err != nil {
+				bad = append(bad, err)
+			}
+		}
+		if len(bad) != 1 || ReasonOf(bad[0]).Code != CodeRateLimited {
+			t.Errorf("of three, the third cannot wait: %v", bad)
+		}
+	})
+}
+
 func TestSecretsOfAPIsAreHidden(t *testing.T) {
 	for _, o := range []any{
 		AutoDNSOptions{User: "u", Password: "s3cret"},
