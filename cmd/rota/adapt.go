@@ -134,11 +134,24 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
 				return err
 			},
+			Recent:  func(zone rota.Name) []publish.Past { return n.lately(p.Name, zone) },
 			Confirm: n.raft.Confirm, Frozen: n.whyFrozen,
 			Log: n.log.With("room", "publish"),
 		}))
 	}
 	return out, errors.Join(errs...)
+}
+
+// lately is what a publisher wrote to a zone in the time that the budget of changes may count over, oldest first, whoever led.
+func (n *node) lately(publisher string, zone rota.Name) []publish.Past {
+	var out []publish.Past
+	since := time.Now().Add(-rota.MaxChangePer)
+	for _, r := range n.raft.Records(0, 0) {
+		if p := r.Event.Published; p != nil && p.Publisher == publisher && p.Zone == zone && r.Event.At.After(since) && r.Refused == "" {
+			out = append(out, publish.Past{At: r.Event.At, Published: *p})
+		}
+	}
+	return out
 }
 
 // registryOf is the registry of ownership that a configuration asks for; nil: none.
