@@ -30,6 +30,24 @@ type RegisterTemplate struct {
 	HostZone    Name     `json:"host_zone,omitempty"`    // of the host's own record; empty: found by the publisher
 }
 
+// TemplateOf returns the template with a name; without one, the only one there is.
+func TemplateOf(all []RegisterTemplate, name string) (*RegisterTemplate, error) {
+	var names []string
+	for i := range all {
+		if all[i].Name == name || name == "" && len(all) == 1 {
+			return &all[i], nil
+		}
+		names = append(names, all[i].Name)
+	}
+	switch {
+	case len(all) == 0:
+		return nil, errors.New("nobody can register: the configuration has no `discover: - type: register`")
+	case name == "":
+		return nil, fmt.Errorf("say by which block to register: %s", strings.Join(names, " or "))
+	}
+	return nil, fmt.Errorf("no block %q to register by: want %s", CleanReason("%s", name), strings.Join(names, " or "))
+}
+
 // Reverse is where pointers of addresses are kept. Of several, the one with the longest zone that an address belongs to takes it.
 type Reverse struct {
 	Zone    Name     `json:"zone,omitempty"` // below in-addr.arpa or ip6.arpa, RFC 2317 zones too; empty: every address, in a zone that the publisher finds
@@ -547,12 +565,15 @@ func (t *transaction) settle(hosts []*registered, fresh []Registration) error {
 			return fmt.Errorf("host %s: %s", h.Host, h.problem)
 		}
 	}
+	gone, came := parted(t.hosts, hosts)
+	if len(gone)+len(came) == 0 {
+		t.hosts = hosts // leases
+		return nil
+	}
 	c, err := compile(spec, hosts)
 	if err != nil {
 		return err
 	}
-	was := t.hosts
-	gone, came := parted(was, hosts)
 	left := t.left(c, gone)
 	t.adopt(c, hosts)
 	for _, h := range slices.Concat(gone, came) {
