@@ -266,6 +266,9 @@ func (r *publisherReader) digitalOcean() {
 func (r *publisherReader) cloudflare() {
 	r.zones()
 	r.p.Cloudflare = &Cloudflare{URL: r.url(cloudflareURL), Token: r.secret("token"), Proxied: Proxied(textOr(r.n.get("proxied"), string(ProxiedKeep)))}
+	if r.p.Cloudflare.Proxied == ProxiedOn && !r.n.has("proof") { // the world is answered Cloudflare's own addresses
+		r.p.Proof = Proof{Off: true}
+	}
 }
 
 func (r *publisherReader) route53() {

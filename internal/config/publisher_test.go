@@ -42,8 +42,11 @@ func TestPublishersHaveDefaults(t *testing.T) {
 		"type: dynu, token: {file: t}":         {Dynu: &Dynu{URL: "https://api.dynu.com/v2", Token: token}, MinTTL: 30},
 		"type: digitalocean, token: {file: t}": {DigitalOcean: &DigitalOcean{URL: "https://api.digitalocean.com/v2", Token: token}, MinTTL: 30},
 		"type: cloudflare, token: {file: t}":   {Cloudflare: &Cloudflare{URL: "https://api.cloudflare.com/client/v4", Token: token, Proxied: ProxiedKeep}, MinTTL: 60},
-		"type: route53":                        {Route53: &Route53{Wait: true}, MaxRecords: 400},
-		"type: desec, token: {file: t}":        {DeSEC: &DeSEC{URL: "https://desec.io/api/v1", Token: token}, MinGap: 5 * time.Second, MinTTL: 3600},
+		"type: cloudflare, proxied: on, token: {file: t}": {
+			Cloudflare: &Cloudflare{URL: "https://api.cloudflare.com/client/v4", Token: token, Proxied: ProxiedOn}, MinTTL: 60, Proof: Proof{Off: true},
+		},
+		"type: route53":                 {Route53: &Route53{Wait: true}, MaxRecords: 400},
+		"type: desec, token: {file: t}": {DeSEC: &DeSEC{URL: "https://desec.io/api/v1", Token: token}, MinGap: 5 * time.Second, MinTTL: 3600},
 		"type: webhook, url: \"https://a.b/c\", secret: {file: base}": {Webhook: &Webhook{
 			URL: "https://a.b/c", Secret: Secret{secret64, "file:/etc/rota/base"}, Timeout: 10 * time.Second,
 		}, ReadEvery: time.Minute},
