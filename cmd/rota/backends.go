@@ -75,7 +75,11 @@ func providerOf(p config.Publisher) (publish.Backend, error) {
 		if err != nil {
 			return nil, err
 		}
-		o := publish.ZoneFileOptions{Path: p.ZoneFile.Path, Reload: reload, Timeout: p.ZoneFile.Timeout, Run: runCommand}
+		path, err := filepath.Abs(p.ZoneFile.Path)
+		if err != nil {
+			return nil, err
+		}
+		o := publish.ZoneFileOptions{Path: path, Reload: reload, Timeout: p.ZoneFile.Timeout, Run: runCommand}
 		if len(p.Zones) > 0 {
 			o.Zone = p.Zones[0]
 		}
