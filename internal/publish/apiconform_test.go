@@ -97,7 +97,7 @@ type heldRequest struct {
 // arrive lets the request arrive and returns how it was answered.
 func (h *heldRequest) arrive() int {
 	close(h.release)
-	return <-h.arrived
+	return <-h.arrived // at once: nobody else is asked
 }
 
 // apiFront stands before the handler of a provider: it plays faults, holds and captures requests. It is the RoundTripper that a
@@ -322,6 +322,9 @@ func newAPITarget(t testing.TB, start func(testing.TB) fakeAPI) *apiTarget {
 	t.Cleanup(func() {
 		x.mu.Lock()
 		defer x.mu.Unlock()
+		if t.Failed() {
+			t.Logf("log:\n%s", x.log.String())
+		}
 		if s := x.secret(); s == "" || strings.Contains(x.log.String(), s) {
 			t.Errorf("a secret was logged")
 		}
@@ -362,6 +365,16 @@ func (x *apiTarget) look() {
 		if !slices.Contains(now, line) {
 			x.t.Errorf("a foreign record is gone: %s", line)
 		}
+	}
+}
+
+// within waits for what should happen soon.
+func within(t testing.TB, what string, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(time.Minute):
+		t.Fatalf("never came true: %s", what)
 	}
 }
 
@@ -498,14 +511,14 @@ func apiRequestHeld(t *testing.T, x *apiTarget) {
 	})
 	held := x.hold()
 	a.down("192.0.2.1")
-	<-held.caught
+	within(t, "the request is held", held.caught)
 	b := newWorld(t, apiService("app.example.test", addrs...)).up(addrs...)
 	ob := x.options(b)
 	ob.Audit = time.Second
 	pb := run(t, ob, 6)
 	a.apply(rota.Event{Kind: rota.EventLead, Lead: &rota.Lead{Node: "b", Term: 6}})
 	eventually(t, "B's round", func() bool { return settled(pb.Publisher, b.State().At()) && reasonCode(pb.Publisher) == "" })
-	<-pa.done
+	within(t, "A's end", pa.done)
 	if !errors.Is(pa.err, ErrFenced) {
 		t.Errorf("A ends with %v, want ErrFenced", pa.err)
 	}
@@ -560,7 +573,7 @@ func apiLateRequest(t *testing.T, x *apiTarget) {
 	})
 	held := x.hold()
 	w.down("192.0.2.1")
-	<-held.caught
+	within(t, "the request is held", held.caught)
 	w.up("192.0.2.1")
 	at := time.Now()
 	eventually(t, "settled", func() bool { return settled(p.Publisher, at) && reasonCode(p.Publisher) == "" })

@@ -47,8 +47,27 @@ type rest struct {
 	o      restOptions
 	http   *http.Client
 	pace   *rate.Limiter
-	quiet  atomic.Int64 // unix nanoseconds until which the API wants no request
-	server string       // host of base, for reasons
+	quiet  quiet
+	server string // host of base, for reasons
+}
+
+// quiet is a pause that an API asked for. Its zero value is none.
+type quiet struct{ until atomic.Int64 } // unix nanoseconds
+
+// ask begins a pause.
+func (q *quiet) ask(d time.Duration) { q.until.Store(time.Now().Add(d).UnixNano()) }
+
+// reason says how long the pause still is; nil: it is over.
+func (q *quiet) reason(server string) *Reason {
+	wait := time.Until(time.Unix(0, q.until.Load()))
+	if wait <= 0 {
+		return nil
+	}
+	return &Reason{
+		Code: CodeRateLimited, Transient: true, After: min(wait, MaxAfter), Server: server,
+		Text:   "the API asked for a pause until " + time.Unix(0, q.until.Load()).UTC().Format(time.TimeOnly) + " UTC",
+		Advice: "rota waits; see whether somebody else uses the same account",
+	}
 }
 
 // maxAnswer bounds an answer of an API, in bytes: a zone of 100,000 records fits.
@@ -115,11 +134,8 @@ type headed interface {
 
 // send sends a request, whose path is below base. changes says that it is one that changes something.
 func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out any) error {
-	if wait := time.Until(time.Unix(0, r.quiet.Load())); wait > 0 {
-		return &Reason{
-			Code: CodeRateLimited, Transient: true, After: min(wait, MaxAfter), Server: r.server,
-			Text: fmt.Sprintf("the API asked for a pause of another %v", wait.Round(time.Second)), Advice: "rota waits; see whether somebody else uses the same account",
-		}
+	if why := r.quiet.reason(r.server); why != nil {
+		return why
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.o.timeout)
 	defer cancel()
@@ -232,7 +248,7 @@ func (r *rest) refused(a *restAnswer, changes bool) *Reason {
 	}
 	if out.Code == CodeRateLimited {
 		out.After = max(out.After, time.Second)
-		r.quiet.Store(time.Now().Add(out.After).UnixNano())
+		r.quiet.ask(out.After)
 	}
 	out.Text = r.clean(out.Text)
 	return out
