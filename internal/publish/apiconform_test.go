@@ -91,7 +91,7 @@ const (
 type heldRequest struct {
 	caught  chan struct{} // closed when it is there
 	arrived chan int      // the HTTP status with which it was answered in the end; its sender is long gone
-	release chan struct{}
+	release chan struct{} // closed when it may arrive
 }
 
 // arrive lets the request arrive and returns how it was answered.
@@ -218,8 +218,11 @@ func (f *apiFront) RoundTrip(r *http.Request) (*http.Response, error) {
 	if held != nil {
 		close(held.caught)
 		go func() {
-			<-held.release
-			held.arrived <- f.serve(r, body).StatusCode
+			select {
+			case <-held.release:
+				held.arrived <- f.serve(r, body).StatusCode
+			case <-time.After(10 * time.Minute): // the test has failed and left it
+			}
 		}()
 		fault = apiSilent
 	}

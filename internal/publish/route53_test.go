@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -61,7 +62,7 @@ func newFakeRoute53(t testing.TB) fakeAPI {
 }
 
 func (f *fakeRoute53) backend(t testing.TB) Backend {
-	b, err := NewRoute53(Route53Options{AccessKey: "AKIAROTA", SecretKey: f.secret(), Region: "us-east-1", client: f.apiFront})
+	b, err := NewRoute53(Route53Options{AccessKey: "AKIAROTA", SecretKey: f.secret(), Region: "us-east-1", Timeout: 2 * time.Second, client: f.apiFront})
 	if err != nil {
 		t.Fatal(err)
 	}
