@@ -146,7 +146,7 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	}
 	byAction := map[rota.Action]int{rota.ActionDrain: 0, rota.ActionMaintenance: 0, rota.ActionForceUp: 0, rota.ActionForceDown: 0}
 	for _, o := range s.Overrides() {
-		if o.At(v.now) {
+		if s.Holds(&o, v.now) {
 			byAction[o.Action]++
 		}
 	}

@@ -170,7 +170,7 @@ func (v *view) endpoint(svc *rota.Service, e *rota.Endpoint) EndpointView {
 		Service: svc.Name.Short(), Endpoint: e.Address, State: "ready", Weight: e.Weight, Priority: e.Priority, Site: e.Site,
 		Labels: e.Labels, Published: []PublishedIn{}, Verdict: rota.Up,
 	}
-	if o := v.Override(id); o.At(v.now) {
+	if o := v.Override(id); v.Holds(o, v.now) {
 		out.Override, out.State = o, string(o.Action)
 	}
 	v.health(e, &out)

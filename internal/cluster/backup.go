@@ -51,7 +51,7 @@ func (s *saved) backup() Backup {
 
 // RestoreFrom makes the configuration and the overrides of the cluster those of a file that Save wrote, as one event: verdicts stay what
 // is measured now, and serials and terms go on growing. Overrides that have expired are left out; nodes that the file knows as removed are, beside those that are
-// known now. A file of another cluster is refused
+// known now. A freeze in the file freezes, and the zones that were released then stay released. A file of another cluster is refused
 // with ErrForeign, unless foreign says that it is meant.
 func (n *Node) RestoreFrom(ctx context.Context, path string, foreign bool, actor string) (rota.Event, error) {
 	s, err := loadState(path)
@@ -69,6 +69,7 @@ func (n *Node) RestoreFrom(ctx context.Context, path string, foreign bool, actor
 	if s.header.Cluster == n.id.Cluster {
 		e.Removed = s.state.Removed()
 	}
+	e.Frozen, e.Instructed = s.state.Frozen(), s.state.Instructed()
 	for _, o := range s.state.Overrides() {
 		if o.At(e.At) {
 			e.Overrides = append(e.Overrides, o)

@@ -1362,6 +1362,8 @@ func TestBackup(t *testing.T) {
 		e.At = time.Now()
 		e.Overrides[0].Set, e.Overrides[0].Expires = e.At, e.At.Add(time.Hour)
 		mustAppend(t, m.leader(), e)
+		mustAppend(t, m.leader(), rota.Event{Kind: rota.EventInstruct, Instruction: &rota.Instruction{Verb: rota.VerbRelease, Publisher: "bind", Zone: "example.org."}})
+		mustAppend(t, m.leader(), rota.Event{Kind: rota.EventFreeze, Actor: "me", Reason: "why not"})
 		st := m.settle()
 		path := filepath.Join(m.dirs["a"], "backup")
 		if err := replaceFile(path, m.follower().Save); err != nil {
@@ -1372,12 +1374,16 @@ func TestBackup(t *testing.T) {
 			t.Errorf("%+v, %v", b, err)
 		}
 		mustAppend(t, m.leader(), rota.Event{Kind: rota.EventSpec, Spec: spec(1, 1)})
+		mustAppend(t, m.leader(), rota.Event{Kind: rota.EventThaw})
 		if _, err := m.follower().RestoreFrom(t.Context(), path, false, "me"); err != nil {
 			t.Fatal(err)
 		}
 		s := m.settle()
 		if len(s.Services()) != 3 || s.Override(e.Overrides[0].Endpoint) == nil || int32(s.Serial()-st.Serial()) <= 0 || len(s.Nodes()) != 3 {
 			t.Errorf("restored %d services, serial %d after %d", len(s.Services()), s.Serial(), st.Serial())
+		}
+		if s.Frozen() == nil || len(s.Instructions("bind", "example.org.")) != 1 {
+			t.Errorf("restored without the freeze or the release: %v, %v", s.Frozen(), s.Instructed())
 		}
 		edit(t, path, func(b []byte) []byte { return []byte(strings.Replace(string(b), m.cluster, NewID(), 1)) })
 		if _, err := Inspect(path); err == nil {

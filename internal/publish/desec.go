@@ -150,7 +150,7 @@ func (d *deSEC) list(ctx context.Context, zone rota.Name, _ []rota.Name) ([]entr
 func (d *deSEC) commit(ctx context.Context, b Batch, held []entry) error {
 	var sets []deSECRRset
 	for _, c := range conditional(b, held) {
-		s := deSECRRset{Subname: relative(c.Key().Name, b.Zone), Type: mnemonic(c.Key().Type), Records: []string{}}
+		s := deSECRRset{Subname: relative(b.Zone, c.Key().Name), Type: mnemonic(c.Key().Type), Records: []string{}}
 		if len(c.New.Data) > 0 {
 			s.TTL, s.Records = max(c.New.TTL, d.minTTL), c.New.Data
 		}
@@ -161,11 +161,6 @@ func (d *deSEC) commit(ctx context.Context, b Batch, held []entry) error {
 
 func deSECPath(zone rota.Name) string {
 	return "/domains/" + url.PathEscape(strings.TrimSuffix(zone.String(), ".")) + "/rrsets/"
-}
-
-// relative returns a name without its zone and the dot between them; the zone's own is empty.
-func relative(n, zone rota.Name) string {
-	return strings.TrimSuffix(strings.TrimSuffix(n.String(), zone.String()), ".")
 }
 
 // deSECSaid bounds how many of an API's sentences are shown.

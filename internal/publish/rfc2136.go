@@ -278,6 +278,9 @@ func (b *RFC2136) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
 		return "", none
 	}
 	for _, rr := range slices.Concat(answer.Answer, answer.Ns) {
+		if owner, err := rota.ParseName(rr.Header().Name); err == nil && owner == name && name != "." && rr.Header().Rrtype == dns.TypeCNAME {
+			return b.Zone(ctx, name.Parent()) // the SOA is that of where it leads; it is no apex itself (RFC 1034 §3.6.2)
+		}
 		if soa, ok := rr.(*dns.SOA); ok {
 			if zone, err := rota.ParseName(soa.Hdr.Name); err == nil && name.In(zone) {
 				return zone, nil
@@ -542,7 +545,11 @@ func records(s rota.RRset) ([]dns.RR, error) {
 				out = append(out, &dns.AAAA{Hdr: h, AAAA: a.AsSlice()})
 			}
 		case rota.TypeCNAME:
-			out = append(out, &dns.CNAME{Hdr: h, Target: d})
+			n, err := rota.ParseName(d)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", s.Key(), err)
+			}
+			out = append(out, &dns.CNAME{Hdr: h, Target: n.String()})
 		default:
 			rr, err := dns.NewRR(fmt.Sprintf("%s %d IN %s %s", s.Name, s.TTL, s.Type, d))
 			if err != nil || rr == nil {
@@ -554,6 +561,23 @@ func records(s rota.RRset) ([]dns.RR, error) {
 	return out, nil
 }
 
+// prerequisite makes what has a server carry out an UPDATE only while the RRset is this, TTL aside (RFC 2136 §2.4.2 and §2.4.3).
+func prerequisite(s rota.RRset) ([]dns.RR, error) {
+	if len(s.Data) == 0 {
+		return []dns.RR{&dns.ANY{Hdr: classHeader(s.Key(), dns.ClassNONE)}}, nil
+	}
+	out, err := records(s)
+	for _, rr := range out {
+		rr.Header().Ttl = 0
+	}
+	return out, err
+}
+
+// classHeader is the header of a record that stands for a whole RRset.
+func classHeader(k rota.Key, class uint16) dns.RR_Header {
+	return dns.RR_Header{Name: k.Name.String(), Rrtype: uint16(k.Type), Class: class}
+}
+
 // maxUpdate bounds an UPDATE, in octets before compression; what a message can hold (RFC 1035 §4.2.2) less room for the signature.
 const maxUpdate = dns.MaxMsgSize - 1024
 
@@ -563,12 +587,8 @@ func (b *RFC2136) Write(ctx context.Context, batch Batch) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, c := range batch.Changes[:n] {
-		if c.Key().Type == rota.TypeCNAME && len(c.New.Data) > 0 && len(c.Old.Data) == 0 {
-			if err := b.alone(ctx, batch.Zone, c.Key().Name, batch.Changes[:n]); err != nil {
-				return n, err
-			}
-		}
+	if err := b.alone(ctx, batch.Zone, batch.Changes[:n]); err != nil {
+		return n, err
 	}
 	answer, road, err := b.ask(ctx, b.writes, m)
 	if err != nil {
@@ -593,7 +613,7 @@ func update(batch Batch) (*dns.Msg, int, error) {
 	var require, remove, add []dns.RR
 	size := 12 + len(batch.Zone) + 6
 	include := func(c rota.Change) error {
-		old, err := records(c.Old)
+		must, err := prerequisite(c.Old)
 		if err != nil {
 			return err
 		}
@@ -601,23 +621,17 @@ func update(batch Batch) (*dns.Msg, int, error) {
 		if err != nil {
 			return err
 		}
-		gone := &dns.ANY{Hdr: dns.RR_Header{Name: c.Key().Name.String(), Rrtype: uint16(c.Key().Type), Class: dns.ClassANY}}
-		if len(old) == 0 {
-			none := &dns.ANY{Hdr: gone.Hdr}
-			none.Hdr.Class = dns.ClassNONE
-			require = append(require, none)
-		} else {
-			for _, rr := range old {
-				rr.Header().Ttl = 0
-			}
-			require = append(require, old...)
-			remove = append(remove, gone)
+		require = append(require, must...)
+		if len(c.Old.Data) > 0 {
+			remove = append(remove, &dns.ANY{Hdr: classHeader(c.Key(), dns.ClassANY)})
 		}
 		add = append(add, fresh...)
 		return nil
 	}
-	if err := include(batch.Fence); err != nil {
-		return nil, 0, &Reason{Code: CodeInternal, Zone: batch.Zone, Text: err.Error()}
+	if batch.Fence.Key().Name != "" {
+		if err := include(batch.Fence); err != nil {
+			return nil, 0, &Reason{Code: CodeInternal, Zone: batch.Zone, Text: err.Error()}
+		}
 	}
 	measure := func() int {
 		total := size
@@ -659,10 +673,22 @@ func update(batch Batch) (*dns.Msg, int, error) {
 	return m, n, nil
 }
 
-// alone makes sure that a CNAME would stand alone once the changes are made: servers agree to a CNAME beside other data and leave it
-// out (RFC 2136 §3.4.2.2), and what it should have replaced would be gone. ANY over TCP shows everything on BIND, Knot and PowerDNS;
-// for servers that answer it in part (RFC 8482) the usual types are asked one by one.
-func (b *RFC2136) alone(ctx context.Context, zone, name rota.Name, changes []rota.Change) error {
+// alone makes sure that every new CNAME would stand alone once the changes are made: servers agree to a CNAME beside other data and
+// leave it out (RFC 2136 §3.4.2.2), and what it should have replaced would be gone.
+func (b *RFC2136) alone(ctx context.Context, zone rota.Name, changes []rota.Change) error {
+	for _, c := range changes {
+		if c.Key().Type == rota.TypeCNAME && len(c.New.Data) > 0 && len(c.Old.Data) == 0 {
+			if err := b.aloneAt(ctx, zone, c.Key().Name, changes); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// aloneAt looks for what else a name holds and keeps. ANY over TCP shows everything on BIND, Knot and PowerDNS; for servers that
+// answer it in part (RFC 8482) the usual types are asked one by one.
+func (b *RFC2136) aloneAt(ctx context.Context, zone, name rota.Name, changes []rota.Change) error {
 	reason := func(t rota.Type) error {
 		return &Reason{
 			Code: CodeOther, Zone: zone, Name: name, Text: fmt.Sprintf("a CNAME cannot stand beside the %s records there (RFC 1034 §3.6.2)", t),

@@ -19,12 +19,16 @@ const (
 	EventVantages  EventKind = "vantages"  // who votes, whole; the rest of the configuration stays
 	EventNodes     EventKind = "nodes"     // nodes came, left or changed their name
 	EventRestore   EventKind = "restore"   // configuration and overrides become, whole, those of a backup
+	EventFreeze    EventKind = "freeze"    // a person stopped everything automatic
+	EventThaw      EventKind = "thaw"      // a person let it go on
+	EventInstruct  EventKind = "instruct"  // a person asks something of publishers
 )
 
 // Known reports whether this version knows the kind.
 func (k EventKind) Known() bool {
 	switch k {
-	case EventSpec, EventVerdicts, EventOverride, EventLift, EventTick, EventLead, EventPublished, EventVantages, EventNodes, EventRestore:
+	case EventSpec, EventVerdicts, EventOverride, EventLift, EventTick, EventLead, EventPublished, EventVantages, EventNodes, EventRestore,
+		EventFreeze, EventThaw, EventInstruct:
 		return true
 	}
 	return false
@@ -47,6 +51,10 @@ type Event struct {
 	Vantages  []Vantage    `json:"vantages,omitempty"`
 	Nodes     []Node       `json:"nodes,omitempty"`
 	Removed   []Removed    `json:"removed,omitempty"` // that a backup knows of
+
+	Instruction *Instruction `json:"instruction,omitempty"`
+	Frozen      *Freeze      `json:"frozen,omitempty"`     // that a backup was made in
+	Instructed  []Instructed `json:"instructed,omitempty"` // releases that a backup knows of
 }
 
 // Lead says who leads and since which term. Terms only grow.

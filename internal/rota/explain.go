@@ -20,7 +20,8 @@ type Explanation struct {
 	Changed   time.Time             `json:"changed,omitzero"`
 	Index     uint64                `json:"index"` // of the event that last changed the answer
 	Epoch     uint64                `json:"epoch"`
-	Summary   string                `json:"summary"` // one sentence
+	Summary   string                `json:"summary"`          // one sentence
+	Frozen    *Freeze               `json:"frozen,omitempty"` // it stands because of this
 	Endpoints []EndpointExplanation `json:"endpoints"`
 	Steps     []StepExplanation     `json:"steps"`
 }
@@ -69,7 +70,10 @@ func (s *State) Explain(n Name, t Type) (Explanation, bool) {
 	p := sel.Family(t)
 	x := Explanation{
 		Service: n, Type: t, TTL: v.TTL, Mode: p.Mode, Since: p.Since, Changed: sel.At, Index: sel.Index, Epoch: s.lead.Term,
-		Answer: texts(p.Serving()), Summary: s.summary(v, p),
+		Answer: texts(p.Serving()), Summary: s.summary(v, p), Frozen: s.freeze,
+	}
+	if s.freeze != nil {
+		x.Summary = s.freeze.String() + "; " + x.Summary
 	}
 	members := slices.Clone(p.Members)
 	if t == TypeAAAA {
@@ -94,8 +98,28 @@ func (s *State) explainMember(v *Service, m Member) EndpointExplanation {
 				Check: u.Check.Name, Target: t.ID, Asks: asks(t), Observe: u.Observe, Verdict: s.Verdict(t.ID),
 			})
 		}
+		x.Why += s.meanwhile(e, m)
 	}
 	return x
+}
+
+// meanwhile says what a freeze keeps from being heard of an endpoint.
+func (s *State) meanwhile(e *Endpoint, m Member) string {
+	if s.freeze == nil {
+		return ""
+	}
+	worst := Up
+	for _, u := range e.Checks {
+		switch v := s.Verdict(e.Target(u).ID).Status; {
+		case u.Observe || worst == Down:
+		case v != Up:
+			worst = v
+		}
+	}
+	if worst == Unknown || worst == m.Health {
+		return ""
+	}
+	return "; " + worst.String() + " meanwhile, which the freeze keeps from counting"
 }
 
 // asks says what a target is asked, for people.
@@ -240,7 +264,7 @@ func (s *State) evidence(v *Service, m Member, word string) string {
 		return word
 	}
 	for _, u := range e.Checks {
-		verdict := s.Verdict(e.Target(u).ID)
+		verdict := s.ruling(e.Target(u).ID)
 		if u.Observe || verdict.Status != m.Health || m.Health == Unknown {
 			continue
 		}
@@ -280,7 +304,7 @@ func agreeing(v Verdict) string {
 func (s *State) missing(v *Service, m Member) string {
 	if e := v.endpoint(m.Address); e != nil {
 		for _, u := range e.Checks {
-			if !u.Observe && s.Verdict(e.Target(u).ID).Status == Unknown {
+			if !u.Observe && s.ruling(e.Target(u).ID).Status == Unknown {
 				return " (" + u.Check.Name + ")"
 			}
 		}
@@ -400,7 +424,7 @@ func (s *State) Emptied(overrides []Override, now time.Time) []Name {
 				return !n.out()
 			}
 			o := s.Override(id)
-			return !o.At(now) || !o.out()
+			return !s.Holds(o, now) || !o.out()
 		})
 		if !left {
 			out = append(out, v.Name)

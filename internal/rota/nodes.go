@@ -131,9 +131,13 @@ func (t *transaction) remember(r Removed) {
 	t.removed = next[max(0, len(next)-MaxRemoved):]
 }
 
-// forget drops the nodes that left too long ago to matter.
+// forget drops the nodes that left too long ago to matter, and the instructions whose time has passed.
 func (t *transaction) forget() {
 	for len(t.removed) > 0 && t.now.Sub(t.removed[0].At) > RemovedLife {
 		t.removed = t.removed[1:]
+	}
+	over := func(x Instructed) bool { return x.over(t.now) }
+	if slices.ContainsFunc(t.instructed, over) {
+		t.instructed = slices.DeleteFunc(slices.Clone(t.instructed), over)
 	}
 }

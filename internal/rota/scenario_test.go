@@ -30,6 +30,7 @@ var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 //	judge                                 count the votes again, as when one of them has aged
 //	drain|maintenance|force-up|force-down SERVICE/ADDRESS D REASON
 //	lift SERVICE/ADDRESS, tick, restart   restart: through a stored snapshot
+//	freeze REASON, thaw
 //	expect A|AAAA|CNAME ADDRESS… | none | untouched | drop ADDRESS…  what publishers are told
 //	expect serve A|AAAA ADDRESS…          what rota's own name server answers from
 //	expect mode|mode6 MODE, expect why ADDRESS "part", expect summary "part", expect serial same|grown, expect deadline D|none
@@ -128,6 +129,10 @@ func (w *world) do(line string) error {
 		return w.apply(Event{Kind: EventLift, Lift: []EndpointID{id}})
 	case "tick":
 		return w.apply(Event{Kind: EventTick})
+	case "freeze":
+		return w.apply(Event{Kind: EventFreeze, Actor: "bob", Reason: rest})
+	case "thaw":
+		return w.apply(Event{Kind: EventThaw, Actor: "bob"})
 	case "lead":
 		term, err := strconv.ParseUint(args[1], 10, 64)
 		if err != nil {

@@ -326,9 +326,9 @@ func (f *family) add(s standing, most int) {
 	out := s.override.out()
 	switch {
 	case out:
-		m.Step, m.Cause = StepEligible, overrideCause(s.override.Action)
+		m.Step, m.Cause = StepEligible, s.override.cause()
 	case s.override != nil:
-		m.Cause = CauseForcedUp
+		m.Cause = s.override.cause()
 		f.up++
 	case m.Health == Up:
 		f.up++
@@ -341,12 +341,15 @@ func (f *family) add(s standing, most int) {
 	f.operator = append(f.operator, out)
 }
 
-func overrideCause(a Action) Cause {
-	switch a {
+// cause says what the override does in a selection.
+func (o *Override) cause() Cause {
+	switch o.Action {
 	case ActionDrain:
 		return CauseDrained
 	case ActionMaintenance:
 		return CauseMaintenance
+	case ActionForceUp:
+		return CauseForcedUp
 	}
 	return CauseForcedDown
 }

@@ -15,6 +15,8 @@ type Spec struct {
 	Vantages []Vantage `json:"vantages"`
 	Quorum   Quorum    `json:"quorum"`
 
+	Registers []RegisterTemplate `json:"registers,omitempty"` // what hosts that announce themselves may claim
+
 	// Static is a fingerprint of what the name server answers beside the services. When it changes, so does the zones' serial.
 	Static string `json:"static,omitempty"`
 }
@@ -77,11 +79,28 @@ type Safety struct {
 	OnAllDown     OnAllDown     `json:"on_all_down"`        //
 	Fallback      Name          `json:"fallback,omitempty"` // the CNAME of OnAllDownFallback
 	MinHold       time.Duration `json:"min_hold_ns"`        // an address that health took out stays out at least this long
+	MaxChange     MaxChange     `json:"max_change"`         // what may leave a zone at once; the zero value becomes DefaultMaxChange
+	MaxSites      int           `json:"max_sites"`          // health may take the endpoints of at most so many sites out at once; 0: no limit
+}
+
+// MaxChange bounds how much of a zone may leave it in a time. Publishers hold what exceeds it until a person says otherwise.
+type MaxChange struct {
+	Share      float64       `json:"share"`       // of the records that rota keeps in the zone, 0 to 1; 1: no limit
+	Per        time.Duration `json:"per_ns"`      // above 0, at most MaxChangePer
+	MinRecords int           `json:"min_records"` // a zone of fewer records has no limit; at least 0
+}
+
+// MaxChangePer is the longest time a MaxChange may count over.
+const MaxChangePer = 24 * time.Hour
+
+// DefaultMaxChange is what a service has that says nothing.
+func DefaultMaxChange() MaxChange {
+	return MaxChange{Share: 0.30, Per: 10 * time.Minute, MinRecords: 10}
 }
 
 // DefaultSafety is what a service has that says nothing.
 func DefaultSafety() Safety {
-	return Safety{MinPublished: 1, FailOpenBelow: 0.5, OnAllDown: OnAllDownKeep, MinHold: 30 * time.Second}
+	return Safety{MinPublished: 1, FailOpenBelow: 0.5, OnAllDown: OnAllDownKeep, MinHold: 30 * time.Second, MaxChange: DefaultMaxChange()}
 }
 
 // Pick says how one answer is taken from the endpoints that may serve.
@@ -128,6 +147,9 @@ func compile(s Spec) (*compiled, error) {
 		v := &c.spec.Services[i]
 		if c.services[v.Name] != nil {
 			errs = append(errs, fmt.Errorf("service %s is configured twice", v.Name.Short()))
+		}
+		if v.Safety.MaxChange == (MaxChange{}) { // it was written before there was one
+			v.Safety.MaxChange = DefaultMaxChange()
 		}
 		c.services[v.Name] = v
 		errs = append(errs, v.contradictions()...)
@@ -202,6 +224,14 @@ func (v *Service) contradictions() []error {
 	}
 	if f := v.Safety.FailOpenBelow; !(f >= 0 && f <= 1) {
 		bad("fail_open_below %v: want a share from 0 to 1", f)
+	}
+	if m := v.Safety.MaxChange; !(m.Share >= 0 && m.Share <= 1) {
+		bad("max_change of %v: want a share from 0 to 1", m.Share)
+	} else if m.Per <= 0 || m.Per > MaxChangePer || m.MinRecords < 0 {
+		bad("max_change per %v from %d records: want a time above 0 and up to %v, and no negative count", m.Per, m.MinRecords, MaxChangePer)
+	}
+	if v.Safety.MaxSites < 0 {
+		bad("max_sites %d is negative", v.Safety.MaxSites)
 	}
 	switch v.Safety.OnAllDown {
 	case "", OnAllDownKeep, OnAllDownAll, OnAllDownNone:

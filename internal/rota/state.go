@@ -29,6 +29,10 @@ type State struct {
 	overrides  pmap[EndpointID, *Override]
 	selections pmap[Name, *Selection]
 	waiting    pmap[Name, time.Time] // services to look at again, and when
+
+	freeze     *Freeze                  // nil: none
+	pinned     pmap[TargetID, *Verdict] // the verdicts as of the freeze
+	instructed []Instructed             // in force, oldest first
 }
 
 var noSpec = &compiled{}
@@ -116,6 +120,14 @@ func (s *State) Verdict(t TargetID) Verdict {
 	return Verdict{Target: t}
 }
 
+// ruling is the verdict on a target that decisions are made of.
+func (s *State) ruling(t TargetID) Verdict {
+	if v, ok := s.believed().get(t); ok {
+		return *v
+	}
+	return Verdict{Target: t}
+}
+
 // Selection returns a service's answer and how it was picked, or nil when there is no such service.
 func (s *State) Selection(n Name) *Selection {
 	sel, _ := s.selections.get(n)
@@ -142,13 +154,21 @@ func compareEndpoints(a, b EndpointID) int {
 	return cmp.Or(cmp.Compare(a.Service, b.Service), a.Address.Compare(b.Address))
 }
 
-// Deadline returns when a tick is due although nothing else happens, or the zero time.
+// Deadline returns when a tick is due although nothing else happens, or the zero time. In a freeze no time comes for answers.
 func (s *State) Deadline() time.Time {
 	var next time.Time
 	sooner := func(t time.Time) {
 		if next.IsZero() || t.Before(next) {
 			next = t
 		}
+	}
+	for _, x := range s.instructed {
+		if x.Verb != VerbRelease {
+			sooner(x.Until)
+		}
+	}
+	if s.freeze != nil {
+		return next
 	}
 	for _, t := range s.waiting.all() {
 		sooner(t)
@@ -189,7 +209,9 @@ func (s *State) Apply(e Event) (*State, error) {
 			t.touch(id.Service)
 		}
 	}
-	t.decide()
+	if s.freeze == nil || t.freeze == nil || e.Kind.byPerson() {
+		t.decide()
+	}
 	return &t.State, nil
 }
 
@@ -263,6 +285,12 @@ func (t *transaction) apply(e Event) error {
 		return t.enrol(e.Nodes)
 	case EventRestore:
 		return t.restore(e)
+	case EventFreeze:
+		t.stop(e.Actor, e.Reason)
+	case EventThaw:
+		t.thaw()
+	case EventInstruct:
+		return t.instruct(e)
 	default:
 		return errors.New("of a kind this version does not know; upgrade before using what wrote it")
 	}
@@ -273,6 +301,9 @@ func (t *transaction) apply(e Event) error {
 func (t *transaction) restore(e Event) error {
 	if e.Spec == nil {
 		return errors.New("holds no spec")
+	}
+	if err := t.recall(e); err != nil {
+		return err
 	}
 	if err := t.respec(t.seat(*e.Spec)); err != nil {
 		return err
@@ -307,8 +338,13 @@ func (t *transaction) respec(s Spec) error {
 			gone = append(gone, id)
 		}
 	}
+	for id := range t.pinned.all() {
+		if len(c.uses[id]) == 0 {
+			gone = append(gone, id)
+		}
+	}
 	for _, id := range gone {
-		t.verdicts = t.verdicts.without(id)
+		t.verdicts, t.pinned = t.verdicts.without(id), t.pinned.without(id)
 	}
 	var left []Name
 	for n := range t.selections.all() {
@@ -365,6 +401,9 @@ func (s *State) checkOverride(o Override) error {
 }
 
 func (t *transaction) tick() {
+	if t.freeze != nil {
+		return
+	}
 	var expired []EndpointID
 	for id, o := range t.overrides.all() {
 		if !o.At(t.now) {
@@ -391,7 +430,12 @@ func (t *transaction) decide() {
 			continue
 		}
 		prev := t.Selection(n)
-		next := choose(v, t.standings(v), prev, t.now, t.index)
+		clock := t.now
+		if t.freeze != nil {
+			clock = t.freeze.At
+		}
+		next := choose(v, t.standings(v), prev, clock, t.index)
+		next.At = t.now
 		if was := t.before.services[n]; next.sameAnswer(prev) && was != nil && was.TTL == v.TTL {
 			next.At, next.Index = prev.At, prev.Index
 			if next.equal(prev) {
@@ -443,7 +487,7 @@ func (s *State) standings(v *Service) []standing {
 		if s.overrides.len() == 0 {
 			continue
 		}
-		if o := s.Override(EndpointID{v.Name, e.Address}); o.At(s.at) {
+		if o := s.Override(EndpointID{v.Name, e.Address}); s.Holds(o, s.at) {
 			out[i].override = o
 		}
 	}
@@ -452,9 +496,9 @@ func (s *State) standings(v *Service) []standing {
 
 // health is the worst of an endpoint's required checks, which ask these targets; without any it is up.
 func (s *State) health(asked []TargetID) Status {
-	worst := Up
+	worst, verdicts := Up, s.believed()
 	for _, id := range asked {
-		v, ok := s.verdicts.get(id)
+		v, ok := verdicts.get(id)
 		switch {
 		case !ok || v.Status == Unknown:
 			worst = Unknown
@@ -639,20 +683,31 @@ type Snapshot struct {
 	Removed    []Removed   `json:"removed,omitempty"`
 	Seen       []Seen      `json:"seen,omitempty"`
 	Recoveries uint64      `json:"recoveries,omitempty"`
+
+	Frozen     *Freeze      `json:"frozen,omitempty"`
+	Pinned     []Verdict    `json:"pinned,omitempty"` // the verdicts as of the freeze
+	Instructed []Instructed `json:"instructed,omitempty"`
 }
 
 // Snapshot returns the state as plain values.
 func (s *State) Snapshot() Snapshot {
 	out := Snapshot{Index: s.index, At: s.at, Lead: s.lead, Serial: s.serial, Spec: s.Spec(), Overrides: s.Overrides()}
 	out.Nodes, out.Removed, out.Seen, out.Recoveries = s.nodes, s.removed, s.seen, s.recoveries
-	for _, v := range s.verdicts.all() {
-		out.Verdicts = append(out.Verdicts, *v)
-	}
-	slices.SortFunc(out.Verdicts, func(a, b Verdict) int { return cmp.Compare(a.Target, b.Target) })
+	out.Frozen, out.Instructed = s.freeze, s.instructed
+	out.Verdicts, out.Pinned = sortVerdicts(s.verdicts), sortVerdicts(s.pinned)
 	for _, sel := range s.selections.all() {
 		out.Selections = append(out.Selections, *sel)
 	}
 	slices.SortFunc(out.Selections, func(a, b Selection) int { return cmp.Compare(a.Service, b.Service) })
+	return out
+}
+
+func sortVerdicts(of pmap[TargetID, *Verdict]) []Verdict {
+	var out []Verdict
+	for _, v := range of.all() {
+		out = append(out, *v)
+	}
+	slices.SortFunc(out, func(a, b Verdict) int { return cmp.Compare(a.Target, b.Target) })
 	return out
 }
 
@@ -665,8 +720,12 @@ func Restore(snap Snapshot) (*State, error) {
 	c.tabulate(noSpec)
 	s := &State{index: snap.Index, at: snap.At, lead: snap.Lead, serial: snap.Serial, spec: c}
 	s.nodes, s.removed, s.seen, s.recoveries = snap.Nodes, snap.Removed, snap.Seen, snap.Recoveries
+	s.freeze, s.instructed = snap.Frozen, snap.Instructed
 	for _, v := range snap.Verdicts {
 		s.verdicts = s.verdicts.with(v.Target, &v)
+	}
+	for _, v := range snap.Pinned {
+		s.pinned = s.pinned.with(v.Target, &v)
 	}
 	for _, o := range snap.Overrides {
 		s.overrides = s.overrides.with(o.Endpoint, &o)

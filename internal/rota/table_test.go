@@ -621,7 +621,7 @@ func FuzzApplyJSON(f *testing.F) {
 	w := &world{t: nil, now: epoch, state: &State{}}
 	for _, line := range []string{
 		"service www 192.0.2.1 192.0.2.2 2001:db8::1 fe80::1%eth0 on_all_down fallback fallback sorry", "vantages a b", "load",
-		"verdict 192.0.2.1 up", "verdict 192.0.2.2 down", "drain www/192.0.2.1 1h why",
+		"verdict 192.0.2.1 up", "verdict 192.0.2.2 down", "drain www/192.0.2.1 1h why", "freeze why", "verdict 192.0.2.1 down", "thaw",
 	} {
 		if err := w.do(line); err != nil {
 			f.Fatal(err)
@@ -635,6 +635,8 @@ func FuzzApplyJSON(f *testing.F) {
 		f.Add(raw)
 	}
 	f.Add([]byte(`{"kind":"spec","spec":{"services":[{"name":"","endpoints":[{}]}]}}`))
+	f.Add([]byte(`{"kind":"instruct","instruction":{"verb":"apply","names":["b.","a.","a."],"until":"2026-01-01T01:00:00Z"}}`))
+	f.Add([]byte(`{"kind":"restore","spec":{},"frozen":{},"instructed":[{"verb":"release","publisher":"p","zone":"."}]}`))
 	f.Add([]byte(`{"kind":"spec","at":"9999-01-01T00:00:00Z","spec":{"services":[{"name":"a.","endpoints":[{"address":"::1%x"}]}]}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var e Event
