@@ -61,6 +61,25 @@ type line struct {
 	quiet quiet
 }
 
+// turn waits until a request may be made, at most as long as a request may take. What waits has not been sent, and has its whole time yet.
+func (l *line) turn(ctx context.Context, timeout time.Duration, server string) *Reason {
+	if why := l.quiet.reason(server); why != nil {
+		return why
+	}
+	if l.pace == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if err := l.pace.Wait(ctx); err != nil {
+		return &Reason{
+			Code: CodeRateLimited, Transient: true, Server: server, Text: "too many requests wait for their turn",
+			Advice: "rota waits; raise min_gap if this goes on",
+		}
+	}
+	return l.quiet.reason(server)
+}
+
 // quiet is a pause that an API asked for. Its zero value is none.
 type quiet struct{ until atomic.Int64 } // unix nanoseconds
 
@@ -152,19 +171,11 @@ type headed interface {
 
 // send sends a request, whose path is below base. changes says that it is one that changes something.
 func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out any) error {
-	if why := r.quiet.reason(r.server); why != nil {
+	if why := r.turn(ctx, r.o.timeout, r.server); why != nil {
 		return why
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.o.timeout)
 	defer cancel()
-	if r.pace != nil {
-		if err := r.pace.Wait(ctx); err != nil {
-			return &Reason{
-				Code: CodeRateLimited, Transient: true, Server: r.server, Text: "too many requests wait for their turn",
-				Advice: "rota waits; raise min_gap if this goes on",
-			}
-		}
-	}
 	var sent atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent.Store(true) }})
 	req = req.WithContext(ctx)

@@ -34,6 +34,7 @@ import (
 type Route53Options struct {
 	AccessKey string        // id of an access key; empty: as AWS programs find it
 	SecretKey string        // of AccessKey
+	Profile   string        // of the shared files; empty: the one that the environment names
 	Role      string        // ARN of a role to assume (STS); empty: none
 	Zone      string        // id of the only hosted zone to be written; empty: zones are found by their names
 	Private   bool          // of zones that exist both public and private, the private one is meant
@@ -66,6 +67,9 @@ func NewRoute53(o Route53Options) (Backend, error) {
 	if o.Region != "" {
 		load = append(load, config.WithRegion(o.Region))
 	}
+	if o.Profile != "" {
+		load = append(load, config.WithSharedConfigProfile(o.Profile))
+	}
 	if o.AccessKey != "" {
 		load = append(load, config.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(o.AccessKey, o.SecretKey, "")))
 	}
@@ -89,7 +93,7 @@ func NewRoute53(o Route53Options) (Backend, error) {
 		}
 	})
 	// Five requests a second are allowed to all of an account.
-	d := &amazon{o: o, api: api, who: c.Credentials, pace: rate.NewLimiter(4, 4)}
+	d := &amazon{o: o, api: api, who: c.Credentials, line: &line{pace: rate.NewLimiter(4, 4)}}
 	return newLedger(d, 0), nil
 }
 
@@ -121,9 +125,7 @@ type amazon struct {
 	o    Route53Options
 	api  *route53.Client
 	who  aws.CredentialsProvider
-	pace *rate.Limiter
-
-	quiet quiet
+	line *line
 
 	mu  sync.Mutex // guards what follows
 	ids map[rota.Name][]hostedZone
@@ -163,7 +165,7 @@ func (d *amazon) pack(changes []rota.Change) int {
 
 // turn waits until a request may be made and has credentials, and bounds it.
 func (d *amazon) turn(ctx context.Context) (context.Context, context.CancelFunc, error) {
-	if why := d.quiet.reason("route53"); why != nil {
+	if why := d.line.turn(ctx, d.o.Timeout, "route53"); why != nil {
 		return nil, nil, why
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.o.Timeout)
@@ -172,13 +174,6 @@ func (d *amazon) turn(ctx context.Context) (context.Context, context.CancelFunc,
 		return nil, nil, &Reason{
 			Code: CodeDenied, Transient: true, Server: "route53", Text: rota.CleanReason("no credentials: %v", err),
 			Advice: "check where the credentials should come from: keys, environment, shared files, or the role",
-		}
-	}
-	if err := d.pace.Wait(ctx); err != nil {
-		cancel()
-		return nil, nil, &Reason{
-			Code: CodeRateLimited, Transient: true, Server: "route53", Text: "too many requests wait for their turn",
-			Advice: "rota waits; raise min_gap if this goes on",
 		}
 	}
 	return ctx, cancel, nil
@@ -523,7 +518,7 @@ func (d *amazon) because(err error, changes bool) error {
 			after, _ := retryAfter(a.Response.Header, time.Now())
 			r.After = max(r.After, after)
 		}
-		d.quiet.ask(r.After)
+		d.line.quiet.ask(r.After)
 	}
 	return why
 }
