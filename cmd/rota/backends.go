@@ -32,6 +32,9 @@ func backendOf(p config.Publisher) (publish.Backend, error) {
 			Servers: updatesTo(p.NSUpdate.Servers, p.NSUpdate.Keys, p.NSUpdate.PlainReads, p.Zones),
 		})
 	}
+	if p.LibDNS != nil {
+		return libDNSOf(p, libDNSProviders())
+	}
 	return nil, fmt.Errorf("type %s is not supported yet", p.Type)
 }
 
