@@ -59,6 +59,10 @@ services: {www.example.org: {endpoints: [192.0.2.1], check: "tcp://{}:80", publi
 	if err != nil {
 		t.Fatal(err)
 	}
+	page, err := os.ReadFile("../../docs/backends.md")
+	if row := "| `libdns` | " + promises(b.Capabilities()) + " |"; err != nil || !strings.Contains(string(page), row) {
+		t.Errorf("the page of backends lacks %s: %v", row, err)
+	}
 	_, err = b.Read(t.Context(), "example.org.", []rota.Key{{Name: "www.example.org.", Type: rota.TypeA}})
 	if err == nil || !strings.Contains(err.Error(), "who gave me ***?") {
 		t.Errorf("a provider that fails: %v", err)
