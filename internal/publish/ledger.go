@@ -35,6 +35,7 @@ type entry struct {
 	Data   string // in the canonical form of rota.RRset
 	ID     string // by which the provider knows it; its own way where there is none
 	AnyTTL bool   // the provider chooses the TTL
+	Tag    string // what else the driver wants to know of it when it changes its name
 	Locked string // why rota must not touch the name; empty: it may
 }
 
