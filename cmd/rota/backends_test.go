@@ -15,8 +15,8 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// noExample are types of publishers without an example: a libdns provider has to be compiled in first, and the others have no backend yet.
-var noExample = []string{"kubernetes-service", "libdns", "cloudflare", "route53"}
+// noExample are types of publishers without an example here: a libdns provider has to be compiled in first, and the other has no backend yet.
+var noExample = []string{"libdns", "kubernetes-service"}
 
 // publisherTypes are the types that the format has, from its schema.
 func publisherTypes(t *testing.T) []string {

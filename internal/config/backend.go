@@ -32,6 +32,7 @@ type Publisher struct {
 	Webhook      *Webhook
 	Exec         *Exec
 	ExternalDNS  *ExternalDNS
+	LibDNS       *LibDNS
 	ZoneFile     *ZoneFile
 	Mock         *Mock // mock and mockjson
 }
@@ -166,6 +167,12 @@ type Exec struct {
 type ExternalDNS struct {
 	URL     string
 	Timeout time.Duration
+}
+
+// LibDNS is a provider of the libdns project that is compiled in.
+type LibDNS struct {
+	Provider string
+	Settings Secret // JSON, for the provider
 }
 
 // ZoneFile is a zone file that a name server reads.

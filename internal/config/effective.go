@@ -382,6 +382,8 @@ func publisherNode(p Publisher, named func([]Key) []string) *mapping {
 	case p.ExternalDNS != nil:
 		address(p.ExternalDNS.URL)
 		set("timeout", p.ExternalDNS.Timeout)
+	case p.LibDNS != nil:
+		set("provider", p.LibDNS.Provider, "settings", p.LibDNS.Settings, "min_ttl", p.MinTTL)
 	case p.ZoneFile != nil:
 		set("path", p.ZoneFile.Path, "reload", p.ZoneFile.Reload, "timeout", p.ZoneFile.Timeout)
 		zones = false

@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -315,6 +316,14 @@ func (r *publisherReader) exec() {
 func (r *publisherReader) externalDNS() {
 	r.zones()
 	r.p.ExternalDNS = &ExternalDNS{URL: r.url(""), Timeout: r.timeout()}
+}
+
+func (r *publisherReader) libDNS() {
+	r.zones()
+	r.p.LibDNS = &LibDNS{Provider: textOr(r.n.get("provider"), ""), Settings: r.secret("settings")}
+	if s := r.p.LibDNS.Settings; !s.IsZero() && !json.Valid([]byte(s.value)) {
+		r.fail(r.n.get("settings").placeOr(r.e.at), "", "settings are not JSON")
+	}
 }
 
 func (r *publisherReader) zoneFile() {

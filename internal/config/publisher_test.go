@@ -20,7 +20,7 @@ func using(publisher string, more ...string) string {
 	return "publish: {p: {" + publisher + "}}\nservices: {www.example.org: {ttl: 1h, endpoints: [192.0.2.1], check: \"http://{}/\", publish: p}}\n" + strings.Join(more, "\n")
 }
 
-var publisherFiles = tree{"/etc/rota/t": "opensesame", "/etc/rota/base": secret64, "/etc/rota/tsig.key": bindKey}
+var publisherFiles = tree{"/etc/rota/t": "opensesame", "/etc/rota/base": secret64, "/etc/rota/json": `{"token": "opensesame"}`, "/etc/rota/tsig.key": bindKey}
 
 const twoKeys = "keys: {old: {file: tsig.key}, new: {secret: {file: base}}}"
 
@@ -53,10 +53,11 @@ func TestPublishersHaveDefaults(t *testing.T) {
 		"type: exec, command: [update]": {Exec: &Exec{
 			Command: []string{"update"}, Mode: ExecJSON, Timeout: 10 * time.Second,
 		}, ReadEvery: time.Minute},
-		"type: external-dns-webhook, url: \"http://[::1]:8888\"": {ExternalDNS: &ExternalDNS{URL: "http://[::1]:8888", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
-		"type: zonefile, path: a.zone":                           {ZoneFile: &ZoneFile{Path: "/etc/rota/a.zone", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
-		"type: mock, zones: z":                                   {Mock: &Mock{Zones: "/etc/rota/z"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
-		"type: mockjson, zones: z, state: s":                     {Mock: &Mock{"/etc/rota/z", "/etc/rota/s"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
+		"type: external-dns-webhook, url: \"http://[::1]:8888\"":         {ExternalDNS: &ExternalDNS{URL: "http://[::1]:8888", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
+		"type: libdns, provider: x, settings: {file: json}, min_ttl: 60": {LibDNS: &LibDNS{Provider: "x", Settings: Secret{`{"token": "opensesame"}`, "file:/etc/rota/json"}}, MinTTL: 60},
+		"type: zonefile, path: a.zone":                                   {ZoneFile: &ZoneFile{Path: "/etc/rota/a.zone", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
+		"type: mock, zones: z":                                           {Mock: &Mock{Zones: "/etc/rota/z"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
+		"type: mockjson, zones: z, state: s":                             {Mock: &Mock{"/etc/rota/z", "/etc/rota/s"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
 	} {
 		c := parse(t, using(in, twoKeys), publisherFiles)
 		want.Name, want.MinGap = "p", cmp.Or(want.MinGap, time.Second)

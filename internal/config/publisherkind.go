@@ -132,6 +132,11 @@ func publisherKinds() []publisherKind {
 			{key: "servers", doc: "Name servers that are asked what the DNS says, with mode simple.", shape: list{of: server, single: true, least: 1, most: maxServers}},
 		}, zones)},
 		{word: "external-dns-webhook", read: (*publisherReader).externalDNS, fields: slices.Concat(address(""), []field{timeout}, zones)},
+		{word: "libdns", read: (*publisherReader).libDNS, readEvery: faraway, fields: slices.Concat([]field{
+			{key: "provider", doc: "Name of a provider that is compiled in.", shape: required, must: true},
+			{key: "settings", doc: "For the provider, as JSON.", shape: secret(), must: true},
+			{key: "min_ttl", doc: "The least TTL that the provider takes. Default: any.", shape: ttl},
+		}, zones)},
 		{word: "zonefile", read: (*publisherReader).zoneFile, fields: []field{
 			{key: "path", doc: "Of the zone file.", shape: pathname, must: true},
 			{key: "zone", doc: "The zone it holds. Default: the one of its SOA record.", shape: domain},

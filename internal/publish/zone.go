@@ -730,6 +730,7 @@ func (z *zone) transact(ctx context.Context, changes []rota.Change, start time.T
 	case z.fence.Seq == next.Seq && err != nil && !moved && !z.o.Backend.Capabilities().Atomic:
 		// The fence moved, and then something failed: what was written by then is seen when it is read back.
 		z.remember(changes[:n], start, true)
+		z.late = time.Now()
 		r := *ReasonOf(err)
 		r.InDoubt = false
 		return n, &r
