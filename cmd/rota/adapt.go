@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/rota-dns/rota/internal/api"
 	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/config"
@@ -125,17 +127,39 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 			continue
 		}
 		out = append(out, publish.New(publish.Options{
-			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.seen.held, MinGap: p.MinGap, Audit: p.ReadEvery,
+			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.held,
+			DryRun: p.DryRun, MinGap: p.MinGap, Audit: p.ReadEvery, Registry: registryOf(cfg.Ownership),
 			Owner: func() string { return n.owner(cfg) }, Formerly: func() []string { return n.formerly(cfg) },
 			Record: func(ctx context.Context, done rota.Published) error {
 				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
 				return err
 			},
-			Confirm: n.raft.Confirm,
-			Log:     n.log.With("room", "publish"),
+			Recent:  func(zone rota.Name) []publish.Past { return n.lately(p.Name, zone) },
+			Confirm: n.raft.Confirm, Frozen: n.whyFrozen,
+			Log: n.log.With("room", "publish"),
 		}))
 	}
 	return out, errors.Join(errs...)
+}
+
+// lately is what a publisher wrote to a zone in the time that the budget of changes may count over, oldest first, whoever led.
+func (n *node) lately(publisher string, zone rota.Name) []publish.Past {
+	var out []publish.Past
+	since := time.Now().Add(-rota.MaxChangePer)
+	for _, r := range n.raft.Records(0, 0) {
+		if p := r.Event.Published; p != nil && p.Publisher == publisher && p.Zone == zone && r.Event.At.After(since) && r.Refused == "" {
+			out = append(out, publish.Past{At: r.Event.At, Published: *p})
+		}
+	}
+	return out
+}
+
+// registryOf is the registry of ownership that a configuration asks for; nil: none.
+func registryOf(o config.Ownership) *publish.Registry {
+	if o.Registry != config.RegistryTXT {
+		return nil
+	}
+	return &publish.Registry{Prefix: o.Prefix}
 }
 
 // appliedWithin bounds how long an event that the leader ordered is waited for here: the state then shows what was asked for.
@@ -174,11 +198,16 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		VantageStats:  n.vantageStats,
 		Publishers:    n.publisherStatus,
 		Plan:          n.plan,
+		Proof:         n.proof,
+		Propagation:   n.propagation,
 		Cluster:       n.clusterStatus,
 		Probes:        n.probes,
 		Config:        func() []byte { return n.current.Load().cfg.Effective() },
 		Reload:        func(ctx context.Context) error { return n.reload(ctx, "asked over the API") },
 		Ready:         n.ready,
+		Frozen:        n.ownFreeze,
+		Freeze:        n.freezeSelf,
+		Thaw:          n.thawSelf,
 		Registry:      n.registry(),
 		MetricsPath:   cfg.Metrics.Path,
 		Socket:        n.socket(),
@@ -257,12 +286,18 @@ func publishedZone(s publish.Status, z publish.ZoneStatus) api.PublishedZone {
 		Zone: z.Zone, Failures: z.Failures, Drift: z.Drift, Epoch: s.Term, Read: z.LastSuccess, Written: z.LastWrite, Took: z.Lag,
 		Records: z.Records,
 	}
+	view.Held = heldOf(z.Held)
+	state, why := "", (*publish.Reason)(nil)
+	for _, r := range z.Reasons {
+		if s := standstill(r); state == "" || s == "failing" && state != s {
+			state, why = s, r
+		}
+	}
 	switch {
 	case !s.Leading:
 		view.State = "standby"
-	case len(z.Reasons) > 0:
-		view.State = "failing"
-		view.Error = z.Reasons[0].Error()
+	case state != "":
+		view.State, view.Error = state, why.Error()
 	case z.LastTry.IsZero():
 		view.State = "unread"
 	case z.Drift > 0:
@@ -273,21 +308,54 @@ func publishedZone(s publish.Status, z publish.ZoneStatus) api.PublishedZone {
 	return view
 }
 
-// plan asks every publisher what it would write now.
-func (n *node) plan(ctx context.Context) ([]api.Plan, error) {
-	var out []api.Plan
+// standstill says how a reason is shown: what a person decided is no failure.
+func standstill(r *publish.Reason) string {
+	switch r.Code {
+	case publish.CodeHeld, publish.CodeFrozen, publish.CodeDryRun, publish.CodeReleased:
+		return string(r.Code)
+	}
+	return "failing"
+}
+
+func heldOf(held []publish.HeldChange) []api.HeldChange {
+	out := make([]api.HeldChange, len(held))
+	for i, h := range held {
+		out[i] = api.HeldChange{Why: h.Why, Change: h.Change}
+	}
+	return out
+}
+
+// plan asks every publisher, or one, what it would write now: all at the same time, so that none waits for another's DNS.
+func (n *node) plan(ctx context.Context, publisher string) ([]api.Plan, error) {
+	var asked []*publish.Publisher
 	for _, p := range n.current.Load().publishers {
-		plan, err := p.Plan(ctx)
-		if err != nil {
-			return nil, err
+		if publisher == "" || p.Name() == publisher {
+			asked = append(asked, p)
 		}
+	}
+	plans := make([]publish.Plan, len(asked))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, p := range asked {
+		g.Go(func() (err error) {
+			plans[i], err = p.Plan(ctx)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var out []api.Plan
+	for _, plan := range plans {
 		for _, z := range plan.Zones {
-			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged}
-			var reasons []string
+			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged, Held: heldOf(z.Held), Owner: z.Owner, Offer: z.Offer}
+			var failing []string
 			for _, r := range z.Reasons {
-				reasons = append(reasons, r.Error())
+				view.Reasons = append(view.Reasons, api.PlanReason{Code: string(r.Code), Name: r.Name, Text: r.Error(), Transient: r.Transient})
+				if standstill(r) == "failing" {
+					failing = append(failing, r.Error())
+				}
 			}
-			view.Error = strings.Join(reasons, "\n")
+			view.Error = strings.Join(failing, "\n")
 			out = append(out, view)
 		}
 	}

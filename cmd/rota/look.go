@@ -37,6 +37,8 @@ type overview struct {
 	Vantages   api.VantageList               `json:"vantages"`
 	Publishers api.List[api.PublisherStatus] `json:"publishers"`
 	Overrides  api.List[rota.Override]       `json:"overrides"`
+	Proof      *api.Proof                    `json:"proof,omitempty"`
+	Freeze     api.FreezeView                `json:"freeze"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -86,20 +88,22 @@ func (c *client) overview(ctx context.Context) (*overview, error) {
 	for _, x := range []struct {
 		path string
 		into any
-	}{{"services", &o.Services}, {"vantages", &o.Vantages}, {"publishers", &o.Publishers}, {"overrides", &o.Overrides}} {
+	}{{"services", &o.Services}, {"vantages", &o.Vantages}, {"publishers", &o.Publishers}, {"overrides", &o.Overrides}, {"freeze", &o.Freeze}} {
 		if err := c.get(ctx, "/api/v1/"+x.path, nil, x.into); err != nil {
 			return nil, err
 		}
 	}
 	var cs api.ClusterStatus
 	var p *apiProblem
-	switch err := c.get(ctx, "/api/v1/cluster", nil, &cs); {
+	err := c.get(ctx, "/api/v1/cluster", nil, &cs)
+	switch {
 	case err == nil:
 		o.Cluster = &cs
 	case !errors.As(err, &p) || p.Status != 404:
 		return nil, err
 	}
-	return &o, nil
+	o.Proof, err = c.proof(ctx)
+	return &o, err
 }
 
 // severity orders the states of services, worst first.
@@ -109,6 +113,7 @@ func severity(status string) int {
 
 func (o *overview) write(w io.Writer, now time.Time) error {
 	var b strings.Builder
+	freezeLines(&b, &o.Freeze)
 	if c := o.Cluster; c != nil {
 		leader := cmp.Or(c.Leader, "NONE")
 		fmt.Fprintf(&b, "node %s, leader %s, term %d, event %d\n", c.Node, leader, c.Term, c.Applied)
@@ -146,6 +151,7 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 			b.WriteByte('\n')
 		}
 	}
+	seenOutside(&b, o.Proof, now)
 	if n := len(o.Overrides.Items); n > 0 {
 		fmt.Fprintf(&b, "%s under an override: see `rota get overrides`\n", count(n, "endpoint"))
 	}
@@ -204,6 +210,7 @@ func (a *app) explainCommand() *cobra.Command {
 			return err
 		}
 		told := false
+		var last *api.Explained
 		for _, t := range types {
 			q := url.Values{"name": {args[0]}, "type": {t}}
 			if client != "" {
@@ -220,9 +227,11 @@ func (a *app) explainCommand() *cobra.Command {
 			if err := json.Unmarshal(b, &x); err != nil {
 				return err
 			}
-			if typ == "" && len(x.Endpoints) == 0 && (told || t == "A" && len(types) > 1) {
+			again := last != nil && last.Service == x.Service && last.Type == x.Type // a pointer, which has one type
+			if typ == "" && (again || len(x.Endpoints)+len(x.Answer) == 0 && (told || t == "A" && len(types) > 1)) {
 				continue
 			}
+			last = &x
 			if only.IsValid() && !slices.ContainsFunc(x.Endpoints, func(e rota.EndpointExplanation) bool { return e.Address == only }) {
 				return fmt.Errorf("%s has no endpoint %s; `rota get endpoints %s` lists them", args[0], only, args[0])
 			}
@@ -389,13 +398,13 @@ func (a *app) planCommand() *cobra.Command {
 	var output string
 	var detailed bool
 	c := &cobra.Command{
-		Use: "plan", Short: "Show what publishers would write now", Args: cobra.NoArgs,
+		Use: "plan [PUBLISHER[/ZONE]]", Short: "Show what publishers would write now", Args: cobra.MaximumNArgs(1),
 		Long: "Ask every publisher's DNS and show what rota would write to it now. With --detailed-exitcode it ends with 3 when there\n" +
-			"is something to write.",
+			"is something to write; with 4 when a safety limit holds some of it.",
 	}
 	c.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
 	c.Flags().BoolVar(&detailed, "detailed-exitcode", false, "exit with 3 when there are changes")
-	c.RunE = func(cmd *cobra.Command, _ []string) error {
+	c.RunE = func(cmd *cobra.Command, args []string) error {
 		f, err := parseFormat(output, formatTable, formatJSON, formatYAML)
 		if err != nil {
 			return err
@@ -404,7 +413,11 @@ func (a *app) planCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		b, err := cl.raw(cmd.Context(), "/api/v1/plan", nil)
+		where, err := cl.place(cmd.Context(), args)
+		if err != nil {
+			return err
+		}
+		b, err := cl.raw(cmd.Context(), "/api/v1/plan", where)
 		if err != nil {
 			return err
 		}
@@ -432,7 +445,9 @@ func planCode(plans []api.Plan, detailed bool) error {
 			return &coded{exitFailed, fmt.Errorf("%s %s: %s", p.Publisher, p.Zone.Short(), p.Error)}
 		}
 		changes += len(p.Changes)
-		held += len(p.Held)
+		if !codes(p, "released") { // nobody waits for it
+			held += len(p.Held)
+		}
 	}
 	switch {
 	case held > 0:
@@ -445,7 +460,7 @@ func planCode(plans []api.Plan, detailed bool) error {
 
 func writePlan(w io.Writer, plans []api.Plan) error {
 	t := &table{head: []string{"PUBLISHER", "ZONE", "NAME", "TYPE", "", "DATA", "WHY"}}
-	add, remove, same := 0, 0, 0
+	add, remove, held, same := 0, 0, 0, 0
 	var unread []string
 	for _, p := range plans {
 		if p.Error != "" {
@@ -467,11 +482,17 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 			}
 		}
 		for _, c := range p.Changes {
-			one(c, c.Why)
+			why := c.Why
+			if i := slices.IndexFunc(p.Forced, func(f api.Forced) bool { return f.Name == c.Key().Name }); i >= 0 {
+				f := p.Forced[i]
+				why = strings.TrimPrefix(fmt.Sprintf("%s; released by %s until %s: %s", why, f.Actor, f.Until.UTC().Format(time.TimeOnly+"Z"), f.Reason), "; ")
+			}
+			one(c, why)
 			add, remove = add+len(c.Added()), remove+len(c.Removed())
 		}
 		for _, h := range p.Held {
-			one(h.Change, "HELD by "+h.Rule+": "+h.Why)
+			one(h.Change, "HELD: "+h.Why)
+			held += len(h.Change.Removed()) + len(h.Change.Added())
 		}
 		for _, s := range p.Unchanged {
 			for _, d := range s.Data {
@@ -486,6 +507,9 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 		}
 	}
 	text := fmt.Sprintf("%d to remove, %d to add, %d unchanged.", remove, add, same)
+	if held > 0 {
+		text = fmt.Sprintf("%d to remove, %d to add, %d HELD, %d unchanged.", remove, add, held, same)
+	}
 	switch {
 	case len(unread) == len(plans) && len(plans) > 0 && len(t.rows) == 0:
 		text = "Nothing could be read, so that nobody knows what there is to write."
@@ -495,6 +519,13 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 	for _, p := range plans {
 		if p.Limits != "" {
 			text += " " + p.Publisher + " " + p.Zone.Short() + ": " + p.Limits + "."
+		}
+	}
+	for _, p := range plans {
+		for _, r := range p.Reasons {
+			if r.Code == "frozen" || r.Code == "dry-run" || r.Code == "released" {
+				text += "\n" + strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " ") + ": " + strings.ToUpper(r.Code) + ", so that nothing is written: " + r.Text
+			}
 		}
 	}
 	_, err := fmt.Fprintln(w, printable(text))

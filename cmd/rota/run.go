@@ -27,6 +27,7 @@ import (
 	"github.com/rota-dns/rota/internal/publish"
 	"github.com/rota-dns/rota/internal/raftadmin"
 	"github.com/rota-dns/rota/internal/rota"
+	"github.com/rota-dns/rota/internal/witness"
 )
 
 // reloadEvery is how often the configuration's files are looked at for a change of content.
@@ -130,6 +131,7 @@ type node struct {
 	inbox     *cluster.Inbox
 	prober    *probe.Prober
 	dns       *nameserver.Server // nil: answers no queries
+	outside   *fromOutside
 	api       *api.Server
 	collector *api.Collector
 	load      func() (*config.Config, error) // reads the configuration again; nil: it cannot change
@@ -149,6 +151,8 @@ type node struct {
 	differed atomic.Pointer[difference]
 	able     atomic.Pointer[able] // who is fit to lead instead
 	leading  atomic.Uint64        // the term in which this node leads; 0: it does not
+	freezing sync.Mutex           // held while the file that freezes this node is looked at
+	frozen   atomic.Pointer[frozenHere]
 
 	reloading sync.Mutex // held while a configuration is made an event: by each reload for its length, by a new term
 }
@@ -186,18 +190,21 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 	if n.raft, err = cluster.Open(o); err != nil {
 		return nil, errors.Join(err, n.unbind())
 	}
+	n.lookFrozen()
 	if err := errors.Join(n.sweep(), n.open(cfg)); err != nil {
 		return nil, errors.Join(err, n.raft.Close(), n.unbind())
 	}
 	return n, nil
 }
 
-// sweep removes what a kill in the middle of a restore left in the data directory, which may be large.
+// sweep removes what a kill in the middle of a restore or a freeze left in the data directory; the former may be large.
 func (n *node) sweep() error {
 	files, err := os.ReadDir(n.dir)
 	for _, f := range files {
-		if left, _ := filepath.Match(restoreFiles, f.Name()); left {
-			err = errors.Join(err, os.Remove(filepath.Join(n.dir, f.Name())))
+		for _, pattern := range []string{restoreFiles, freezeFile + "-*.tmp"} {
+			if left, _ := filepath.Match(pattern, f.Name()); left {
+				err = errors.Join(err, os.Remove(filepath.Join(n.dir, f.Name())))
+			}
 		}
 	}
 	return err
@@ -227,7 +234,7 @@ func (n *node) unbind() error {
 func (n *node) open(cfg *config.Config) error {
 	if cfg.DNS != nil {
 		dns, err := nameserver.New(nameserver.Options{
-			Listen: cfg.DNS.Listen, Zones: zonesOf(cfg.DNS), State: n.raft.State, Log: n.log.With("room", "nameserver"),
+			Listen: cfg.DNS.Listen, Zones: zonesOf(cfg.DNS), State: n.answers, Log: n.log.With("room", "nameserver"),
 		})
 		if err != nil {
 			return err
@@ -252,6 +259,7 @@ func (n *node) open(cfg *config.Config) error {
 	if err := errors.Join(n.openHealthd(cfg), n.openRaftadmin(cfg.Cluster.RaftAdmin)); err != nil {
 		return err
 	}
+	n.outside = &fromOutside{Witness: witness.New(witness.Options{Log: n.log.With("room", "witness")})}
 	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.heard, Cluster: n.clusterStatus, VantageStats: n.vantageStats, Node: n.name, Version: version()})
 	options, err := n.apiOptions(cfg)
 	if err != nil {
@@ -281,6 +289,7 @@ func (n *node) run(ctx context.Context) error {
 		parts = append(parts, part{"cluster port", n.net.run}, part{"raft", n.hold}, part{"newcomer", n.askIn})
 	}
 	parts = append(parts,
+		part{"freeze", n.watchFrozen},
 		part{"api", n.api.Run},
 		part{"metrics", n.collector.Run},
 		part{"narrator", n.narrate},
@@ -289,6 +298,7 @@ func (n *node) run(ctx context.Context) error {
 		part{"uplink", n.watchUplink},
 		part{"reports", n.report},
 	)
+	parts = append(parts, part{"witness", n.outside.Run}, part{"outside", n.watchOutside})
 	if n.net != nil {
 		parts = append(parts, part{"configuration", n.speak})
 	}

@@ -81,7 +81,7 @@ func (s *Server) operation(r route) huma.Operation {
 
 // String says who has the access.
 func (a Access) String() string {
-	return [...]string{"nobody", "everybody", "anonymous where allowed, else viewer", "viewer", "operator", "admin"}[min(int(a), 5)]
+	return [...]string{"nobody", "everybody", "anonymous where allowed, else viewer", "viewer", "operator", "admin", "agent, or operator"}[min(int(a), 6)]
 }
 
 func register[I, O any](s *Server, a huma.API, r route, h func(context.Context, *I) (*O, error)) {
@@ -141,7 +141,11 @@ func (s *Server) routes(a huma.API) {
 	register(s, a, get("cluster", "get-cluster", AccessRead, "This node and the cluster"), s.getCluster)
 	register(s, a, get("nameserver", "get-nameserver", AccessRead, "rota's own name server"), s.getNameServer)
 	register(s, a, get("explain", "explain", AccessRead, "Why a name answers as it does"), s.explain)
+	register(s, a, get("freeze", "get-freeze", AccessRead, "Whether everything automatic is stopped, and by whom"), s.getFreeze)
+	register(s, a, get("instructions", "list-instructions", AccessRead, "What people ask of publishers"), s.listInstructions)
 	register(s, a, get("plan", "plan", AccessKnown, "What publishers would write now; asks their DNS"), s.plan)
+	register(s, a, get("records", "list-records", AccessKnown, "The records that rota keeps, as they stand; asks their DNS"), s.records)
+	register(s, a, get("drift", "list-drift", AccessKnown, "The records that are not as they should be; asks their DNS"), s.drift)
 	huma.Register(a, s.operation(get("config", "get-config", AccessKnown, "The configuration in force, as YAML, secrets hidden")), s.getConfig)
 	s.registerEvents(a)
 
@@ -156,11 +160,28 @@ func (s *Server) routes(a huma.API) {
 		[]int{403, 404, 503},
 	}, s.liftOverride)
 	register(s, a, route{
+		http.MethodPost, "/api/v1/instructions", "instruct", AccessOperator,
+		"Ask something of publishers",
+		[]int{403, 404, 415, 503},
+	}, s.instruct)
+	register(s, a, route{
+		http.MethodPost, "/api/v1/freeze", "freeze", AccessOperator,
+		"Stop everything automatic: this node at once, then the cluster",
+		[]int{403, 415, 503},
+	}, s.freeze)
+	register(s, a, route{
+		http.MethodDelete, "/api/v1/freeze", "thaw", AccessOperator,
+		"Let it go on",
+		[]int{403},
+	}, s.thaw)
+	register(s, a, route{
 		http.MethodPost, "/api/v1/reload", "reload", AccessAdmin,
 		"Read the configuration again; a bad one changes nothing",
 		[]int{403, 422},
 	}, s.reload)
 
+	s.registerRoutes(a)
+	s.witnessRoutes(a)
 	s.clusterRoutes(a)
 
 	s.plain("GET /openapi.json", AccessPublic, func(w http.ResponseWriter, _ *http.Request) {
@@ -420,6 +441,9 @@ func (s *Server) getCluster(context.Context, *noInput) (*ClusterStatus, error) {
 func (s *Server) explain(_ context.Context, in *explainInput) (*Explained, error) {
 	v := s.view()
 	svc, err := v.named(in.Name)
+	if claimed := v.claimed(in.Name); err != nil && claimed != nil {
+		return v.explainClaim(claimed, in.Type), nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -441,34 +465,6 @@ func (s *Server) explain(_ context.Context, in *explainInput) (*Explained, error
 	out := v.explained(svc, x, s.o.Records(0, 0))
 	out.Client = in.Client
 	return &out, nil
-}
-
-func (s *Server) plan(ctx context.Context, _ *noInput) (*List[Plan], error) {
-	if s.o.Plan == nil {
-		return nil, problem(http.StatusNotFound, "no publisher is configured")
-	}
-	select {
-	case s.planning <- struct{}{}: // one at a time: each asks every publisher's DNS
-		defer func() { <-s.planning }()
-	case <-ctx.Done():
-		return nil, problem(http.StatusServiceUnavailable, "another plan is being made")
-	}
-	v := s.view()
-	plans, err := s.o.Plan(ctx)
-	if err != nil {
-		return nil, problem(http.StatusBadGateway, "%v", err)
-	}
-	for i := range plans {
-		p := &plans[i]
-		p.Error = rota.CleanReason("%s", p.Error)
-		if p.Changes == nil {
-			p.Changes = []rota.Change{}
-		}
-		if p.Unchanged == nil {
-			p.Unchanged = []rota.RRset{}
-		}
-	}
-	return list(v, plans), nil
 }
 
 type configOutput struct {
@@ -632,7 +628,7 @@ func (s *Server) appendProblem(err error) error {
 	case errors.Is(err, ErrNoLeader):
 		return again(problem(http.StatusServiceUnavailable, "no leader: %v; nothing was changed, try again", err))
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return problem(http.StatusServiceUnavailable, "no leader confirmed this in time; it may still be done: look with `rota get overrides` before trying again")
+		return problem(http.StatusServiceUnavailable, "no leader confirmed this in time; it may still be done: look with `rota events` before trying again")
 	}
 	return problem(http.StatusUnprocessableEntity, "%v", err)
 }

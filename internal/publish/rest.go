@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,12 +32,15 @@ type restOptions struct {
 	secrets []string            // never shown, wherever an API repeats them
 	rate    rate.Limit          // requests a second; 0: no limit
 	burst   int                 // requests at once under rate; 0: one
+	account string              // whoever speaks to the same server for the same account stands in one line with this one; empty: nobody does
+	media   string              // media type that is asked for, sent and demanded of answers; empty: JSON, and answers may say what they like
 	timeout time.Duration       // of one request in all; 0: 15 seconds
 	explain func(*restAnswer) *Reason
-	client  http.RoundTripper // nil: plain HTTP(S) without a proxy
+	believe func(*http.Request, *restAnswer) *Reason // looks at every answer before anything else does; nil: all are believed
+	client  http.RoundTripper                        // nil: plain HTTP(S) without a proxy
 }
 
-// restAnswer is an answer that is no success, for explain.
+// restAnswer is an answer, for explain and believe.
 type restAnswer struct {
 	status int
 	header http.Header
@@ -46,10 +51,18 @@ type restAnswer struct {
 type rest struct {
 	o      restOptions
 	http   *http.Client
-	pace   *rate.Limiter
-	quiet  atomic.Int64 // unix nanoseconds until which the API wants no request
-	server string       // host of base, for reasons
+	server string // host of base, for reasons
+	*line
 }
+
+// line is where the requests of one account wait for their turn.
+type line struct {
+	pace  *rate.Limiter
+	quiet atomic.Int64 // unix nanoseconds until which the API wants no request
+}
+
+// lines are the lines of accounts that are named, by server and account.
+var lines sync.Map
 
 // maxAnswer bounds an answer of an API, in bytes: a zone of 100,000 records fits.
 const maxAnswer = 64 << 20
@@ -74,8 +87,13 @@ func newREST(o restOptions) (*rest, error) {
 		Transport:     o.client,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
+	r.line = &line{}
 	if o.rate > 0 {
 		r.pace = rate.NewLimiter(o.rate, max(o.burst, 1))
+	}
+	if o.account != "" {
+		shared, _ := lines.LoadOrStore(u.Host+" "+o.account, r.line)
+		r.line = shared.(*line)
 	}
 	return r, nil
 }
@@ -103,33 +121,27 @@ func (r *rest) do(ctx context.Context, method, path string, in, out any) error {
 		return &Reason{Code: CodeInternal, Server: r.server, Text: r.clean(err.Error())}
 	}
 	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", cmp.Or(r.o.media, "application/json"))
 	}
 	return r.send(ctx, req, method != http.MethodGet, out)
 }
 
+// headed wants to see the header of the answer it is read from.
+type headed interface {
+	head(http.Header)
+}
+
 // send sends a request, whose path is below base. changes says that it is one that changes something.
 func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out any) error {
-	if wait := time.Until(time.Unix(0, r.quiet.Load())); wait > 0 {
-		return &Reason{
-			Code: CodeRateLimited, Transient: true, After: min(wait, MaxAfter), Server: r.server,
-			Text: fmt.Sprintf("the API asked for a pause of another %v", wait.Round(time.Second)), Advice: "rota waits; see whether somebody else uses the same account",
-		}
+	if err := r.turn(ctx); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.o.timeout)
 	defer cancel()
-	if r.pace != nil {
-		if err := r.pace.Wait(ctx); err != nil {
-			return &Reason{
-				Code: CodeRateLimited, Transient: true, Server: r.server, Text: "too many requests wait for their turn",
-				Advice: "rota waits; raise min_gap if this goes on",
-			}
-		}
-	}
 	var sent atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent.Store(true) }})
 	req = req.WithContext(ctx)
-	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Accept", cmp.Or(r.o.media, "application/json"))
 	req.Header.Set("User-Agent", "rota")
 	if r.o.auth != nil {
 		r.o.auth(req)
@@ -145,6 +157,14 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 		return r.unreachable(err, changes)
 	case len(body) > maxAnswer:
 		return r.malformed(changes, "the answer is longer than %d MiB", maxAnswer>>20)
+	}
+	if r.o.believe != nil {
+		if why := r.o.believe(req, &restAnswer{answer.StatusCode, answer.Header, body}); why != nil {
+			why.Server, why.InDoubt = r.server, changes
+			return why
+		}
+	}
+	switch {
 	case answer.StatusCode >= 300 && answer.StatusCode < 400:
 		return r.malformed(changes, "the API redirects elsewhere (HTTP %d)", answer.StatusCode)
 	case answer.StatusCode < 200 || answer.StatusCode >= 300:
@@ -156,8 +176,35 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 	if out == nil {
 		return nil
 	}
+	if h, ok := out.(headed); ok {
+		h.head(answer.Header)
+	}
+	if kind := answer.Header.Get("Content-Type"); r.o.media != "" && !sameMedia(kind, r.o.media) {
+		return r.malformed(changes, "the answer is %q, not %s", kind, r.o.media)
+	}
 	if err := json.Unmarshal(body, out); err != nil {
 		return r.malformed(changes, "the answer is not the JSON that is expected: %v", err)
+	}
+	return nil
+}
+
+// turn waits until a request may be made, at most as long as a request may take. What waits has not been sent, and has its whole time yet.
+func (r *rest) turn(ctx context.Context) error {
+	if r.pace != nil && time.Now().UnixNano() >= r.quiet.Load() {
+		ctx, cancel := context.WithTimeout(ctx, r.o.timeout)
+		defer cancel()
+		if err := r.pace.Wait(ctx); err != nil {
+			return &Reason{
+				Code: CodeRateLimited, Transient: true, Server: r.server, Text: "too many requests wait for their turn",
+				Advice: "rota waits; raise min_gap if this goes on",
+			}
+		}
+	}
+	if wait := time.Until(time.Unix(0, r.quiet.Load())); wait > 0 {
+		return &Reason{
+			Code: CodeRateLimited, Transient: true, After: min(wait, MaxAfter), Server: r.server,
+			Text: fmt.Sprintf("the API asked for a pause of another %v", wait.Round(time.Second)), Advice: "rota waits; see whether somebody else uses the same account",
+		}
 	}
 	return nil
 }
@@ -166,6 +213,13 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 func page(h http.Header, body []byte) bool {
 	kind, _, _ := mime.ParseMediaType(h.Get("Content-Type"))
 	return kind == "text/html" || bytes.HasPrefix(bytes.TrimSpace(body), []byte("<"))
+}
+
+// sameMedia compares media types with their parameters.
+func sameMedia(a, b string) bool {
+	kindA, paramsA, errA := mime.ParseMediaType(a)
+	kindB, paramsB, errB := mime.ParseMediaType(b)
+	return errA == nil && errB == nil && kindA == kindB && maps.Equal(paramsA, paramsB)
 }
 
 func (r *rest) malformed(doubt bool, format string, args ...any) *Reason {
