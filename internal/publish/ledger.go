@@ -307,15 +307,9 @@ func reading(zone rota.Name, keys []rota.Key, entries []entry) Reading {
 
 func inTheWayOf(n rota.Name, e entry) *Reason {
 	if e.Key.Type == rota.Type(dns.TypeDNAME) {
-		return &Reason{
-			Code: CodeDNAME, Name: n, Text: fmt.Sprintf("a DNAME at %s redirects it to %s", e.Key.Name.Short(), rota.CleanReason("%s", e.Data)),
-			Advice: "remove the DNAME, or take the service out of rota",
-		}
+		return redirected(n, e.Key.Name, e.Data, "")
 	}
-	return &Reason{
-		Code: CodeDelegated, Name: n, Text: fmt.Sprintf("%s is delegated to other name servers", e.Key.Name.Short()),
-		Advice: "publish it to the servers of that zone, or remove the delegation",
-	}
+	return delegated(n, e.Key.Name, "")
 }
 
 // Write compares what the changes were planned on with what stands there, and has the driver make them true.
