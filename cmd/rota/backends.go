@@ -22,7 +22,7 @@ func backendOf(p config.Publisher) (publish.Backend, error) {
 	switch {
 	case p.RFC2136 != nil:
 		o := updatesTo(p.RFC2136.Servers, p.RFC2136.Keys, p.RFC2136.PlainReads, p.Zones)
-		o.Stream = p.RFC2136.Transport == config.TransportTCP
+		o.Stream, o.NoTransfer = p.RFC2136.Transport == config.TransportTCP, p.RFC2136.NoTransfer
 		return publish.NewRFC2136(o)
 	case p.NSUpdate != nil:
 		command, err := commandOf(p.NSUpdate.Command)

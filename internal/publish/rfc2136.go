@@ -128,6 +128,8 @@ type RFC2136Options struct {
 	Stream bool
 	// PlainReads leaves queries unsigned, for servers whose view or policy for the key differs from everybody's.
 	PlainReads bool
+	// NoTransfer never reads a whole zone by AXFR, however many of its names are wanted.
+	NoTransfer bool
 }
 
 // RFC2136 is a Backend that speaks DNS UPDATE (RFC 2136) to authoritative servers, signed by TSIG.
@@ -164,7 +166,7 @@ func NewRFC2136(o RFC2136Options) (*RFC2136, error) {
 			return nil, fmt.Errorf("rfc2136: %w", err)
 		}
 	}
-	b := &RFC2136{o: o}
+	b := &RFC2136{o: o, whole: transfers{off: o.NoTransfer}}
 	for _, s := range o.Servers {
 		addr, err := serverAddress(s)
 		if err != nil {

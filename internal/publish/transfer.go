@@ -30,6 +30,8 @@ const (
 // transfers says of which zones a transfer is worth trying, and of which names it tells enough: what stands in the way of a name may not
 // be in the zone, such as a deeper zone of the same server, so that each name is asked for by itself from time to time.
 type transfers struct {
+	off bool // never
+
 	mu    sync.Mutex              // guards what follows
 	not   map[rota.Name]time.Time // zones, and until when not
 	asked map[rota.Key]time.Time  // when a key was asked for by itself
@@ -39,7 +41,7 @@ type transfers struct {
 func (t *transfers) worth(zone rota.Name, keys []rota.Key) (whole, single []rota.Key) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(keys) < transferFrom || time.Now().Before(t.not[zone]) {
+	if t.off || len(keys) < transferFrom || time.Now().Before(t.not[zone]) {
 		return nil, keys
 	}
 	maps.DeleteFunc(t.asked, func(_ rota.Key, at time.Time) bool { return time.Since(at) > transferAsked })
@@ -68,7 +70,7 @@ func (t *transfers) rest(zone rota.Name) {
 
 // saw notes that keys were asked for one by one, with nothing in the way of those names.
 func (t *transfers) saw(keys []rota.Key, blocked map[rota.Name]*Reason) {
-	if len(keys) < transferFrom {
+	if t.off || len(keys) < transferFrom {
 		return
 	}
 	t.mu.Lock()

@@ -158,6 +158,27 @@ func TestTransfer(t *testing.T) {
 	}
 }
 
+// A zone is worth a transfer when many of its names were asked for before, and never when that is not wanted.
+func TestTransferWorth(t *testing.T) {
+	var keys []rota.Key
+	for i := range transferFrom {
+		keys = append(keys, rota.Key{Name: rota.Name(fmt.Sprintf("s%d.example.test.", i)), Type: rota.TypeA})
+	}
+	for off, want := range map[bool]int{false: transferFrom, true: 0} {
+		b, err := NewRFC2136(RFC2136Options{Servers: []string{"192.0.2.53"}, NoTransfer: off})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for round, want := range []int{0, want} {
+			whole, single := b.whole.worth("example.test.", keys)
+			if len(whole) != want || len(whole)+len(single) != len(keys) {
+				t.Errorf("off %v, round %d: %d of %d by a transfer, want %d", off, round, len(whole), len(keys), want)
+			}
+			b.whole.saw(keys, nil)
+		}
+	}
+}
+
 // What stands above a name in the zone is in its way.
 func TestTransferBlocked(t *testing.T) {
 	in := intake{zone: "example.test.", most: 100, sets: map[rota.Key]*rota.RRset{}, cuts: map[rota.Name]dns.RR{}}
