@@ -167,9 +167,9 @@ func (a *app) commands() []*cobra.Command {
 		a.importCommand(), a.releaseCommand(), a.refreshCommand(), a.freezeCommand(), a.thawCommand(),
 		a.overrideCommand("drain", "Send no new clients to endpoints", rota.ActionDrain),
 		a.overrideCommand("maint", "Take endpoints out while they are worked on", rota.ActionMaintenance),
-		a.forceCommand(), a.readyCommand(),
+		a.forceCommand(), a.readyCommand(), a.registerCommand(), a.deregisterCommand(),
 		a.runCommand(), a.agentCommand(), a.demoCommand(), a.clusterCommand(),
 		a.checkCommand(), a.digCommand(), a.reloadCommand(), a.versionCommand(), a.openapiCommand(),
-		a.validateCommand(), a.configCommand(), a.fmtCommand(), a.schemaCommand(),
+		a.validateCommand(), a.providerCommand(), a.configCommand(), a.fmtCommand(), a.schemaCommand(),
 	}
 }

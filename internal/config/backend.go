@@ -15,6 +15,7 @@ type Publisher struct {
 	MinGap     time.Duration // between two writes to one zone
 	ReadEvery  time.Duration // between looks at a zone that is as it should be
 	MaxRecords int           // of one name and type; no service that names it has more
+	MinTTL     uint32        // seconds; what is wanted with less is published with this
 	Zones      []rota.Name   // that it keeps, sorted; empty: found by asking
 	Proof      Proof
 
@@ -137,7 +138,8 @@ type DeSEC struct {
 // Webhook is somebody who is told by signed JSON over HTTP.
 type Webhook struct {
 	URL     string
-	Secret  Secret // signs what is sent
+	Secret  Secret // signs what is sent; at least 16 bytes
+	Signed  bool   // replies without a signature are not believed
 	Timeout time.Duration
 }
 
@@ -173,6 +175,6 @@ type ZoneFile struct {
 
 // Mock is no DNS at all: zones in memory or in a file.
 type Mock struct {
-	Zones string // path of a list of zones to begin with; empty: none
+	Zones string // path of a list of zones to begin with
 	State string // path of what was written; empty: kept in memory
 }

@@ -71,7 +71,13 @@ func (l *loader) build(root *node) *Config {
 	for _, e := range words.entries(root.child("publish")) {
 		b.defined[e.key] = e
 	}
-	b.services(zones)
+	names := make([]rota.Name, len(zones))
+	for i, z := range zones {
+		names[i] = z.Name
+	}
+	base := b.safety(root.child("safety"), rota.DefaultSafety())
+	b.discover(names, base)
+	b.services(names, base)
 	b.ownership()
 	b.unused()
 	b.crossZones(zones)
@@ -248,6 +254,23 @@ func (b *builder) ownership() {
 		b.fail(owner.at, "", "ownership: owner takes %d bytes in the fence record, URL-encoded: want at most %d", n, maxOwner)
 	case len(b.publishers) > 0:
 		b.fail(name.placeOr(b.root.at), "write ownership: {owner: NAME}", "node: name is the owner, too, and takes %d bytes in the fence record, URL-encoded: want at most %d", n, maxOwner)
+	}
+	if b.c.Ownership.Registry == RegistryTXT {
+		b.registryNames()
+	}
+}
+
+// registryNames refuses services whose names leave no room for those of the registry's records.
+func (b *builder) registryNames() {
+	for _, v := range b.c.Spec.Services {
+		kind := "aaaa"
+		if v.Safety.Fallback != "" {
+			kind = "cname"
+		}
+		_, err := rota.ParseName(b.c.Ownership.Prefix + kind + "-" + v.Name.String())
+		if err != nil && slices.ContainsFunc(v.Publish, func(p string) bool { return p != rota.Embedded }) {
+			b.fail(b.places[v.Name], "shorten the name or ownership.prefix, or leave the registry out", "service %q: the registry's record of it would have no valid name: %v", v.Name.Short(), err)
+		}
 	}
 }
 

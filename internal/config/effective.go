@@ -47,6 +47,13 @@ func (c *Config) Effective() []byte {
 		ownership.set("owner", c.Ownership.Owner)
 	}
 	doc.set("ownership", ownership)
+	if len(c.Spec.Registers) > 0 {
+		var templates []*mapping
+		for _, t := range c.Spec.Registers {
+			templates = append(templates, registerNode(t))
+		}
+		doc.set("discover", templates)
+	}
 	services := mapOf()
 	for _, v := range c.Spec.Services {
 		services.set(v.Name.Short(), serviceNode(v))
@@ -366,10 +373,10 @@ func publisherNode(p Publisher, named func([]Key) []string) *mapping {
 			"wait", map[bool]string{true: "insync", false: "none"}[a.Wait])
 	case p.DeSEC != nil:
 		address(p.DeSEC.URL)
-		set("token", p.DeSEC.Token)
+		set("token", p.DeSEC.Token, "min_ttl", p.MinTTL)
 	case p.Webhook != nil:
 		address(p.Webhook.URL)
-		set("secret", p.Webhook.Secret, "timeout", p.Webhook.Timeout)
+		set("secret", p.Webhook.Secret, "signed", p.Webhook.Signed, "timeout", p.Webhook.Timeout)
 	case p.Exec != nil:
 		set("command", p.Exec.Command, "mode", string(p.Exec.Mode), "timeout", p.Exec.Timeout, "servers", p.Exec.Servers)
 	case p.ExternalDNS != nil:
@@ -409,16 +416,73 @@ func publisherNode(p Publisher, named func([]Key) []string) *mapping {
 	return m
 }
 
-func serviceNode(v rota.Service) *mapping {
-	m := mapOf("ttl", v.TTL)
-	if v.Zone != "" {
-		m.set("zone", v.Zone)
+func registerNode(t rota.RegisterTemplate) *mapping {
+	m := mapOf("type", "register", "name", t.Name, "host_name", t.HostName)
+	if t.ServiceName != "" {
+		m.set("service_name", t.ServiceName)
 	}
+	if t.HostRecord != "" {
+		also := mapOf("host_record", t.HostRecord, "publish", t.HostPublish)
+		if t.HostZone != "" {
+			also.set("zone", t.HostZone)
+		}
+		var reverse []*mapping
+		for _, r := range t.Reverse {
+			zone := cmp.Or(r.Zone.Short(), "auto")
+			reverse = append(reverse, mapOf("zone", zone, "publish", r.Publish))
+		}
+		if reverse != nil {
+			also.set("ptr", reverse)
+		}
+		m.set("also", also)
+	}
+	expire := "never"
+	if t.ExpireAfter > 0 {
+		expire = formatDuration(t.ExpireAfter)
+	}
+	m.set("expire_after", expire)
+	var networks []string
+	for _, n := range t.Networks {
+		networks = append(networks, n.String())
+	}
+	if networks != nil {
+		m.set("networks", networks)
+	}
+	e := mapOf("weight", t.Endpoint.Weight, "priority", t.Endpoint.Priority)
+	if t.Endpoint.Site != "" {
+		e.set("site", t.Endpoint.Site)
+	}
+	if len(t.Endpoint.Labels) > 0 {
+		e.set("labels", t.Endpoint.Labels)
+	}
+	m.set("endpoint", e)
+	var checks []*mapping
+	for _, u := range t.Endpoint.Checks {
+		checks = append(checks, checkNode(u, t.ServiceName))
+	}
+	if checks != nil {
+		m.set("checks", checks)
+	}
+	m.Content = append(m.Content, commonNode(t.Service).Content...)
+	return m
+}
+
+func serviceNode(v rota.Service) *mapping {
 	var endpoints []*mapping
 	for _, e := range v.Endpoints {
 		endpoints = append(endpoints, endpointNode(e))
 	}
-	m.set("endpoints", endpoints)
+	m := mapOf("endpoints", endpoints)
+	m.Content = append(m.Content, commonNode(v).Content...)
+	return m
+}
+
+// commonNode writes what a service has beside its endpoints.
+func commonNode(v rota.Service) *mapping {
+	m := mapOf("ttl", v.TTL)
+	if v.Zone != "" {
+		m.set("zone", v.Zone)
+	}
 	if v.Policy != (rota.Policy{}) {
 		p := mapOf()
 		if v.Policy.Pick != "" {
@@ -460,7 +524,7 @@ func endpointNode(e rota.Endpoint) *mapping {
 	}
 	var checks []*mapping
 	for _, u := range e.Checks {
-		checks = append(checks, checkNode(u))
+		checks = append(checks, checkNode(u, ""))
 	}
 	if checks != nil {
 		m.set("checks", checks)
@@ -468,7 +532,8 @@ func endpointNode(e rota.Endpoint) *mapping {
 	return m
 }
 
-func checkNode(u rota.Use) *mapping {
+// checkNode writes a check. template is the name that a template leaves open, and that nobody can write down.
+func checkNode(u rota.Use, template string) *mapping {
 	c := u.Check
 	m := mapOf("type", string(c.Kind))
 	set := func(key string, v any, zero bool) {
@@ -486,13 +551,14 @@ func checkNode(u rota.Use) *mapping {
 	set("port", c.Port, c.Port == 0)
 	set("method", c.Method, c.Method == "")
 	set("path", c.Path, c.Path == "")
-	set("host", cmp.Or(c.Host, itself), c.Kind != rota.KindHTTP && c.Kind != rota.KindHTTPS)
+	open := func(name string) bool { return name != "" && name == template }
+	set("host", cmp.Or(c.Host, itself), c.Kind != rota.KindHTTP && c.Kind != rota.KindHTTPS || open(c.Host))
 	set("header", headers(c.Header), len(c.Header) == 0)
 	set("status", c.Status, len(c.Status) == 0)
 	set("expect_header", headers(c.ExpectHeader), len(c.ExpectHeader) == 0)
 	set("body", c.Body, c.Body == "")
 	set("follow", "same", !c.Follow)
-	set("server_name", c.ServerName, c.ServerName == "")
+	set("server_name", c.ServerName, c.ServerName == "" || open(c.ServerName))
 	set("verify", string(c.Verify), c.Verify == "")
 	set("cert_days", c.CertDays, c.CertDays == 0)
 	set("send", c.Send, c.Send == "")

@@ -274,18 +274,18 @@ func checkKinds() []variant {
 		return append(append(slices.Concat(fs...), fieldRole), timing()...)
 	}
 	return []variant{
-		{"http", with(httpFields())},
-		{"https", with(httpFields(), tlsFields())},
-		{"tcp", with([]field{fieldPort, fieldSend, fieldExpect, fieldBody})},
-		{"tls", with([]field{fieldPort, fieldSend, fieldExpect, fieldBody}, tlsFields())},
-		{"icmp", with([]field{
+		{word: "http", fields: with(httpFields())},
+		{word: "https", fields: with(httpFields(), tlsFields())},
+		{word: "tcp", fields: with([]field{fieldPort, fieldSend, fieldExpect, fieldBody})},
+		{word: "tls", fields: with([]field{fieldPort, fieldSend, fieldExpect, fieldBody}, tlsFields())},
+		{word: "icmp", fields: with([]field{
 			{key: "count", doc: "Echo requests a probe. Default: 1.", shape: integer(1, rota.MaxCount)},
 			{
 				key: "loss", doc: "A share of lost requests of this much or more is down. Default: only all lost is.",
 				shape: percent,
 			},
 		})},
-		{"node_exporter", with([]field{
+		{word: "node_exporter", fields: with([]field{
 			fieldPort,
 			{
 				key: "path", doc: "Default: /metrics.",
@@ -294,7 +294,7 @@ func checkKinds() []variant {
 			{key: "rules", doc: "What the node's numbers have to keep.", shape: rules()},
 			{key: "on_error", doc: "What a broken exporter counts as. Default: unknown.", shape: word("unknown", "down")},
 		})},
-		{"agent", with([]field{{key: "max_age", doc: "An older report is unknown.", shape: interval}})},
+		{word: "agent", fields: with([]field{{key: "max_age", doc: "An older report is unknown.", shape: interval}})},
 	}
 }
 
@@ -415,9 +415,21 @@ func endpoint() shape {
 
 func service() shape {
 	return object{name: "service", fields: append([]field{
+		{key: "endpoints", doc: "Addresses that can answer.", shape: list{of: endpoint(), least: 1}, must: true},
+		{key: "records", doc: "Further records kept in step.", later: filled, shape: object{fields: []field{
+			{key: "https", shape: object{fields: []field{{key: "alpn", shape: texts}, {key: "priority", shape: integer(0, 65535)}}}},
+			{key: "srv", shape: list{of: required, single: true}},
+			{key: "ptr", shape: either{boolean, domain}},
+			{key: "txt", shape: list{of: text, single: true}},
+		}}},
+	}, serviceFields()...)}
+}
+
+// serviceFields are what a service has beside its endpoints, whether it is configured or made of a template.
+func serviceFields() []field {
+	return append([]field{
 		{key: "ttl", doc: "Of the records, in seconds or as a duration. Default: 30s.", shape: ttl},
 		{key: "zone", doc: "Zone that holds the name. Default: found.", shape: domain},
-		{key: "endpoints", doc: "Addresses that can answer.", shape: list{of: endpoint(), least: 1}, must: true},
 		{key: "check", doc: "One check: a name, or a URL with {} for the address.", shape: aCheck},
 		{key: "checks", doc: "Checks, in order.", shape: list{of: aCheck}},
 		{key: "policy", doc: "How an answer is picked.", shape: object{name: "policy", fields: []field{
@@ -440,13 +452,7 @@ func service() shape {
 		{key: "safety", doc: "Bounds of what health may do.", shape: object{name: "safety", fields: safetyFields()}},
 		{key: "publish", doc: "Publishers by name, or a URL such as rfc2136://SERVER/ZONE?key=NAME.", shape: publishUse},
 		{key: "labels", doc: "For matching.", shape: labels},
-		{key: "records", doc: "Further records kept in step.", later: filled, shape: object{fields: []field{
-			{key: "https", shape: object{fields: []field{{key: "alpn", shape: texts}, {key: "priority", shape: integer(0, 65535)}}}},
-			{key: "srv", shape: list{of: required, single: true}},
-			{key: "ptr", shape: either{boolean, domain}},
-			{key: "txt", shape: list{of: text, single: true}},
-		}}},
-	}, timing()...)}
+	}, timing()...)
 }
 
 func zoneShape() shape {
@@ -638,7 +644,7 @@ func grammar() object {
 		},
 		{
 			key: "discover", doc: "Services and endpoints from elsewhere.",
-			later: filled, shape: list{of: variants{name: "discover", tag: "type", kind: "source", of: discoverTypes()}},
+			shape: list{of: variants{name: "discover", tag: "type", kind: "source", of: discoverTypes()}, most: maxDiscover},
 		},
 		{key: "maintenance", doc: "Planned absences.", later: filled, shape: list{of: object{fields: []field{
 			{key: "match", shape: labels, must: true},
@@ -648,41 +654,9 @@ func grammar() object {
 			{key: "reason", shape: text},
 		}}}},
 		{key: "notify", doc: "Who is told.", later: filled, shape: list{of: variants{name: "notify", tag: "type", kind: "receiver", of: []variant{
-			{"webhook", []field{{key: "url", shape: webURL, must: true}, {key: "on", shape: list{of: required, single: true}}, {key: "secret", shape: secret()}}},
+			{word: "webhook", fields: []field{{key: "url", shape: webURL, must: true}, {key: "on", shape: list{of: required, single: true}}, {key: "secret", shape: secret()}}},
 		}}}},
 	}}
-}
-
-func discoverTypes() []variant {
-	template := required
-	publish := field{key: "publish", shape: publishUse}
-	return []variant{
-		{"register", []field{
-			{key: "host_name", shape: template},
-			{key: "service_name", shape: template},
-			{key: "also", shape: object{fields: []field{{key: "host_record", shape: template}, {key: "ptr", shape: domain}}}},
-			{key: "ttl", shape: ttl},
-			{key: "expire_after", shape: scalar{want: "never or a duration", json: "string", parse: func(s string) error {
-				if s == "never" {
-					return nil
-				}
-				_, err := parseDuration(s)
-				return err
-			}}},
-			publish,
-		}},
-		{"kubernetes", []field{
-			{key: "load_balancer_class", shape: text},
-			{key: "node_address", shape: object{fields: []field{{key: "annotation", shape: required}, {key: "fallback", shape: list{of: word("ExternalIP", "InternalIP"), single: true}}}}},
-			{key: "nodes", shape: word("with-ready-pods", "all-ready")},
-			{key: "name", shape: template},
-			{key: "alias", shape: object{fields: []field{{key: "namespace", shape: required}, {key: "name", shape: template}}}},
-			{key: "resync", shape: span},
-			publish,
-		}},
-		{"dns", []field{{key: "name", shape: domain, must: true}, {key: "service", shape: host, must: true}, publish}},
-		{"file", []field{{key: "path", shape: pathname, must: true}, publish}},
-	}
 }
 
 func publisherName(s string) error {

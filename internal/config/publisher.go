@@ -41,9 +41,10 @@ func (b *builder) readPublisher(e entry) *publisher {
 	n := e.value
 	p := &publisher{kind: k, Publisher: Publisher{
 		Name: e.key, Type: k.word, DryRun: boolOr(n.get("dry_run"), false),
-		MinGap:     durationOr(n.get("min_gap"), defaultMinGap),
+		MinGap:     durationOr(n.get("min_gap"), cmp.Or(k.minGap, defaultMinGap)),
 		ReadEvery:  durationOr(n.get("read_every"), cmp.Or(k.readEvery, nearby)),
 		MaxRecords: intOr(n.get("max_records"), cmp.Or(k.maxRecords, otherLimit)),
+		MinTTL:     ttlOr(n.get("min_ttl"), k.minTTL),
 		Proof:      b.proof(e, k),
 	}}
 	r := &publisherReader{b, n, p, e}
@@ -191,6 +192,8 @@ func (r *publisherReader) url(def string) string {
 	case u.Scheme == "https" || onLoopback(u.Hostname()):
 	case insecure:
 		r.b.warn(n.at, "use https", "publisher %q: what it says, secrets included, crosses the network in the clear", r.p.Name)
+	case r.p.Type == "webhook":
+		r.fail(n.at, "use https", "what it says crosses the network in the clear, and what it is told could be anybody's")
 	default:
 		r.fail(n.at, "use https, or write insecure: true", "what it says, secrets included, would cross the network in the clear")
 	}
@@ -287,7 +290,10 @@ func (r *publisherReader) desec() {
 
 func (r *publisherReader) webhook() {
 	r.zones()
-	r.p.Webhook = &Webhook{URL: r.url(""), Secret: r.secret("secret"), Timeout: r.timeout()}
+	r.p.Webhook = &Webhook{URL: r.url(""), Secret: r.secret("secret"), Signed: r.bool("signed"), Timeout: r.timeout()}
+	if s := r.p.Webhook.Secret; !s.IsZero() && len(s.value) < minSigning {
+		r.fail(r.n.get("secret").at, "openssl rand -base64 32", "the secret that signs has %d bytes: want at least %d", len(s.value), minSigning)
+	}
 }
 
 func (r *publisherReader) exec() {
@@ -354,10 +360,8 @@ func (b *builder) limits(v *rota.Service, p *publisher, at *node, named bool) {
 	if named && v.Name == zone && v.Safety.Fallback != "" && !p.kind.aliases {
 		b.fail(at.at, "", "service %q is the zone's own name, which has SOA and NS and can be no CNAME (fallback)", v.Name.Short())
 	}
-	if named && v.TTL < p.kind.minTTL {
-		b.warn(at.at, fmt.Sprintf("write ttl: %s", formatDuration(time.Duration(p.kind.minTTL)*time.Second)),
-			"service %q will be published with TTL %s by publisher %q: %s takes no less", v.Name.Short(),
-			formatDuration(time.Duration(p.kind.minTTL)*time.Second), p.Name, p.Type)
+	if named {
+		b.raised(fmt.Sprintf("service %q", v.Name.Short()), v.TTL, p, at)
 	}
 	var four, six int
 	for _, e := range v.Endpoints {
@@ -382,6 +386,14 @@ func (b *builder) limits(v *rota.Service, p *publisher, at *node, named bool) {
 		default:
 			b.fail(at.at, "split the service", "service %q has %d %s records and publisher %q takes %d (max_records)", v.Name.Short(), f.n, f.t, p.Name, p.MaxRecords)
 		}
+	}
+}
+
+// raised warns that a publisher's DNS takes no TTL as small.
+func (b *builder) raised(what string, ttl uint32, p *publisher, at *node) {
+	if ttl < p.MinTTL {
+		least := formatDuration(time.Duration(p.MinTTL) * time.Second)
+		b.warn(at.at, "write ttl: "+least, "%s will be published with TTL %s by publisher %q: %s takes no less", what, least, p.Name, p.Type)
 	}
 }
 

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -37,25 +38,25 @@ func TestPublishersHaveDefaults(t *testing.T) {
 		"type: powerdns, url: \"http://127.0.0.1:8081/\", token: {file: t}": {PowerDNS: &PowerDNS{URL: "http://127.0.0.1:8081", Token: token, ServerID: "localhost"}, ReadEvery: time.Minute},
 		"type: autodns, user: me, password: {file: t}": {AutoDNS: &AutoDNS{
 			URL: "https://api.autodns.com/v1", User: Secret{value: "me"}, Password: token, Context: 4,
-		}},
-		"type: dynu, token: {file: t}":         {Dynu: &Dynu{URL: "https://api.dynu.com/v2", Token: token}},
-		"type: digitalocean, token: {file: t}": {DigitalOcean: &DigitalOcean{URL: "https://api.digitalocean.com/v2", Token: token}},
-		"type: cloudflare, token: {file: t}":   {Cloudflare: &Cloudflare{URL: "https://api.cloudflare.com/client/v4", Token: token, Proxied: ProxiedKeep}},
+		}, MinTTL: 1},
+		"type: dynu, token: {file: t}":         {Dynu: &Dynu{URL: "https://api.dynu.com/v2", Token: token}, MinTTL: 30},
+		"type: digitalocean, token: {file: t}": {DigitalOcean: &DigitalOcean{URL: "https://api.digitalocean.com/v2", Token: token}, MinTTL: 30},
+		"type: cloudflare, token: {file: t}":   {Cloudflare: &Cloudflare{URL: "https://api.cloudflare.com/client/v4", Token: token, Proxied: ProxiedKeep}, MinTTL: 60},
 		"type: route53":                        {Route53: &Route53{Region: "us-east-1", Wait: true}, MaxRecords: 400},
-		"type: desec, token: {file: t}":        {DeSEC: &DeSEC{URL: "https://desec.io/api/v1", Token: token}},
-		"type: webhook, url: \"https://a.b/c\", secret: {file: t}": {Webhook: &Webhook{
-			URL: "https://a.b/c", Secret: token, Timeout: 10 * time.Second,
+		"type: desec, token: {file: t}":        {DeSEC: &DeSEC{URL: "https://desec.io/api/v1", Token: token}, MinGap: 5 * time.Second, MinTTL: 3600},
+		"type: webhook, url: \"https://a.b/c\", secret: {file: base}": {Webhook: &Webhook{
+			URL: "https://a.b/c", Secret: Secret{secret64, "file:/etc/rota/base"}, Timeout: 10 * time.Second,
 		}, ReadEvery: time.Minute},
 		"type: exec, command: [update]": {Exec: &Exec{
 			Command: []string{"update"}, Mode: ExecJSON, Timeout: 10 * time.Second,
 		}, ReadEvery: time.Minute},
 		"type: external-dns-webhook, url: \"http://[::1]:8888\"": {ExternalDNS: &ExternalDNS{URL: "http://[::1]:8888", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
 		"type: zonefile, path: a.zone":                           {ZoneFile: &ZoneFile{Path: "/etc/rota/a.zone", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
-		"type: mock":                                             {Mock: &Mock{}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
+		"type: mock, zones: z":                                   {Mock: &Mock{Zones: "/etc/rota/z"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
 		"type: mockjson, zones: z, state: s":                     {Mock: &Mock{"/etc/rota/z", "/etc/rota/s"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
 	} {
 		c := parse(t, using(in, twoKeys), publisherFiles)
-		want.Name, want.MinGap = "p", time.Second
+		want.Name, want.MinGap = "p", cmp.Or(want.MinGap, time.Second)
 		want.Type, _, _ = strings.Cut(strings.TrimPrefix(in, "type: "), ",")
 		if want.MaxRecords == 0 {
 			want.MaxRecords = 1000
@@ -66,7 +67,7 @@ func TestPublishersHaveDefaults(t *testing.T) {
 		if !want.Proof.Off {
 			want.Proof = Proof{Within: 2 * time.Minute, Every: 5 * time.Minute}
 		}
-		if d := cmp.Diff([]Publisher{want}, c.Publishers, secrets); d != "" {
+		if d := gocmp.Diff([]Publisher{want}, c.Publishers, secrets); d != "" {
 			t.Errorf("%s: %s", in, d)
 		}
 		if len(c.Warnings) > 0 {
@@ -147,32 +148,37 @@ func TestBadPublishers(t *testing.T) {
 		"type: autodns, password: {file: t}":                                 "has no user",
 		"type: autodns, user: me, password: {file: no}":                      "no: no such file",
 		"type: autodns, user: me, password: {file: t}, context: -1":          "-1 is out of range",
-		"type: dynu":                                                      "has no token",
-		"type: dynu, token: {env: NONE}":                                  "environment variable NONE is not set",
-		"type: dynu, token: ''":                                           "is empty: want {file: PATH}",
-		"type: cloudflare, token: {file: t}, proxied: true":               `proxied "true": want keep, on or off`,
-		"type: cloudflare, token: [a]":                                    "token is a list: want",
-		"type: route53, role: admin":                                      `"admin" is no role`,
-		"type: route53, region: Frankfurt":                                `"Frankfurt" is no region`,
-		"type: route53, wait: forever":                                    "want insync or none",
-		"type: route53, access_key: a":                                    "belong together",
-		"type: route53, access_key: a, secret_key: {file: t}, profile: x": "both profile and access_key",
-		"type: webhook, url: \"https://a/\"":                              "has no secret",
-		"type: webhook, secret: {file: t}":                                "has no url",
-		"type: exec":                                                      "has no command",
-		"type: exec, command: update":                                     "command is a value: want a list",
-		"type: exec, command: []":                                         "command is empty",
-		"type: exec, command: [a/b]":                                      `"a/b" is a relative path`,
-		"type: exec, command: ['']":                                       "command: is empty",
-		"type: exec, command: [a], mode: smple":                           `did you mean "simple"?`,
-		"type: exec, command: [a], mode: simple":                          "write servers: [ADDRESS]",
-		"type: exec, command: [a], servers: a":                            "remove it, or write mode: simple",
-		"type: zonefile":                                                  "has no path",
-		"type: zonefile, path: a, zone: example.net":                      "is not in zone example.net",
-		"type: zonefile, path: a, reload: [b/c]":                          "reload: \"b/c\" is a relative path",
-		"type: mockjson, zones: a":                                        "has no state",
-		"type: mockjson, state: a, proof: {within: 1m}":                   "there is nothing to prove",
-		"type: mock, state: a":                                            `unknown key "state"`,
+		"type: dynu":                                                               "has no token",
+		"type: dynu, token: {env: NONE}":                                           "environment variable NONE is not set",
+		"type: dynu, token: ''":                                                    "is empty: want {file: PATH}",
+		"type: cloudflare, token: {file: t}, proxied: true":                        `proxied "true": want keep, on or off`,
+		"type: cloudflare, token: [a]":                                             "token is a list: want",
+		"type: route53, role: admin":                                               `"admin" is no role`,
+		"type: route53, region: Frankfurt":                                         `"Frankfurt" is no region`,
+		"type: route53, wait: forever":                                             "want insync or none",
+		"type: route53, access_key: a":                                             "belong together",
+		"type: route53, access_key: a, secret_key: {file: t}, profile: x":          "both profile and access_key",
+		"type: webhook, url: \"https://a/\"":                                       "has no secret",
+		"type: mock":                                                               `publisher "p" (mock) has no zones`,
+		"type: webhook, url: \"https://a/\", secret: {file: t}":                    "1:57: publisher \"p\": the secret that signs has 10 bytes: want at least 16",
+		"type: webhook, url: \"https://a/\", secret: {file: base}, signed: 1":      `signed "1": want true or false`,
+		"type: webhook, url: \"http://192.0.2.1/\", secret: {file: base}":          "could be anybody's",
+		"type: webhook, url: \"https://a/\", secret: {file: base}, insecure: true": `unknown key "insecure"`,
+		"type: webhook, secret: {file: t}":                                         "has no url",
+		"type: exec":                                                               "has no command",
+		"type: exec, command: update":                                              "command is a value: want a list",
+		"type: exec, command: []":                                                  "command is empty",
+		"type: exec, command: [a/b]":                                               `"a/b" is a relative path`,
+		"type: exec, command: ['']":                                                "command: is empty",
+		"type: exec, command: [a], mode: smple":                                    `did you mean "simple"?`,
+		"type: exec, command: [a], mode: simple":                                   "write servers: [ADDRESS]",
+		"type: exec, command: [a], servers: a":                                     "remove it, or write mode: simple",
+		"type: zonefile":                                                           "has no path",
+		"type: zonefile, path: a, zone: example.net":                               "is not in zone example.net",
+		"type: zonefile, path: a, reload: [b/c]":                                   "reload: \"b/c\" is a relative path",
+		"type: mockjson, zones: a":                                                 "has no state",
+		"type: mockjson, state: a, zones: z, proof: {within: 1m}":                  "there is nothing to prove",
+		"type: mock, zones: z, state: a":                                           `unknown key "state"`,
 	} {
 		got := said(problems(t, using(in, twoKeys), publisherFiles))
 		if !strings.Contains(got, want) {
@@ -194,7 +200,6 @@ func TestPublishersSayWhatTheyChange(t *testing.T) {
 	for in, want := range map[string]string{
 		"type: rfc2136, servers: a":                                                    `publisher "p" sends its updates unsigned (add key: NAME`,
 		"type: digitalocean, token: {file: t}":                                         `service "www.example.org" will be published with TTL 30s by publisher "p": digitalocean takes no less (write ttl: 30s)`,
-		"type: autodns, user: a, password: {file: t}":                                  "with TTL 1m by",
 		"type: desec, token: {file: t}":                                                "with TTL 1h by",
 		"type: powerdns, url: \"http://192.0.2.1\", insecure: true, token: {file: t}":  "crosses the network in the clear",
 		"type: powerdns, url: \"https://192.0.2.1\", insecure: true, token: {file: t}": "insecure says nothing",
@@ -295,16 +300,25 @@ func TestOwnership(t *testing.T) {
 	if o := parse(t, "log: {}"+rest).Ownership; o != (Ownership{"a b", RegistryNone, "_rota."}) {
 		t.Errorf("%+v", o)
 	}
+	long := strings.Repeat("a", 60) + ".example.org"
+	if got := said(problems(t, strings.ReplaceAll(using("type: route53", "ownership: {registry: txt, owner: me}"), "www.example.org", long))); !strings.Contains(got, "2:12: service \""+long+"\": the registry's record") {
+		t.Error(got)
+	}
 	for in, want := range map[string]string{
-		"{registry: txt}":                           `2:14: ownership: "a b" cannot be the owner in a registry's TXT record`,
-		"{registry: txt, owner: 'a,b'}":             `"a,b" cannot be the owner`,
-		"{registry: txtt}":                          `did you mean "txt"?`,
-		"{prefix: rota}":                            `"rota" is no prefix`,
-		"{prefix: ''}":                              `"" is no prefix`,
-		"{prefix: 'a..'}":                           `"a.." is no prefix`,
-		"{prefix: 'Rota.'}":                         `"Rota." is no prefix`,
-		"{owner: " + strings.Repeat("a", 129) + "}": "want at most 128",
+		"{registry: txt}":               `2:14: ownership: "a b" cannot be the owner in a registry's TXT record`,
+		"{registry: txt, owner: 'a,b'}": `"a,b" cannot be the owner`,
+		"{registry: txtt}":              `did you mean "txt"?`,
+		"{prefix: rota}":                `"rota" is no prefix`,
+		"{prefix: ''}":                  `"" is no prefix`,
+		"{prefix: 'a..'}":               `"a.." is no prefix`,
+		"{prefix: 'Rota.'}":             `"Rota." is no prefix`,
+		"{registry: txt, owner: me, prefix: " + strings.Repeat("a", 12) + "-}": "",
+		"{owner: " + strings.Repeat("a", 129) + "}":                            "want at most 128",
 	} {
+		if want == "" {
+			parse(t, "ownership: "+in+rest)
+			continue
+		}
 		if got := said(problems(t, "ownership: "+in+rest)); !strings.Contains(got, want) {
 			t.Errorf("%s: got\n%swant %s", in, got, want)
 		}

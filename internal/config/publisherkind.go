@@ -17,6 +17,7 @@ const (
 	maxKeys    = 2
 	maxZones   = 10000
 	maxCommand = 64
+	minSigning = 16 // bytes of a secret that signs
 )
 
 // Defaults of publishers.
@@ -39,6 +40,7 @@ type publisherKind struct {
 	minTTL     uint32        // seconds; less is published as this
 	maxRecords int           // default of max_records; 0: otherLimit
 	readEvery  time.Duration // default of read_every; 0: nearby
+	minGap     time.Duration // default of min_gap; 0: defaultMinGap
 	aliases    bool          // takes a CNAME at the zone's own name, and answers it with addresses
 	unseen     bool          // no name server shows what it keeps, so that there is nothing to prove
 }
@@ -92,7 +94,7 @@ func publisherKinds() []publisherKind {
 			token,
 			{key: "server_id", doc: "Default: localhost.", shape: required},
 		}, zones)},
-		{word: "autodns", read: (*publisherReader).autodns, readEvery: faraway, minTTL: 60, fields: slices.Concat(address(autodnsURL), []field{
+		{word: "autodns", read: (*publisherReader).autodns, readEvery: faraway, minTTL: 1, fields: slices.Concat(address(autodnsURL), []field{
 			{key: "user", doc: "Name of the user.", shape: either{secretObject(), required}, must: true},
 			{key: "password", doc: "Of the user.", shape: secret(), must: true},
 			{key: "context", doc: "4 (default): live; resellers have a number of their own.", shape: integer(0, math.MaxInt32)},
@@ -111,9 +113,13 @@ func publisherKinds() []publisherKind {
 			{key: "secret_key", doc: "The secret of access_key.", shape: secret()},
 			{key: "wait", doc: "insync (default): a change is done when all of Route 53's servers have it; none.", shape: word("insync", "none")},
 		}, zones)},
-		{word: "desec", read: (*publisherReader).desec, readEvery: faraway, minTTL: 3600, fields: slices.Concat(address(desecURL), []field{token}, zones)},
-		{word: "webhook", read: (*publisherReader).webhook, fields: slices.Concat(address(""), []field{
-			{key: "secret", doc: "Signs what is sent.", shape: secret(), must: true},
+		{word: "desec", read: (*publisherReader).desec, readEvery: faraway, minGap: 5 * time.Second, minTTL: 3600, fields: slices.Concat(address(desecURL), []field{
+			token,
+			{key: "min_ttl", doc: "The least TTL that the account's domains may have. Default: 1h.", shape: ttl},
+		}, zones)},
+		{word: "webhook", read: (*publisherReader).webhook, fields: slices.Concat(address("")[:1], []field{
+			{key: "secret", doc: "Signs what is sent; at least 16 bytes.", shape: secret(), must: true},
+			{key: "signed", doc: "Replies without a signature are not believed. Default: false.", shape: boolean},
 			timeout,
 		}, zones)},
 		{word: "exec", read: (*publisherReader).exec, fields: slices.Concat([]field{
@@ -131,10 +137,10 @@ func publisherKinds() []publisherKind {
 		}},
 		{word: "kubernetes-service"},
 		{word: "mock", read: (*publisherReader).mock, unseen: true, fields: []field{
-			{key: "zones", doc: "File with a list of zones to begin with.", shape: pathname},
+			{key: "zones", doc: "File with a list of zones to begin with.", shape: pathname, must: true},
 		}},
 		{word: "mockjson", read: (*publisherReader).mock, unseen: true, fields: []field{
-			{key: "zones", doc: "File with a list of zones to begin with.", shape: pathname},
+			{key: "zones", doc: "File with a list of zones to begin with.", shape: pathname, must: true},
 			{key: "state", doc: "File that what was written is kept in.", shape: pathname, must: true},
 		}},
 	}
@@ -153,7 +159,7 @@ const (
 func allPublishers() []field {
 	return []field{
 		{key: "dry_run", doc: "Nothing is written; what would be is shown. Default: false.", shape: boolean},
-		{key: "min_gap", doc: "Between two writes to one zone. Default: 1s.", shape: duration(10*time.Millisecond, time.Hour)},
+		{key: "min_gap", doc: "Between two writes to one zone. Default: 1s; 5s for deSEC, which takes 15 in a minute.", shape: duration(10*time.Millisecond, time.Hour)},
 		{key: "read_every", doc: "How often a zone that is as it should be is looked at. Default: 1m; 5m for providers' APIs.", shape: duration(time.Second, day)},
 		{key: "max_records", doc: "Records of one type a name may have. Default: 100 for DNS UPDATE, which is BIND's max-records-per-type; 400 for Route 53; else 1000.", shape: integer(1, 4000)},
 		{key: "proof", doc: "How it is proven from outside that what was written is answered; off: not at all.", shape: either{word("off"), object{name: "proof", fields: []field{
@@ -190,7 +196,7 @@ func kindOfPublisher(word string) publisherKind {
 func publisherShape() variants {
 	v := variants{name: "publisher", tag: "type", kind: "publisher", common: allPublishers()}
 	for _, k := range publisherKinds() {
-		v.of = append(v.of, variant{k.word, k.fields})
+		v.of = append(v.of, variant{word: k.word, fields: k.fields})
 	}
 	return v
 }

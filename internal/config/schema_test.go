@@ -122,6 +122,11 @@ func TestEffectiveReadsBack(t *testing.T) {
 		}
 		// An inline check is named by what it asks; the question itself has to be the same.
 		for _, s := range []*Config{c, again} {
+			for i := range s.Spec.Registers {
+				for k := range s.Spec.Registers[i].Endpoint.Checks {
+					s.Spec.Registers[i].Endpoint.Checks[k].Check.Name = ""
+				}
+			}
 			for i := range s.Spec.Services {
 				for j := range s.Spec.Services[i].Endpoints {
 					for k := range s.Spec.Services[i].Endpoints[j].Checks {
@@ -192,6 +197,7 @@ dns:
         txt    TXT "a $${x} b" ( "c" )
                A 192.0.2.77
         _s._tcp 60 SRV 1 2 3 host
+    2.0.192.in-addr.arpa: {ns: ns1.example.org}
 keys:
   k: {file: tsig.key}
   k2: {algorithm: hmac-sha256, secret: {file: base}}
@@ -209,7 +215,7 @@ publish:
   r53: {type: route53, role: "arn:aws:iam::123456789012:role/path/rota", region: eu-central-1, wait: none, profile: dns}
   keyed: {type: route53, access_key: {file: t}, secret_key: {file: t}}
   desec: {type: desec, token: {file: t}}
-  hook: {type: webhook, url: "https://hooks.example.org/dns/$${y}", secret: {file: t}, timeout: 20s}
+  hook: {type: webhook, url: "https://hooks.example.org/dns/$${y}", secret: {file: base}, signed: true, timeout: 20s}
   script: {type: exec, command: [/usr/local/lib/rota/update, "-v", "$${x}"], timeout: 1m}
   simple: {type: exec, command: [update], mode: simple, servers: [192.0.2.53]}
   edns: {type: external-dns-webhook, url: "http://[::1]:8888"}
@@ -223,6 +229,22 @@ checks:
     method: OPTIONS, follow: same, max_body: 1000, server_name: s.example.org, verify: ca, cert_days: 7, interval: 20s, timeout: 4s, fast_interval: 2s, fall: 4, rise: 3}
   ping: {type: icmp, count: 3, loss: 5%, role: observe}
   t: {type: tls, port: 853, verify: none, send: "a\r\n", expect: "^b"}
+discover:
+  - type: register
+    host_name: "{id}-{service}-{env}"
+    service_name: "{service}.Hosts.example.org"
+    also: {host_record: "{host}.hosts.example.org", zone: example.org, ptr: [{zone: 37.13.in-addr.arpa, publish: mock}, auto, 0-25.2.0.192.in-addr.arpa, 2.0.192.in-addr.arpa]}
+    ttl: 10m
+    zone: example.org
+    expire_after: 1d
+    networks: [192.0.2.0/24, "2001:db8::1"]
+    endpoint: {weight: 2, priority: 3, site: ams, labels: {a: b}}
+    checks: [ping, {type: https, cert_days: 3}, {type: tls, port: 853}, {type: http, host: "{}"}, {type: http, host: a.b}]
+    policy: {answers: 3}
+    safety: {min_published: 3}
+    labels: {c: d}
+    publish: [keys, mock]
+  - {type: register, name: own, host_name: "{host}", also: {host_record: "{host}.lb.example.org"}}
 services:
   WWW.lb.example.org:
     ttl: 10

@@ -12,13 +12,8 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// services reads all services.
-func (b *builder) services(zones []*zone) {
-	names := make([]rota.Name, len(zones))
-	for i, z := range zones {
-		names[i] = z.Name
-	}
-	base := b.safety(b.root.child("safety"), rota.DefaultSafety())
+// services reads all services. names are rota's own zones, and base the safety of services that say nothing of their own.
+func (b *builder) services(names []rota.Name, base rota.Safety) {
 	for _, e := range domainNames.entries(b.root.child("services")) {
 		name, err := parseHost(e.key)
 		if e.value.kind != isMap {
@@ -36,7 +31,7 @@ func (b *builder) services(zones []*zone) {
 		b.places[name] = e.at
 		b.c.Spec.Services = append(b.c.Spec.Services, b.service(name, e, base, names, true))
 	}
-	if len(b.places) == 0 {
+	if len(b.places) == 0 && len(b.c.Spec.Registers) == 0 {
 		b.warn(b.root.get("services").placeOr(b.root.at), "write services: {NAME: {endpoints: [ADDRESS]}}", "no service is configured: there is nothing to do")
 	}
 	slices.SortFunc(b.c.Spec.Services, func(a, v rota.Service) int { return cmp.Compare(a.Name, v.Name) })
@@ -74,30 +69,16 @@ func (b *builder) fallbacks() {
 // service reads one service. Unless it is named, its name was refused and nothing is judged by it.
 func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rota.Name, named bool) rota.Service {
 	n := e.value
-	defaults := b.root.get("defaults")
-	v := rota.Service{
-		Name: name, Zone: nameOr(n.get("zone"), ""), Safety: b.safety(n.child("safety"), base), Labels: pairs(n.get("labels")),
-		TTL: ttlOr(n.get("ttl"), ttlOr(defaults.get("ttl"), defaultTTL)),
-	}
+	what := fmt.Sprintf("service %q", name.Short())
+	v := b.common(n, what, e.at, base)
+	v.Name = name
 	if named && v.Zone != "" && !name.In(v.Zone) {
-		b.fail(n.get("zone").at, "", "service %q is not in zone %s", name.Short(), v.Zone.Short())
+		b.fail(n.get("zone").at, "", "%s is not in zone %s", what, v.Zone.Short())
 	}
-	policy := n.get("policy")
-	v.Policy = rota.Policy{Answers: intOr(policy.get("answers"), 0), Pick: rota.Pick(textOr(policy.get("pick"), ""))}
-	if n.has("check") && n.has("checks") {
-		b.fail(n.get("check").placeOr(e.at), "", "service %q has both check and checks", name.Short())
+	s := scope{b: b, what: what, node: n, layers: []*node{n, b.root.get("defaults")}}
+	if name.Label() != "*" {
+		s.service = name.Short()
 	}
-	ttlAt := e.at
-	if t := n.get("ttl"); t != nil {
-		ttlAt = t.at
-	}
-	switch {
-	case v.TTL == 0:
-		b.warn(ttlAt, "", "service %q: TTL 0 makes every client ask for every connection", name.Short())
-	case v.TTL > 3600:
-		b.warn(ttlAt, "30s is usual", "service %q: with a TTL of %s clients keep a dead address that long", name.Short(), formatDuration(time.Duration(v.TTL)*time.Second))
-	}
-	s := scope{b: b, what: fmt.Sprintf("service %q", name.Short()), service: name, node: n, layers: []*node{n, defaults}}
 	seen := map[netip.Addr]place{}
 	for _, en := range withFaults(n.get("endpoints")) {
 		if ep, ok := s.endpoint(en); ok {
@@ -121,6 +102,27 @@ func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rot
 			name.Short(), v.Safety.MinPublished, len(v.Endpoints))
 	}
 	b.publish(&v, e, zones, named)
+	return v
+}
+
+// common reads what a service has beside its endpoints, whether it is configured or made of a template; what names it in messages.
+func (b *builder) common(n *node, what string, at place, base rota.Safety) rota.Service {
+	v := rota.Service{
+		Zone: nameOr(n.get("zone"), ""), Safety: b.safety(n.child("safety"), base), Labels: pairs(n.get("labels")),
+		TTL: ttlOr(n.get("ttl"), ttlOr(b.root.get("defaults").get("ttl"), defaultTTL)),
+	}
+	policy := n.get("policy")
+	v.Policy = rota.Policy{Answers: intOr(policy.get("answers"), 0), Pick: rota.Pick(textOr(policy.get("pick"), ""))}
+	if n.has("check") && n.has("checks") {
+		b.fail(n.get("check").placeOr(at), "", "%s has both check and checks", what)
+	}
+	at = n.get("ttl").placeOr(at)
+	switch {
+	case v.TTL == 0:
+		b.warn(at, "", "%s: TTL 0 makes every client ask for every connection", what)
+	case v.TTL > 3600:
+		b.warn(at, "30s is usual", "%s: with a TTL of %s clients keep a dead address that long", what, formatDuration(time.Duration(v.TTL)*time.Second))
+	}
 	return v
 }
 
@@ -254,8 +256,8 @@ func sortedKeys[V any](m map[string]V) []string {
 // scope is what the checks of one service, or of the uplink, are read in.
 type scope struct {
 	b        *builder
-	what     string    // in messages
-	service  rota.Name // empty: the uplink
+	what     string // in messages
+	service  string // what a web server is asked for unless a check says otherwise; empty: the endpoint's own address
 	node     *node
 	layers   []*node // service, defaults: where timing comes from when a check does not say
 	refused  bool    // a check was refused, so its lack is no oversight
@@ -558,7 +560,7 @@ func (s *scope) defined(def *node, name string, at, over *node) (rota.Use, bool)
 		s.refused = true
 		id := name
 		if id == "" {
-			id = fmt.Sprintf("%s:%d", s.service.Short(), kind.at.line)
+			id = fmt.Sprintf("%s:%d", s.service, kind.at.line)
 		}
 		s.b.once(kind.at, "check", id, kind.text)
 		s.timing(at, id, from)
@@ -631,11 +633,7 @@ func asciiHost(h string) string {
 
 // finish fills the defaults of a check's kind and its timing. from are the maps that belong to the check itself.
 func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
-	label, portless := c.Name, false
-	name := ""
-	if s.service != "" && s.service.Label() != "*" {
-		name = s.service.Short()
-	}
+	label, portless, name := c.Name, false, s.service
 	switch c.Kind {
 	case rota.KindHTTP, rota.KindHTTPS:
 		c.Port = cmp.Or(c.Port, map[rota.Kind]uint16{rota.KindHTTP: 80, rota.KindHTTPS: 443}[c.Kind])

@@ -43,6 +43,7 @@ type variants struct {
 type variant struct {
 	word   string
 	fields []field
+	later  bool // this version does nothing of it
 }
 
 // dict is a map whose keys are names that the operator chose.
@@ -381,7 +382,17 @@ func (s variants) check(x *examiner, n *node, what string) {
 	}
 	i := slices.IndexFunc(s.of, func(v variant) bool { return v.word == tag.text })
 	fields := slices.Concat([]field{{key: s.tag, shape: scalar{want: "a word"}}}, s.of[i].fields, s.common)
-	checkFields(x, n, fields, fmt.Sprintf("%s (%s)", what, tag.text))
+	what = fmt.Sprintf("%s (%s)", what, tag.text)
+	if s.of[i].later {
+		x.quiet++
+		defer func() {
+			if x.quiet--; x.quiet == 0 && !n.bad {
+				x.l.fail(tag.at, "", "%s is not supported yet", what)
+				n.bad = true
+			}
+		}()
+	}
+	checkFields(x, n, fields, what)
 }
 
 // takes reports whether some variant has a key.

@@ -22,6 +22,7 @@ type Command struct {
 	Argv    []string      // the program's absolute path, and its arguments
 	Env     []string      // NAME=value; beside these there are PATH and LANG only
 	Stdin   []byte        // what it may read; it need not
+	Keep    int           // bytes kept of stdout; 0: DefaultKeep, at most MaxKeep
 	Timeout time.Duration // in all; 0: DefaultTimeout
 }
 
@@ -29,9 +30,9 @@ type Command struct {
 type Output struct {
 	Started bool          // false: nothing of it happened
 	Code    int           // its exit code; -1: it did not end by itself
-	Stdout  []byte        // the first MaxOutput bytes
-	Stderr  []byte        // the first MaxOutput bytes
-	Cut     bool          // it said more than that, or something that it left behind kept its output open
+	Stdout  []byte        // its first bytes, as many as are kept
+	Stderr  []byte        // the first DefaultKeep bytes
+	Cut     bool          // it said more than is kept, or something that it left behind kept its output open
 	Took    time.Duration // from start to end
 }
 
@@ -40,8 +41,10 @@ const (
 	DefaultTimeout = 10 * time.Second
 	// MaxTimeout bounds Command.Timeout.
 	MaxTimeout = 10 * time.Minute
-	// MaxOutput is how many bytes are kept of each of stdout and stderr. The rest is read and dropped.
-	MaxOutput = 64 << 10
+	// DefaultKeep is how many bytes are kept of stderr, and of stdout when no number is named. The rest is read and dropped.
+	DefaultKeep = 64 << 10
+	// MaxKeep bounds Command.Keep.
+	MaxKeep = 16 << 20
 	// MaxStdin bounds Command.Stdin, in bytes.
 	MaxStdin = 16 << 20
 )
@@ -126,6 +129,8 @@ func (c Command) validate() error {
 	switch {
 	case len(c.Stdin) > MaxStdin:
 		return fmt.Errorf("command %s: %d bytes of input, the limit is %d", c.Argv[0], len(c.Stdin), MaxStdin)
+	case c.Keep < 0 || c.Keep > MaxKeep:
+		return fmt.Errorf("command %s: %d bytes of output to keep, want at most %d", c.Argv[0], c.Keep, MaxKeep)
 	case c.Timeout < 0 || c.Timeout > MaxTimeout:
 		return fmt.Errorf("command %s: a time limit of %v, want at most %v", c.Argv[0], c.Timeout, MaxTimeout)
 	}
@@ -135,7 +140,7 @@ func (c Command) validate() error {
 // run runs c until it ends or ctx does.
 func run(ctx context.Context, c Command, grace time.Duration) (Output, error) {
 	out := Output{Code: -1}
-	var stdout, stderr capped
+	stdout, stderr := capped{limit: cmp.Or(c.Keep, DefaultKeep)}, capped{limit: DefaultKeep}
 	cmd := &exec.Cmd{
 		Path: c.Argv[0], Args: c.Argv, Env: append(environment[:len(environment):len(environment)], c.Env...), Dir: "/",
 		Stdin: bytes.NewReader(c.Stdin), Stdout: &stdout, Stderr: &stderr, SysProcAttr: attributes(), WaitDelay: linger,
@@ -194,15 +199,16 @@ func advised(err error) error {
 	return err
 }
 
-// capped keeps the first MaxOutput bytes and takes all.
+// capped keeps the first bytes and takes all.
 type capped struct {
-	kept bytes.Buffer
-	cut  bool
+	limit int
+	kept  bytes.Buffer
+	cut   bool
 }
 
 // Write never fails: a command that says too much is not blocked by it.
 func (c *capped) Write(p []byte) (int, error) {
-	room := MaxOutput - c.kept.Len()
+	room := c.limit - c.kept.Len()
 	c.kept.Write(p[:min(room, len(p))])
 	c.cut = c.cut || len(p) > room
 	return len(p), nil

@@ -70,6 +70,7 @@ func TestRun(t *testing.T) {
 		{name: "NUL", command: Command{Argv: []string{"/bin/echo", "a\x00b"}}, code: -1, err: "NUL", idle: true},
 		{name: "NUL in a variable", command: with(shell("true"), nil, "A=\x00"), code: -1, err: "NUL", idle: true},
 		{name: "too much input", command: with(shell("true"), make([]byte, MaxStdin+1)), code: -1, err: "limit", idle: true},
+		{name: "too much output", command: Command{Argv: []string{"/bin/true"}, Keep: MaxKeep + 1}, code: -1, err: "to keep", idle: true},
 		{name: "too long", command: Command{Argv: []string{"/bin/true"}, Timeout: time.Hour}, code: -1, err: "at most 10m", idle: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -152,7 +153,7 @@ func TestOneGigabyte(t *testing.T) {
 	t.Parallel()
 	c := Command{Argv: []string{"/usr/bin/head", "-c", "1G", "/dev/zero"}, Timeout: time.Minute}
 	out, err := New(1, time.Second).Run(t.Context(), c)
-	if err != nil || len(out.Stdout) != MaxOutput || !out.Cut || cap(out.Stdout) > 4*MaxOutput {
+	if err != nil || len(out.Stdout) != DefaultKeep || !out.Cut || cap(out.Stdout) > 4*DefaultKeep {
 		t.Errorf("kept %d of %d bytes, cut %v: %v", len(out.Stdout), cap(out.Stdout), out.Cut, err)
 	}
 }

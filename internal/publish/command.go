@@ -16,6 +16,7 @@ type Command struct {
 	Argv    []string      // the program's absolute path, and its arguments; never a secret
 	Env     []string      // NAME=value, beside an otherwise clean environment
 	Stdin   []byte        // what it may read
+	Keep    int           // bytes of stdout that are wanted at most; 0: 64 KiB
 	Timeout time.Duration // in all
 }
 
@@ -41,16 +42,15 @@ func failedCommand(c Command, out Output, err error, changes bool) *Reason {
 	r := &Reason{Code: CodeScript, Transient: true, InDoubt: changes && out.Started}
 	switch {
 	case err != nil && errors.Is(err, context.DeadlineExceeded):
-		r.Code, r.Text = CodeUnreachable, err.Error()
+		r.Code, r.Text = CodeUnreachable, rota.CleanReason("%v", err)
 	case err != nil:
-		r.Text = err.Error()
+		r.Text = rota.CleanReason("%v", err)
 	default:
 		r.Text = fmt.Sprintf("%s ended with exit code %d", c.Argv[0], out.Code)
 	}
 	if said := lastLine(out.Stderr); said != "" {
-		r.Text += " and said: " + said
+		r.Text += " and said: " + rota.CleanReason("%s", said)
 	}
-	r.Text = rota.CleanReason("%s", r.Text)
 	r.Advice = "run it by hand as the user that rota runs as; docs/scripts.md says how it is called"
 	return r
 }

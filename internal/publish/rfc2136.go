@@ -278,6 +278,9 @@ func (b *RFC2136) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
 		return "", none
 	}
 	for _, rr := range slices.Concat(answer.Answer, answer.Ns) {
+		if owner, err := rota.ParseName(rr.Header().Name); err == nil && owner == name && name != "." && rr.Header().Rrtype == dns.TypeCNAME {
+			return b.Zone(ctx, name.Parent()) // the SOA is that of where it leads; it is no apex itself (RFC 1034 §3.6.2)
+		}
 		if soa, ok := rr.(*dns.SOA); ok {
 			if zone, err := rota.ParseName(soa.Hdr.Name); err == nil && name.In(zone) {
 				return zone, nil

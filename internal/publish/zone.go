@@ -28,11 +28,12 @@ type zone struct {
 
 	// What follows is owned by run.
 	fence   Fence
-	held    bool   // fence is ours, as far as is known
-	doubt   bool   // a message of ours may still arrive: the fence must move before anything is believed to stay
-	behind  int    // reads in a row that showed less than was written
-	fenced  int    // times in a row that another took the fence
-	last    desire // that the DNS was seen to say
+	held    bool      // fence is ours, as far as is known
+	doubt   bool      // a message of ours may still arrive: the fence must move before anything is believed to stay
+	behind  int       // reads in a row that showed less than was written
+	fenced  int       // times in a row that another took the fence
+	taken   time.Time // when the fence was taken from another writer
+	last    desire    // that the DNS was seen to say
 	born    time.Time
 	pending []pending              // written and not yet read back, or in doubt
 	refused map[rota.Name]*refusal // names the server does not take
@@ -114,7 +115,7 @@ func (z *zone) run(ctx context.Context) error {
 			} else if err != nil {
 				return err
 			}
-			wait = spread(z.o.Audit, 0.1)
+			wait = spread(z.audit(), 0.1)
 			reasons := z.note(d, whole, names)
 			switch {
 			case slices.ContainsFunc(reasons, func(r *Reason) bool { return r.Transient }):
@@ -142,6 +143,18 @@ func (z *zone) wrote(start time.Time) bool {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	return !z.status.LastWrite.Before(start)
+}
+
+// lateLook is how often a zone is looked at in which requests of a former writer may still arrive.
+const lateLook = 15 * time.Second
+
+// audit returns the time between two looks. Where writers alone keep the fence, what one sent before it was deposed is carried out when
+// it arrives: until that can no longer be, the zone is looked at more often, so that it is soon put right.
+func (z *zone) audit() time.Duration {
+	if z.o.Backend.Capabilities().Fence == FenceCompare && time.Since(z.taken) < 2*writeWithin {
+		return min(z.o.Audit, lateLook)
+	}
+	return z.o.Audit
 }
 
 // rest clears what is shown of a zone in which nothing is to be kept true any more.
@@ -491,6 +504,9 @@ func (z *zone) take(ctx context.Context, d desire) (*Reason, error) {
 			return conflict, nil
 		case now.same(mine):
 			z.fence, z.held, z.doubt = now, true, false
+			if old.Owner != "" {
+				z.taken = time.Now()
+			}
 			z.o.Log.Info("took the zone", "publisher", z.o.Name, "zone", z.name.Short(), "fence", now.String())
 			return nil, nil
 		case err == nil:

@@ -388,7 +388,7 @@ func (p *plan) pointer(ctx context.Context, a netip.Addr, wanted bool) error {
 	}
 	zone := r.Zone
 	for range maxAlias {
-		if zone == "" || !name.In(zone) {
+		if zone == "" {
 			var err error
 			if zone, err = p.DNS.Zone(ctx, name); errors.Is(err, ErrNoZone) && r.Zone == "" {
 				p.result.Notes = append(p.result.Notes, fmt.Sprintf("no pointer for %s: the server holds no zone for %s", a, name.Short()))
@@ -405,6 +405,7 @@ func (p *plan) pointer(ctx context.Context, a netip.Addr, wanted bool) error {
 			if name, err = rota.ParseName(c.Data[0]); err != nil {
 				return err
 			}
+			zone = ""
 			continue
 		}
 		u, err := p.zone(ctx, zone)

@@ -288,4 +288,3 @@ func (t *RegisterTemplate) Names(host string) (h HostParts, service, record Name
 	}
 	return h, service, record, nil
 }
-
