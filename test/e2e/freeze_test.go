@@ -18,7 +18,9 @@ func TestFreeze(t *testing.T) {
 	}
 	c.hold(c.all...)
 	e[0].kill()
-	eventually(t, "its death is known", func() bool { return strings.Contains(old.rota("explain", service), "down meanwhile, which the freeze keeps from counting") })
+	eventually(t, "its death is known", func() bool {
+		return strings.Contains(old.rota("explain", service), "down meanwhile, which the freeze keeps from counting")
+	})
 	c.kill(old)
 	now := c.leader(rest...)
 	if out := now.rota("status"); !strings.HasPrefix(out, "FROZEN by ") {
