@@ -123,7 +123,9 @@ func TestNoWriteInADryRun(t *testing.T) {
 		"refresh www.example.org --dry-run": 0, "freeze --dry-run": 0, "freeze --reason x --dry-run": 0, "thaw --dry-run": 0,
 	}
 	for _, c := range a.root().Commands() {
-		here := func(line string) bool { return strings.HasPrefix(line, c.Name()+" ") && strings.Contains(line, "--dry-run") }
+		here := func(line string) bool {
+			return strings.HasPrefix(line, c.Name()+" ") && strings.Contains(line, "--dry-run")
+		}
 		elsewhere := slices.Contains([]string{"register", "deregister"}, c.Name()) // TestRegisterDirect: they speak to the DNS themselves
 		if c.Flags().Lookup("dry-run") != nil && !elsewhere && !slices.ContainsFunc(slices.Collect(maps.Keys(lines)), here) {
 			t.Errorf("rota %s --dry-run is not tried here", c.Name())
