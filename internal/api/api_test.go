@@ -456,6 +456,7 @@ func TestAccess(t *testing.T) {
 		"GET /api/v1/publishers": AccessRead, "GET /api/v1/changes": AccessRead, "GET /api/v1/overrides": AccessRead,
 		"GET /api/v1/cluster": AccessRead, "GET /api/v1/nameserver": AccessRead, "GET /api/v1/explain": AccessRead,
 		"GET /api/v1/events": AccessRead, "GET /metrics": AccessRead,
+		"GET /api/v1/proof": AccessRead, "GET /api/v1/propagation": AccessKnown,
 		"GET /api/v1/freeze": AccessRead, "GET /api/v1/instructions": AccessRead,
 		"GET /api/v1/records": AccessKnown, "GET /api/v1/drift": AccessKnown,
 		"POST /api/v1/instructions": AccessOperator, "POST /api/v1/freeze": AccessOperator, "DELETE /api/v1/freeze": AccessOperator,
@@ -466,6 +467,7 @@ func TestAccess(t *testing.T) {
 		"POST /api/v1/cluster/transfer": AccessAdmin, "POST /api/v1/cluster/leave": AccessAdmin,
 		"POST /api/v1/cluster/tokens": AccessAdmin, "GET /api/v1/cluster/tokens": AccessAdmin, "DELETE /api/v1/cluster/tokens/{id}": AccessAdmin,
 		"GET /api/v1/cluster/verify": AccessAdmin, "GET /api/v1/cluster/snapshot": AccessAdmin, "POST /api/v1/cluster/snapshot": AccessAdmin,
+		"GET /api/v1/registrations": AccessRead, "POST /api/v1/registrations": AccessAgent, "DELETE /api/v1/registrations": AccessAgent,
 		"GET /openapi.json": AccessPublic, "GET /livez": AccessPublic, "GET /readyz": AccessPublic, "GET /startupz": AccessPublic,
 		"GET /health": AccessPublic, "GET /healthz": AccessPublic, "GET /-/healthy": AccessPublic, "GET /-/ready": AccessPublic,
 	}
@@ -491,6 +493,9 @@ func TestAccess(t *testing.T) {
 				r := httptest.NewRequest(method, path, nil)
 				if who.secret != "" {
 					r.Header.Set("Authorization", "Bearer "+who.secret)
+				}
+				if access == AccessAgent {
+					access = AccessOperator // who is no agent
 				}
 				code := call(s, r).Code
 				if refused := code == 401 || code == 403; refused != (access > who.least) {
