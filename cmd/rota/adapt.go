@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/rota-dns/rota/internal/api"
 	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/config"
@@ -88,7 +90,7 @@ func (n *node) owner(cfg *config.Config) string {
 }
 
 func (n *node) ownerBefore(cfg *config.Config) string {
-	return cmp.Or(cfg.Owner, n.raft.Status().Cluster)
+	return cmp.Or(cfg.Ownership.Owner, n.raft.Status().Cluster)
 }
 
 func ownerAfter(owner string, recoveries uint64) string {
@@ -106,7 +108,7 @@ func (n *node) formerly(cfg *config.Config) []string {
 	for i := range st.Recoveries() {
 		names = append(names, ownerAfter(n.ownerBefore(cfg), i))
 	}
-	if cfg.Owner == "" {
+	if cfg.Ownership.Owner == "" {
 		for _, x := range st.Nodes() {
 			names = append(names, x.Name)
 		}
@@ -125,33 +127,17 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 			continue
 		}
 		out = append(out, publish.New(publish.Options{
-			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.held,
+			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.held, MinGap: p.MinGap, Audit: p.ReadEvery,
 			Owner: func() string { return n.owner(cfg) }, Formerly: func() []string { return n.formerly(cfg) },
 			Record: func(ctx context.Context, done rota.Published) error {
 				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
 				return err
 			},
-			Confirm: n.raft.Confirm,
-			Log:     n.log.With("room", "publish"),
+			Confirm: n.raft.Confirm, Frozen: n.whyFrozen,
+			Log: n.log.With("room", "publish"),
 		}))
 	}
 	return out, errors.Join(errs...)
-}
-
-func backendOf(p config.Publisher) (publish.Backend, error) {
-	switch {
-	case p.RFC2136 != nil:
-		o := publish.RFC2136Options{Servers: p.RFC2136.Servers, Stream: p.RFC2136.Transport == config.TransportTCP}
-		if z := p.RFC2136.Zone; z != "" {
-			o.Zones = []rota.Name{z}
-		}
-		if k := p.RFC2136.Key; k != nil {
-			// The configuration has refused weak algorithms that nobody asked for.
-			o.Key = &publish.Key{Name: k.Name.String(), Algorithm: k.Algorithm, Secret: k.Secret.Reveal(), Weak: true}
-		}
-		return publish.NewRFC2136(o)
-	}
-	return nil, fmt.Errorf("no such type: %s", p.Type)
 }
 
 // appliedWithin bounds how long an event that the leader ordered is waited for here: the state then shows what was asked for.
@@ -195,6 +181,9 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		Config:        func() []byte { return n.current.Load().cfg.Effective() },
 		Reload:        func(ctx context.Context) error { return n.reload(ctx, "asked over the API") },
 		Ready:         n.ready,
+		Frozen:        n.ownFreeze,
+		Freeze:        n.freezeSelf,
+		Thaw:          n.thawSelf,
 		Registry:      n.registry(),
 		MetricsPath:   cfg.Metrics.Path,
 		Socket:        n.socket(),
@@ -273,12 +262,18 @@ func publishedZone(s publish.Status, z publish.ZoneStatus) api.PublishedZone {
 		Zone: z.Zone, Failures: z.Failures, Drift: z.Drift, Epoch: s.Term, Read: z.LastSuccess, Written: z.LastWrite, Took: z.Lag,
 		Records: z.Records,
 	}
+	view.Held = heldOf(z.Held)
+	state, why := "", (*publish.Reason)(nil)
+	for _, r := range z.Reasons {
+		if s := standstill(r); state == "" || s == "failing" && state != s {
+			state, why = s, r
+		}
+	}
 	switch {
 	case !s.Leading:
 		view.State = "standby"
-	case len(z.Reasons) > 0:
-		view.State = "failing"
-		view.Error = z.Reasons[0].Error()
+	case state != "":
+		view.State, view.Error = state, why.Error()
 	case z.LastTry.IsZero():
 		view.State = "unread"
 	case z.Drift > 0:
@@ -289,21 +284,54 @@ func publishedZone(s publish.Status, z publish.ZoneStatus) api.PublishedZone {
 	return view
 }
 
-// plan asks every publisher what it would write now.
-func (n *node) plan(ctx context.Context) ([]api.Plan, error) {
-	var out []api.Plan
+// standstill says how a reason is shown: what a person decided is no failure.
+func standstill(r *publish.Reason) string {
+	switch r.Code {
+	case publish.CodeHeld, publish.CodeFrozen, publish.CodeDryRun, publish.CodeReleased:
+		return string(r.Code)
+	}
+	return "failing"
+}
+
+func heldOf(held []publish.HeldChange) []api.HeldChange {
+	out := make([]api.HeldChange, len(held))
+	for i, h := range held {
+		out[i] = api.HeldChange{Why: h.Why, Change: h.Change}
+	}
+	return out
+}
+
+// plan asks every publisher, or one, what it would write now: all at the same time, so that none waits for another's DNS.
+func (n *node) plan(ctx context.Context, publisher string) ([]api.Plan, error) {
+	var asked []*publish.Publisher
 	for _, p := range n.current.Load().publishers {
-		plan, err := p.Plan(ctx)
-		if err != nil {
-			return nil, err
+		if publisher == "" || p.Name() == publisher {
+			asked = append(asked, p)
 		}
+	}
+	plans := make([]publish.Plan, len(asked))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, p := range asked {
+		g.Go(func() (err error) {
+			plans[i], err = p.Plan(ctx)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var out []api.Plan
+	for _, plan := range plans {
 		for _, z := range plan.Zones {
-			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged}
-			var reasons []string
+			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged, Held: heldOf(z.Held)}
+			var failing []string
 			for _, r := range z.Reasons {
-				reasons = append(reasons, r.Error())
+				view.Reasons = append(view.Reasons, api.PlanReason{Code: string(r.Code), Name: r.Name, Text: r.Error(), Transient: r.Transient})
+				if standstill(r) == "failing" {
+					failing = append(failing, r.Error())
+				}
 			}
-			view.Error = strings.Join(reasons, "\n")
+			view.Error = strings.Join(failing, "\n")
 			out = append(out, view)
 		}
 	}
@@ -333,6 +361,9 @@ func (n *node) trouble(s cluster.Status) []string {
 	}
 	if text := n.waits.Load(); text != nil {
 		out = append(out, *text)
+	}
+	if f := n.frozen.Load(); f != nil {
+		out = append(out, "FROZEN: this node publishes nothing, and its name server's answers stand, "+f.String()+"; `rota thaw` on it ends that")
 	}
 	if err := n.current.Load().failed; err != nil {
 		out = append(out, "the newest configuration file is not in force, and with it this node would not start: "+rota.CleanReason("%v", err))

@@ -19,7 +19,8 @@ func (a *app) validateCommand() *cobra.Command {
 	var strict, noSecrets bool
 	c := &cobra.Command{
 		Use: "validate [FILE]", Short: "Find every error of a configuration", Args: cobra.MaximumNArgs(1),
-		Long: "Read a configuration as `rota run` would and show every error with its line, all at once. Nothing is started.",
+		Long: "Read a configuration as `rota run` would and show every error with its line, all at once, and what each publisher's DNS\n" +
+			"can promise. Nothing is started, and nobody is asked.",
 	}
 	c.Flags().BoolVar(&strict, "strict", false, "fail on warnings too")
 	c.Flags().BoolVar(&noSecrets, "no-secrets", false, "do not read secrets: for a file of another machine")
@@ -40,11 +41,26 @@ func (a *app) validateCommand() *cobra.Command {
 		if strict && len(cfg.Warnings) > 0 {
 			return fmt.Errorf("%s has %s", path, count(len(cfg.Warnings), "warning"))
 		}
+		var kept []string
+		for _, p := range cfg.Publishers {
+			backend, err := backendOf(toLook(p))
+			switch {
+			case err == nil:
+				dry := ""
+				if p.DryRun {
+					dry = ", dry run"
+				}
+				kept = append(kept, fmt.Sprintf("publisher %s (%s%s): %s\n", p.Name, p.Type, dry, promises(backend.Capabilities())))
+			case !noSecrets: // on another machine more than secrets may be missing
+				return fmt.Errorf("%s: publish.%s: %w", path, p.Name, err)
+			}
+		}
 		endpoints := 0
 		for _, s := range cfg.Spec.Services {
 			endpoints += len(s.Endpoints)
 		}
-		_, err = fmt.Fprintf(a.out, "%s is fine: %s, %s\n", printable(path), count(len(cfg.Spec.Services), "service"), count(endpoints, "endpoint"))
+		_, err = fmt.Fprintf(a.out, "%s is fine: %s, %s\n%s", printable(path), count(len(cfg.Spec.Services), "service"), count(endpoints, "endpoint"),
+			printable(strings.Join(kept, "")))
 		return err
 	}
 	return c

@@ -105,6 +105,15 @@ func resources() []resource {
 					c.Publisher, c.Zone, c.Mode.String(),
 				}
 			}, func(c api.ChangeView) string { return fmt.Sprint(c.Event) }).limited(),
+		listOf("instructions", "/api/v1/instructions", 6,
+			[]string{"EVENT", "AGE", "WHAT", "ACTOR", "UNTIL", "REASON"},
+			func(x rota.Instructed, now time.Time) []string {
+				until := "an import"
+				if !x.Until.IsZero() {
+					until = "in " + span(x.Until.Sub(now))
+				}
+				return []string{fmt.Sprint(x.Index), age(x.At, now), instructionWords(x.Instruction), x.Actor, until, x.Reason}
+			}, func(x rota.Instructed) string { return fmt.Sprint(x.Index) }),
 		listOf("overrides", "/api/v1/overrides", 6,
 			[]string{"ENDPOINT", "ACTION", "AUTHOR", "SET", "EXPIRES", "REASON"},
 			func(o rota.Override, now time.Time) []string {
@@ -122,6 +131,15 @@ func resources() []resource {
 				}
 			}, func(r rota.Registered) string { return r.Host }),
 	}
+}
+
+// heldChanges is what `rota get changes --held` shows.
+func heldChanges() resource {
+	return listOf("changes", "/api/v1/records", 6,
+		[]string{"PUBLISHER", "ZONE", "NAME", "TYPE", "HELD", "WHY"},
+		func(r api.RecordView, _ time.Time) []string {
+			return []string{r.Publisher, r.Zone.Short(), relative(r.Name, r.Zone), r.Type.String(), delta(r.Data, r.Want), r.Why}
+		}, func(r api.RecordView) string { return r.Name.Short() + "/" + r.Type.String() })
 }
 
 func endpointRow(e api.EndpointView, now time.Time) []string {
@@ -300,6 +318,14 @@ func summary(r api.Record) string {
 		for _, id := range e.Lift {
 			out = append(out, "ready "+id.String())
 		}
+	case rota.EventFreeze:
+		out = append(out, "FROZEN: neither verdicts nor time change an answer")
+	case rota.EventThaw:
+		out = append(out, "thawed")
+	case rota.EventInstruct:
+		if x := e.Instruction; x != nil {
+			out = append(out, instructionWords(*x))
+		}
 	case rota.EventLead:
 		if e.Lead != nil {
 			out = append(out, fmt.Sprintf("%s leads, term %d", e.Lead.Node, e.Lead.Term))
@@ -322,10 +348,35 @@ func summary(r api.Record) string {
 	if r.Refused != "" {
 		out = append(out, "REFUSED: "+r.Refused)
 	}
-	if e.Reason != "" && (e.Kind == rota.EventOverride || e.Kind == rota.EventLift || e.Kind == rota.EventVantages) {
-		out = append(out, "("+e.Reason+")")
+	switch e.Kind {
+	case rota.EventOverride, rota.EventLift, rota.EventVantages, rota.EventFreeze, rota.EventThaw, rota.EventInstruct:
+		if e.Reason != "" {
+			out = append(out, "("+e.Reason+")")
+		}
 	}
 	return strings.Join(out, "; ")
+}
+
+// instructionWords says what is asked of publishers.
+func instructionWords(x rota.Instruction) string {
+	text := string(x.Verb) + " " + cmp.Or(x.Publisher, "every publisher")
+	if x.Zone != "" {
+		text += " " + x.Zone.Short()
+	}
+	if x.From != "" {
+		text += " from " + x.From
+	}
+	if x.To != "" {
+		text += " to " + x.To
+	}
+	names := make([]string, len(x.Names))
+	for i, n := range x.Names {
+		names[i] = n.Short()
+	}
+	if len(names) > 0 {
+		text += ": " + few(names, " ")
+	}
+	return text
 }
 
 func (a *app) getCommand() *cobra.Command {
@@ -350,7 +401,7 @@ func (a *app) getCommand() *cobra.Command {
 
 func (a *app) getResource(r resource) *cobra.Command {
 	var output string
-	var noHeaders, watch bool
+	var noHeaders, watch, held bool
 	var selector []string
 	var limit int
 	c := &cobra.Command{
@@ -365,6 +416,9 @@ func (a *app) getResource(r resource) *cobra.Command {
 	}
 	if r.limit {
 		c.Flags().IntVar(&limit, "limit", 50, "at most this many, the newest")
+	}
+	if r.name == "changes" {
+		c.Flags().BoolVar(&held, "held", false, "those that a safety limit holds now, of what publishers should write; asks their DNS")
 	}
 	c.Flags().StringVarP(&output, "output", "o", "table", "table, wide, json, yaml or name")
 	c.Flags().BoolVar(&noHeaders, "no-headers", false, "leave out the line of headers")
@@ -384,7 +438,12 @@ func (a *app) getResource(r resource) *cobra.Command {
 			}
 			q.Add("label", s)
 		}
-		if r.limit {
+		what := r
+		switch {
+		case held:
+			what = heldChanges()
+			q.Set("state", "held")
+		case r.limit:
 			q.Set("limit", fmt.Sprint(limit))
 		}
 		cl, err := a.client()
@@ -392,11 +451,11 @@ func (a *app) getResource(r resource) *cobra.Command {
 			return err
 		}
 		show := func() error {
-			b, err := cl.raw(cmd.Context(), r.path, q)
+			b, err := cl.raw(cmd.Context(), what.path, q)
 			if err != nil {
 				return err
 			}
-			return a.writeResource(r, b, f, !noHeaders)
+			return a.writeResource(what, b, f, !noHeaders)
 		}
 		if err := show(); err != nil || !watch {
 			return err

@@ -37,6 +37,7 @@ type overview struct {
 	Vantages   api.VantageList               `json:"vantages"`
 	Publishers api.List[api.PublisherStatus] `json:"publishers"`
 	Overrides  api.List[rota.Override]       `json:"overrides"`
+	Freeze     api.FreezeView                `json:"freeze"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -86,7 +87,7 @@ func (c *client) overview(ctx context.Context) (*overview, error) {
 	for _, x := range []struct {
 		path string
 		into any
-	}{{"services", &o.Services}, {"vantages", &o.Vantages}, {"publishers", &o.Publishers}, {"overrides", &o.Overrides}} {
+	}{{"services", &o.Services}, {"vantages", &o.Vantages}, {"publishers", &o.Publishers}, {"overrides", &o.Overrides}, {"freeze", &o.Freeze}} {
 		if err := c.get(ctx, "/api/v1/"+x.path, nil, x.into); err != nil {
 			return nil, err
 		}
@@ -109,6 +110,7 @@ func severity(status string) int {
 
 func (o *overview) write(w io.Writer, now time.Time) error {
 	var b strings.Builder
+	freezeLines(&b, &o.Freeze)
 	if c := o.Cluster; c != nil {
 		leader := cmp.Or(c.Leader, "NONE")
 		fmt.Fprintf(&b, "node %s, leader %s, term %d, event %d\n", c.Node, leader, c.Term, c.Applied)
@@ -392,13 +394,13 @@ func (a *app) planCommand() *cobra.Command {
 	var output string
 	var detailed bool
 	c := &cobra.Command{
-		Use: "plan", Short: "Show what publishers would write now", Args: cobra.NoArgs,
+		Use: "plan [PUBLISHER[/ZONE]]", Short: "Show what publishers would write now", Args: cobra.MaximumNArgs(1),
 		Long: "Ask every publisher's DNS and show what rota would write to it now. With --detailed-exitcode it ends with 3 when there\n" +
-			"is something to write.",
+			"is something to write; with 4 when a safety limit holds some of it.",
 	}
 	c.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
 	c.Flags().BoolVar(&detailed, "detailed-exitcode", false, "exit with 3 when there are changes")
-	c.RunE = func(cmd *cobra.Command, _ []string) error {
+	c.RunE = func(cmd *cobra.Command, args []string) error {
 		f, err := parseFormat(output, formatTable, formatJSON, formatYAML)
 		if err != nil {
 			return err
@@ -407,7 +409,7 @@ func (a *app) planCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		b, err := cl.raw(cmd.Context(), "/api/v1/plan", nil)
+		b, err := cl.raw(cmd.Context(), "/api/v1/plan", place(args))
 		if err != nil {
 			return err
 		}
@@ -448,7 +450,7 @@ func planCode(plans []api.Plan, detailed bool) error {
 
 func writePlan(w io.Writer, plans []api.Plan) error {
 	t := &table{head: []string{"PUBLISHER", "ZONE", "NAME", "TYPE", "", "DATA", "WHY"}}
-	add, remove, same := 0, 0, 0
+	add, remove, held, same := 0, 0, 0, 0
 	var unread []string
 	for _, p := range plans {
 		if p.Error != "" {
@@ -470,11 +472,17 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 			}
 		}
 		for _, c := range p.Changes {
-			one(c, c.Why)
+			why := c.Why
+			if i := slices.IndexFunc(p.Forced, func(f api.Forced) bool { return f.Name == c.Key().Name }); i >= 0 {
+				f := p.Forced[i]
+				why = strings.TrimPrefix(fmt.Sprintf("%s; released by %s until %s: %s", why, f.Actor, f.Until.UTC().Format(time.TimeOnly+"Z"), f.Reason), "; ")
+			}
+			one(c, why)
 			add, remove = add+len(c.Added()), remove+len(c.Removed())
 		}
 		for _, h := range p.Held {
-			one(h.Change, "HELD by "+h.Rule+": "+h.Why)
+			one(h.Change, "HELD: "+h.Why)
+			held += len(h.Change.Removed()) + len(h.Change.Added())
 		}
 		for _, s := range p.Unchanged {
 			for _, d := range s.Data {
@@ -489,6 +497,9 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 		}
 	}
 	text := fmt.Sprintf("%d to remove, %d to add, %d unchanged.", remove, add, same)
+	if held > 0 {
+		text = fmt.Sprintf("%d to remove, %d to add, %d HELD, %d unchanged.", remove, add, held, same)
+	}
 	switch {
 	case len(unread) == len(plans) && len(plans) > 0 && len(t.rows) == 0:
 		text = "Nothing could be read, so that nobody knows what there is to write."

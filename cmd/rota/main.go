@@ -162,12 +162,14 @@ func suggestions(c *cobra.Command, arg string) string {
 // commands lists the verbs.
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
-		a.statusCommand(), a.getCommand(), a.explainCommand(), a.planCommand(), a.eventsCommand(),
+		a.statusCommand(), a.getCommand(), a.explainCommand(), a.eventsCommand(),
+		a.planCommand(), a.applyCommand(), a.recordsCommand(false), a.recordsCommand(true),
+		a.importCommand(), a.releaseCommand(), a.refreshCommand(), a.freezeCommand(), a.thawCommand(),
 		a.overrideCommand("drain", "Send no new clients to endpoints", rota.ActionDrain),
 		a.overrideCommand("maint", "Take endpoints out while they are worked on", rota.ActionMaintenance),
 		a.forceCommand(), a.readyCommand(), a.registerCommand(), a.deregisterCommand(),
 		a.runCommand(), a.agentCommand(), a.demoCommand(), a.clusterCommand(),
 		a.checkCommand(), a.digCommand(), a.reloadCommand(), a.versionCommand(), a.openapiCommand(),
-		a.validateCommand(), a.configCommand(), a.fmtCommand(), a.schemaCommand(),
+		a.validateCommand(), a.providerCommand(), a.configCommand(), a.fmtCommand(), a.schemaCommand(),
 	}
 }

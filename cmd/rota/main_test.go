@@ -119,21 +119,21 @@ func night() (*fold, []*rota.Report) {
 	return f, reports
 }
 
-// serve starts an API over a night on a socket and stops it when the script ends.
-func serve(env *testscript.Env, socket string) error {
+// nightOptions is an API over a night.
+func nightOptions() (api.Options, *fold) {
 	f, reports := night()
 	www := rota.MustParseName("www.example.org")
 	old := rota.RRset{Name: www, Type: rota.TypeA, TTL: 30, Data: []string{"192.0.2.10", "192.0.2.11", "192.0.2.12"}}
 	want := old
 	want.Data = []string{"192.0.2.10", "192.0.2.12"}
-	s, err := api.New(api.Options{
+	return api.Options{
 		Source: f, Append: f.Append, Records: f.Records, Reports: func() []*rota.Report { return reports },
 		Publishers: func() []api.PublisherStatus {
 			return []api.PublisherStatus{{Publisher: "cf", Type: "rfc2136", Zones: []api.PublishedZone{{
 				Zone: "example.org.", State: "pending", Read: t0.Add(50 * time.Second), Records: []rota.RRset{old},
 			}}}}
 		},
-		Plan: func(context.Context) ([]api.Plan, error) {
+		Plan: func(context.Context, string) ([]api.Plan, error) {
 			return []api.Plan{{
 				Publisher: "cf", Zone: "example.org.", Changes: []rota.Change{{Old: old, New: want, Why: "down by 2 of 3 (web: connect timeout)"}},
 				Limits: "1 of 12 records (8 %, allowed 30 %)",
@@ -146,8 +146,18 @@ func serve(env *testscript.Env, socket string) error {
 		},
 		Operator: new(crew),
 		Config:   func() []byte { return []byte("version: 1\n") }, Reload: func(context.Context) error { return nil },
-		Socket: socket, Now: func() time.Time { return t0.Add(time.Minute) },
-	})
+		Now: func() time.Time { return t0.Add(time.Minute) },
+	}, f
+}
+
+// serve starts an API over a night on a socket and stops it when the script ends.
+func serve(env *testscript.Env, socket string) error {
+	o, f := nightOptions()
+	o.Socket = socket
+	if filepath.Base(env.WorkDir) == "script-ask" {
+		withPublishers(&o, f, filepath.Dir(socket))
+	}
+	s, err := api.New(o)
 	if err != nil {
 		return err
 	}

@@ -46,6 +46,8 @@ func (r rooms) Collect(out chan<- prometheus.Metric) {
 	if now.failed != nil {
 		ok = 0
 	}
+	m.gauge("rota_frozen", "1 while a person stopped everything automatic.", flag(r.n.frozen.Load() != nil), "scope", "node")
+	m.gauge("rota_frozen", "1 while a person stopped everything automatic.", flag(r.n.raft.State().Frozen() != nil), "scope", "cluster")
 	m.gauge("rota_config_last_reload_successful", "1 while the newest configuration is in force.", ok)
 	m.gauge("rota_config_timestamp_seconds", "When the configuration in force was read.", seconds(now.since))
 }
@@ -72,6 +74,11 @@ func publishers(m emitter, s publish.Status) {
 		m.counter("rota_publish_repairs_total", "Writes that put right what somebody else had changed.", z.Repairs, labels...)
 		m.gauge("rota_publish_consecutive_failures", "Rounds in a row that did not make the zone true.", float64(z.Failures), labels...)
 		m.gauge("rota_publish_drift_records", "RRsets that are not as they should be.", float64(z.Drift), labels...)
+		held := 0
+		for _, h := range z.Held {
+			held += len(h.Change.Removed())
+		}
+		m.gauge("rota_publish_held_records", "Records that a safety limit keeps in the zone.", float64(held), labels...)
 		m.gauge("rota_publish_lag_seconds", "From the last decision to its read-back.", z.Lag.Seconds(), labels...)
 		m.gauge("rota_reconcile_last_success_timestamp_seconds", "When the zone was last read and all of it was right.",
 			seconds(z.LastSuccess), labels...)
@@ -101,14 +108,15 @@ func queries(m emitter, s nameserver.Stats) {
 		count, s.Took.Seconds(), buckets)
 }
 
+func flag(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 func (r rooms) cluster(m emitter) {
 	s := r.n.raft.Status()
-	flag := func(b bool) float64 {
-		if b {
-			return 1
-		}
-		return 0
-	}
 	m.gauge("rota_raft_is_leader", "1 while this node leads.", flag(s.Leading))
 	m.gauge("rota_raft_term", "The term.", float64(s.Term))
 	m.gauge("rota_raft_applied_index", "Index of the last event in the state.", float64(s.Applied))

@@ -149,6 +149,8 @@ type node struct {
 	differed atomic.Pointer[difference]
 	able     atomic.Pointer[able] // who is fit to lead instead
 	leading  atomic.Uint64        // the term in which this node leads; 0: it does not
+	freezing sync.Mutex           // held while the file that freezes this node is looked at
+	frozen   atomic.Pointer[frozenHere]
 
 	reloading sync.Mutex // held while a configuration is made an event: by each reload for its length, by a new term
 }
@@ -186,18 +188,21 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 	if n.raft, err = cluster.Open(o); err != nil {
 		return nil, errors.Join(err, n.unbind())
 	}
+	n.lookFrozen()
 	if err := errors.Join(n.sweep(), n.open(cfg)); err != nil {
 		return nil, errors.Join(err, n.raft.Close(), n.unbind())
 	}
 	return n, nil
 }
 
-// sweep removes what a kill in the middle of a restore left in the data directory, which may be large.
+// sweep removes what a kill in the middle of a restore or a freeze left in the data directory; the former may be large.
 func (n *node) sweep() error {
 	files, err := os.ReadDir(n.dir)
 	for _, f := range files {
-		if left, _ := filepath.Match(restoreFiles, f.Name()); left {
-			err = errors.Join(err, os.Remove(filepath.Join(n.dir, f.Name())))
+		for _, pattern := range []string{restoreFiles, freezeFile + "-*.tmp"} {
+			if left, _ := filepath.Match(pattern, f.Name()); left {
+				err = errors.Join(err, os.Remove(filepath.Join(n.dir, f.Name())))
+			}
 		}
 	}
 	return err
@@ -227,7 +232,7 @@ func (n *node) unbind() error {
 func (n *node) open(cfg *config.Config) error {
 	if cfg.DNS != nil {
 		dns, err := nameserver.New(nameserver.Options{
-			Listen: cfg.DNS.Listen, Zones: zonesOf(cfg.DNS), State: n.raft.State, Log: n.log.With("room", "nameserver"),
+			Listen: cfg.DNS.Listen, Zones: zonesOf(cfg.DNS), State: n.answers, Log: n.log.With("room", "nameserver"),
 		})
 		if err != nil {
 			return err
@@ -281,6 +286,7 @@ func (n *node) run(ctx context.Context) error {
 		parts = append(parts, part{"cluster port", n.net.run}, part{"raft", n.hold}, part{"newcomer", n.askIn})
 	}
 	parts = append(parts,
+		part{"freeze", n.watchFrozen},
 		part{"api", n.api.Run},
 		part{"metrics", n.collector.Run},
 		part{"narrator", n.narrate},

@@ -39,7 +39,7 @@ type Options struct {
 	Reports      func() []*rota.Report                       // what this node knows: the newest report of each vantage where it leads, else its own
 	VantageStats func() []VantageStat                        // what this node counted of the vantages it heard
 	Publishers   func() []PublisherStatus                    // sorted by name
-	Plan         func(ctx context.Context) ([]Plan, error)   // what publishers would write now; reads the DNS
+	Plan         PlanFunc                                    // what publishers would write now; reads the DNS
 	NameServer   func() NameServer                           // rota's own name server; nil when there is none
 	Cluster      func() ClusterStatus                        // nil: this node is in no cluster
 	Operator     Operator                                    // changes the cluster; nil: this node runs alone
@@ -47,6 +47,10 @@ type Options struct {
 	Config       func() []byte                               // the configuration in force as YAML, secrets hidden
 	Reload       func(ctx context.Context) error             // reads the configuration again; the error is for people
 	Ready        func() error                                // nil: ready; else what is missing, for people
+
+	Frozen func() *rota.Freeze                  // this node by itself; nil: it is not
+	Freeze func(f rota.Freeze, here bool) error // freezes this node, with nobody's help; with here not for the cluster's sake
+	Thaw   func(actor string) error             // ends that; nil error when it was not frozen
 
 	Registry    prometheus.Gatherer // nil: no metrics
 	MetricsPath string              // default /metrics
@@ -65,6 +69,9 @@ type Options struct {
 
 	Now func() time.Time // default time.Now
 }
+
+// PlanFunc asks a publisher, or every one when it is not named, what it would write now.
+type PlanFunc func(ctx context.Context, publisher string) ([]Plan, error)
 
 // ErrNoLeader says that nobody can order an event now.
 var ErrNoLeader = errors.New("no leader can order this now")

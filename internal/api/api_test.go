@@ -194,7 +194,7 @@ func options(t *testing.T, f *fold) Options {
 				Records: []rota.RRset{{Name: name, Type: rota.TypeA, TTL: 30, Data: []string{"192.0.2.10", "192.0.2.11"}}},
 			}}}}
 		},
-		Plan: func(context.Context) ([]Plan, error) { return nil, nil },
+		Plan: func(context.Context, string) ([]Plan, error) { return nil, nil },
 		NameServer: func() NameServer {
 			return NameServer{Addresses: []string{"127.0.0.1:53"}, Zones: []rota.Name{"lb.example.org."}}
 		},
@@ -456,6 +456,9 @@ func TestAccess(t *testing.T) {
 		"GET /api/v1/publishers": AccessRead, "GET /api/v1/changes": AccessRead, "GET /api/v1/overrides": AccessRead,
 		"GET /api/v1/cluster": AccessRead, "GET /api/v1/nameserver": AccessRead, "GET /api/v1/explain": AccessRead,
 		"GET /api/v1/events": AccessRead, "GET /metrics": AccessRead,
+		"GET /api/v1/freeze": AccessRead, "GET /api/v1/instructions": AccessRead,
+		"GET /api/v1/records": AccessKnown, "GET /api/v1/drift": AccessKnown,
+		"POST /api/v1/instructions": AccessOperator, "POST /api/v1/freeze": AccessOperator, "DELETE /api/v1/freeze": AccessOperator,
 		"GET /api/v1/plan": AccessKnown, "GET /api/v1/config": AccessKnown,
 		"POST /api/v1/overrides": AccessOperator, "DELETE /api/v1/overrides": AccessOperator, "POST /api/v1/reload": AccessAdmin,
 		"POST /api/v1/cluster/members": AccessAdmin, "DELETE /api/v1/cluster/members/{node}": AccessAdmin,

@@ -141,7 +141,11 @@ func (s *Server) routes(a huma.API) {
 	register(s, a, get("cluster", "get-cluster", AccessRead, "This node and the cluster"), s.getCluster)
 	register(s, a, get("nameserver", "get-nameserver", AccessRead, "rota's own name server"), s.getNameServer)
 	register(s, a, get("explain", "explain", AccessRead, "Why a name answers as it does"), s.explain)
+	register(s, a, get("freeze", "get-freeze", AccessRead, "Whether everything automatic is stopped, and by whom"), s.getFreeze)
+	register(s, a, get("instructions", "list-instructions", AccessRead, "What people ask of publishers"), s.listInstructions)
 	register(s, a, get("plan", "plan", AccessKnown, "What publishers would write now; asks their DNS"), s.plan)
+	register(s, a, get("records", "list-records", AccessKnown, "The records that rota keeps, as they stand; asks their DNS"), s.records)
+	register(s, a, get("drift", "list-drift", AccessKnown, "The records that are not as they should be; asks their DNS"), s.drift)
 	huma.Register(a, s.operation(get("config", "get-config", AccessKnown, "The configuration in force, as YAML, secrets hidden")), s.getConfig)
 	s.registerEvents(a)
 
@@ -155,6 +159,21 @@ func (s *Server) routes(a huma.API) {
 		"Take overrides back",
 		[]int{403, 404, 503},
 	}, s.liftOverride)
+	register(s, a, route{
+		http.MethodPost, "/api/v1/instructions", "instruct", AccessOperator,
+		"Ask something of publishers",
+		[]int{403, 404, 415, 503},
+	}, s.instruct)
+	register(s, a, route{
+		http.MethodPost, "/api/v1/freeze", "freeze", AccessOperator,
+		"Stop everything automatic: this node at once, then the cluster",
+		[]int{403, 415, 503},
+	}, s.freeze)
+	register(s, a, route{
+		http.MethodDelete, "/api/v1/freeze", "thaw", AccessOperator,
+		"Let it go on",
+		[]int{403},
+	}, s.thaw)
 	register(s, a, route{
 		http.MethodPost, "/api/v1/reload", "reload", AccessAdmin,
 		"Read the configuration again; a bad one changes nothing",
@@ -447,34 +466,6 @@ func (s *Server) explain(_ context.Context, in *explainInput) (*Explained, error
 	return &out, nil
 }
 
-func (s *Server) plan(ctx context.Context, _ *noInput) (*List[Plan], error) {
-	if s.o.Plan == nil {
-		return nil, problem(http.StatusNotFound, "no publisher is configured")
-	}
-	select {
-	case s.planning <- struct{}{}: // one at a time: each asks every publisher's DNS
-		defer func() { <-s.planning }()
-	case <-ctx.Done():
-		return nil, problem(http.StatusServiceUnavailable, "another plan is being made")
-	}
-	v := s.view()
-	plans, err := s.o.Plan(ctx)
-	if err != nil {
-		return nil, problem(http.StatusBadGateway, "%v", err)
-	}
-	for i := range plans {
-		p := &plans[i]
-		p.Error = rota.CleanReason("%s", p.Error)
-		if p.Changes == nil {
-			p.Changes = []rota.Change{}
-		}
-		if p.Unchanged == nil {
-			p.Unchanged = []rota.RRset{}
-		}
-	}
-	return list(v, plans), nil
-}
-
 type configOutput struct {
 	ContentType string `header:"Content-Type"`
 	Body        []byte
@@ -636,7 +627,7 @@ func (s *Server) appendProblem(err error) error {
 	case errors.Is(err, ErrNoLeader):
 		return again(problem(http.StatusServiceUnavailable, "no leader: %v; nothing was changed, try again", err))
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return problem(http.StatusServiceUnavailable, "no leader confirmed this in time; it may still be done: look with `rota get overrides` before trying again")
+		return problem(http.StatusServiceUnavailable, "no leader confirmed this in time; it may still be done: look with `rota events` before trying again")
 	}
 	return problem(http.StatusUnprocessableEntity, "%v", err)
 }

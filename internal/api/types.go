@@ -198,7 +198,7 @@ type PublisherStatus struct {
 // PublishedZone is how one publisher stands to one zone.
 type PublishedZone struct {
 	Zone     rota.Name     `json:"zone"`
-	State    string        `json:"state" enum:"in-step,pending,held,failing,unread,standby" doc:"in-step: the DNS says what is wanted."`
+	State    string        `json:"state" enum:"in-step,pending,held,failing,unread,standby,frozen,dry-run,released" doc:"in-step: the DNS says what is wanted; held: a safety limit keeps it from that; frozen, dry-run, released: a person does."`
 	Error    string        `json:"error,omitempty" doc:"What went wrong last, while failing."`
 	Failures int           `json:"failures,omitempty" doc:"In a row."`
 	Drift    int           `json:"drift,omitempty" doc:"RRsets that differ from what is wanted."`
@@ -213,7 +213,6 @@ type PublishedZone struct {
 
 // HeldChange is a change that a safety limit holds.
 type HeldChange struct {
-	Rule   string      `json:"rule"`
 	Why    string      `json:"why"`
 	Change rota.Change `json:"change"`
 }
@@ -224,9 +223,20 @@ type Plan struct {
 	Zone      rota.Name     `json:"zone"`
 	Changes   []rota.Change `json:"changes" nullable:"false"`
 	Unchanged []rota.RRset  `json:"unchanged" nullable:"false"`
-	Held      []HeldChange  `json:"held,omitempty"`
+	Held      []HeldChange  `json:"held" nullable:"false" doc:"What safety limits hold; a change may be held in part."`
+	Forced    []Forced      `json:"forced" nullable:"false" doc:"Names whose held changes may be written, because a person said so."`
+	Reasons   []PlanReason  `json:"reasons" nullable:"false" doc:"Why not everything is as it should be, or will not be written."`
+	Owner     string        `json:"owner,omitempty" doc:"Who owns the zone, by its fence record."`
 	Limits    string        `json:"limits,omitempty" doc:"How near the safety limits this comes, for people."`
 	Error     string        `json:"error,omitempty" doc:"Why there is no plan for this zone."`
+}
+
+// PlanReason says why a zone, or a name in it, is not or will not be as it should be.
+type PlanReason struct {
+	Code      string    `json:"code" doc:"For machines, stable: held, frozen, dry-run, released, conflict, unreachable and so on."`
+	Name      rota.Name `json:"name,omitempty" doc:"When it concerns one name only."`
+	Text      string    `json:"text"`
+	Transient bool      `json:"transient" doc:"It may pass by itself."`
 }
 
 // ChangeView is a change of an answer, or of a DNS.

@@ -132,7 +132,12 @@ func TestBadInput(t *testing.T) {
 		{"zone twice", "dns: {zones: {example.org: {ns: [a.b]}, example.org.: {ns: [a.b]}}}", "zone example.org stands twice"},
 		{"service of a publisher's other zone", with("endpoints: [192.0.2.1]\npublish: rfc2136://a/example.net"), "is not in zone example.net"},
 		{"not supported", "cluster: {election: kubernetes}", "election is not supported yet: kubernetes"},
-		{"max change", "safety: {max_change: {records: 40%}}", "max_change is not supported yet"},
+		{"max change", "safety: {max_change: {records: 40}}", "1:32: safety: max_change: records: 40 has no percent sign"},
+		{"max change per", "safety: {max_change: {per: 25h}}", "25h is out of range: want 1s to 1d"},
+		{"max change min records", "safety: {max_change: {min_records: -1}}", "-1 is out of range"},
+		{"max change key", "safety: {max_change: {record: 40%}}", `did you mean "records"?`},
+		{"max change alone", "safety: {max_change: 40%}", "max_change is a value: want a map"},
+		{"max sites", "safety: {max_sites: -1}", "1:21: safety: max_sites: -1 is out of range: want 0 to 10000"},
 		{"version", "version: 2", "out of range"},
 		{"json comma", "{\"node\": {\"name\": 1,,}}", "1:"},
 		{"variable", "node: {name: \"${NOPE}\"}", "environment variable NOPE is not set"},
@@ -190,7 +195,7 @@ func TestHowErrorsLook(t *testing.T) {
     5 |     publish: b
     6 |     tll: 30s
       |     ^^^
-/etc/rota/rota.yaml:8:13: check "ä" has no type: want http, https, tcp, tls, icmp, node_exporter or agent
+/etc/rota/rota.yaml:8:13: check "ä" has no type: want http, https, tcp, tls, icmp, node_exporter or agent (did you mean "type" by "tüpe"?)
     7 | defaults: {interval: 5s, timeout: 10s}
     8 | checks: {ä: {tüpe: http}}
       |             ^

@@ -71,8 +71,14 @@ func (l *loader) build(root *node) *Config {
 	for _, e := range words.entries(root.child("publish")) {
 		b.defined[e.key] = e
 	}
-	b.services(zones)
-	b.owner()
+	names := make([]rota.Name, len(zones))
+	for i, z := range zones {
+		names[i] = z.Name
+	}
+	base := b.safety(root.child("safety"), rota.DefaultSafety())
+	b.discover(names, base)
+	b.services(names, base)
+	b.ownership()
 	b.unused()
 	b.crossZones(zones)
 	for _, name := range slices.Sorted(maps.Keys(b.publishers)) {
@@ -98,6 +104,17 @@ func durationOr(n *node, def time.Duration) time.Duration {
 		return def
 	}
 	return d
+}
+
+func boolOr(n *node, def bool) bool {
+	if n == nil || n.bad {
+		return def
+	}
+	v, err := parseBool(n.text)
+	if err != nil {
+		return def
+	}
+	return v
 }
 
 func intOr(n *node, def int) int {
@@ -202,19 +219,58 @@ func (b *builder) node() {
 // maxOwner is what the fence record has room for, in bytes.
 const maxOwner = 128
 
-func (b *builder) owner() {
-	owner, name := b.root.get("ownership").get("owner"), b.root.get("node").get("name")
-	b.c.Owner = textOr(owner, "")
-	if b.c.Owner == "" && b.c.Cluster.Election != Raft {
-		b.c.Owner = b.c.Node.Name
+// defaultPrefix stands before the names of the registry's TXT records.
+const defaultPrefix = "_rota."
+
+var (
+	ownerForm  = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
+	prefixForm = regexp.MustCompile(`^([a-z0-9_][a-z0-9_-]*\.)*([a-z0-9_][a-z0-9_-]*[.-])$`)
+)
+
+// parsePrefix reads what stands before the names of the registry's TXT records.
+func parsePrefix(s string) error {
+	if len(s) > 60 || !prefixForm.MatchString(s) {
+		return fmt.Errorf("%q is no prefix: want labels in lower case that end with a dot, such as _rota., or a part of one that ends with a hyphen, such as rota-", short(s))
 	}
-	n := len(url.QueryEscape(b.c.Owner))
+	return nil
+}
+
+func (b *builder) ownership() {
+	o := b.root.get("ownership")
+	owner, name := o.get("owner"), b.root.get("node").get("name")
+	b.c.Ownership = Ownership{
+		Owner: textOr(owner, ""), Registry: Registry(textOr(o.get("registry"), string(RegistryNone))), Prefix: textOr(o.get("prefix"), defaultPrefix),
+	}
+	if b.c.Ownership.Owner == "" && b.c.Cluster.Election != Raft {
+		b.c.Ownership.Owner = b.c.Node.Name
+	}
+	n := len(url.QueryEscape(b.c.Ownership.Owner))
 	switch {
+	case b.c.Ownership.Registry == RegistryTXT && !ownerForm.MatchString(cmp.Or(b.c.Ownership.Owner, "x")):
+		b.fail(cmp.Or(owner, name).placeOr(b.root.at), "write ownership: {owner: NAME}",
+			"ownership: %q cannot be the owner in a registry's TXT record: want letters, digits, and . _ -", short(b.c.Ownership.Owner))
 	case n <= maxOwner:
 	case owner != nil:
 		b.fail(owner.at, "", "ownership: owner takes %d bytes in the fence record, URL-encoded: want at most %d", n, maxOwner)
 	case len(b.publishers) > 0:
 		b.fail(name.placeOr(b.root.at), "write ownership: {owner: NAME}", "node: name is the owner, too, and takes %d bytes in the fence record, URL-encoded: want at most %d", n, maxOwner)
+	}
+	if b.c.Ownership.Registry == RegistryTXT {
+		b.registryNames()
+	}
+}
+
+// registryNames refuses services whose names leave no room for those of the registry's records.
+func (b *builder) registryNames() {
+	for _, v := range b.c.Spec.Services {
+		kind := "aaaa"
+		if v.Safety.Fallback != "" {
+			kind = "cname"
+		}
+		_, err := rota.ParseName(b.c.Ownership.Prefix + kind + "-" + v.Name.String())
+		if err != nil && slices.ContainsFunc(v.Publish, func(p string) bool { return p != rota.Embedded }) {
+			b.fail(b.places[v.Name], "shorten the name or ownership.prefix, or leave the registry out", "service %q: the registry's record of it would have no valid name: %v", v.Name.Short(), err)
+		}
 	}
 }
 
@@ -369,6 +425,11 @@ func (b *builder) safety(n *node, base rota.Safety) rota.Safety {
 	s.FailOpenBelow = percentOr(n.get("fail_open_below"), s.FailOpenBelow)
 	s.OnAllDown = rota.OnAllDown(textOr(n.get("on_all_down"), string(s.OnAllDown)))
 	s.MinHold = durationOr(n.get("min_hold"), s.MinHold)
+	change := n.child("max_change")
+	s.MaxChange.Share = percentOr(change.get("records"), s.MaxChange.Share)
+	s.MaxChange.Per = durationOr(change.get("per"), s.MaxChange.Per)
+	s.MaxChange.MinRecords = intOr(change.get("min_records"), s.MaxChange.MinRecords)
+	s.MaxSites = intOr(n.get("max_sites"), s.MaxSites)
 	cname := n.get("fallback").get("cname")
 	s.Fallback = nameOr(cname, s.Fallback)
 	switch {

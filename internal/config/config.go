@@ -19,7 +19,8 @@ type Config struct {
 	DNS        *DNS // nil: rota answers no queries itself
 	Keys       map[string]Key
 	Publishers []Publisher // those that a service uses, sorted by name; rota.Embedded is not among them
-	Owner      string      // who owns what is published, in the fence record; default: the node's name, and with raft the cluster's id, which stands here as nothing
+	Idle       []Publisher // those that are defined and that nothing uses, sorted by name
+	Ownership  Ownership
 
 	NodesVote   bool         // nodes have a voice, not only agents
 	Agents      []Agent      // accepted vantages that are no nodes, sorted by name
@@ -114,6 +115,24 @@ const (
 	Raft      = "raft"
 )
 
+// Ownership says which records are rota's.
+type Ownership struct {
+	// Owner is who owns what is published, in fence records and the registry. Default: the node's name, and with raft the cluster's id,
+	// which stands here as nothing. At most 128 bytes when URL-encoded.
+	Owner    string
+	Registry Registry
+	Prefix   string // before the names of the registry's TXT records; default "_rota."
+}
+
+// Registry says how each RRset is marked as rota's.
+type Registry string
+
+// The registries.
+const (
+	RegistryNone Registry = "none" // not at all: a zone's fence record and the comparison before each write do
+	RegistryTXT  Registry = "txt"  // by a TXT record beside it, as external-dns has them
+)
+
 // Agent is a vantage that is no node.
 type Agent struct {
 	Name string // as in its certificate: 1 to 64 letters, digits, and . _ -
@@ -160,33 +179,6 @@ type Key struct {
 	Name      rota.Name
 	Algorithm string // in canonical form, such as "hmac-sha256."
 	Secret    Secret // base64
-}
-
-// Transport is what carries an UPDATE.
-type Transport string
-
-// The transports. TransportAuto is UDP, and TCP for what does not fit or was truncated.
-const (
-	TransportAuto Transport = "auto"
-	TransportUDP  Transport = "udp"
-	TransportTCP  Transport = "tcp"
-)
-
-// Publisher keeps records true in one DNS.
-type Publisher struct {
-	Name    string
-	Type    string // "rfc2136"
-	RFC2136 *RFC2136
-}
-
-// RFC2136 is a name server that takes UPDATE messages.
-type RFC2136 struct {
-	Servers   []string // host:port, at least one; tried in order
-	Key       *Key     // nil: unsigned
-	Transport Transport
-	Zone      rota.Name // empty: found by asking for the SOA
-
-	MaxRecords int // of one name and type; default 100, as BIND's max-records-per-type. No service that names it has more
 }
 
 // Options are what a configuration is read with. The zero value is right for the command.

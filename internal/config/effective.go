@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	neturl "net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,11 +42,18 @@ func (c *Config) Effective() []byte {
 			doc.set("publish", publishers)
 		}
 	}
-	ownership := mapOf("registry", "none")
-	if c.Owner != "" {
-		ownership.set("owner", c.Owner)
+	ownership := mapOf("registry", string(c.Ownership.Registry), "prefix", c.Ownership.Prefix)
+	if c.Ownership.Owner != "" {
+		ownership.set("owner", c.Ownership.Owner)
 	}
 	doc.set("ownership", ownership)
+	if len(c.Spec.Registers) > 0 {
+		var templates []*mapping
+		for _, t := range c.Spec.Registers {
+			templates = append(templates, registerNode(t))
+		}
+		doc.set("discover", templates)
+	}
 	services := mapOf()
 	for _, v := range c.Spec.Services {
 		services.set(v.Name.Short(), serviceNode(v))
@@ -271,44 +279,210 @@ func (c *Config) publishNodes() (keys, publishers *mapping) {
 	for _, name := range slices.Sorted(maps.Keys(c.Keys)) {
 		write(name, c.Keys[name])
 	}
-	for i, p := range c.Publishers {
-		m := mapOf("type", p.Type, "servers", p.RFC2136.Servers)
-		if k := p.RFC2136.Key; k != nil {
+	named := func(publisher int, ks []Key) []string {
+		var out []string
+		for _, k := range ks {
 			name := ""
 			for _, known := range slices.Sorted(maps.Keys(c.Keys)) {
-				if c.Keys[known] == *k {
+				if c.Keys[known] == k {
 					name = known
 					break
 				}
 			}
 			if name == "" {
-				name = fmt.Sprintf("key-%d", i+1)
-				write(name, *k)
+				name = fmt.Sprintf("key-%d", publisher+1) // only a URL names a key in place, and just one
+				write(name, k)
 			}
-			m.set("key", name)
+			out = append(out, name)
 		}
-		zone := "auto"
-		if p.RFC2136.Zone != "" {
-			zone = p.RFC2136.Zone.Short()
-		}
-		m.set("transport", string(p.RFC2136.Transport))
-		m.set("zone", zone)
-		m.set("max_records", p.RFC2136.MaxRecords)
-		publishers.set(p.Name, m)
+		return out
+	}
+	for i, p := range c.Publishers {
+		publishers.set(p.Name, publisherNode(p, func(ks []Key) []string { return named(i, ks) }))
 	}
 	return keys, publishers
 }
 
-func serviceNode(v rota.Service) *mapping {
-	m := mapOf("ttl", v.TTL)
-	if v.Zone != "" {
-		m.set("zone", v.Zone)
+// publisherNode writes a publisher; named gives the names of keys.
+func publisherNode(p Publisher, named func([]Key) []string) *mapping {
+	m := mapOf("type", p.Type)
+	set := func(kv ...any) {
+		for i := 0; i < len(kv); i += 2 {
+			switch v := kv[i+1].(type) {
+			case string:
+				if v == "" {
+					continue
+				}
+			case []string:
+				if len(v) == 0 {
+					continue
+				}
+			case Secret:
+				if v == (Secret{}) {
+					continue
+				}
+			}
+			m.set(kv[i].(string), kv[i+1])
+		}
 	}
+	address := func(url string) {
+		set("url", url)
+		if u, err := neturl.Parse(url); err == nil && u.Scheme == "http" && !onLoopback(u.Hostname()) {
+			m.set("insecure", true)
+		}
+	}
+	signed := func(ks []Key, plain bool) {
+		switch names := named(ks); len(names) {
+		case 0:
+		case 1:
+			m.set("key", names[0])
+		default:
+			m.set("keys", names)
+		}
+		m.set("plain_reads", plain)
+	}
+	zones := true
+	switch {
+	case p.RFC2136 != nil:
+		m.set("servers", p.RFC2136.Servers)
+		signed(p.RFC2136.Keys, p.RFC2136.PlainReads)
+		set("transport", string(p.RFC2136.Transport), "zone_transfer", map[bool]string{true: "off", false: "auto"}[p.RFC2136.NoTransfer])
+	case p.NSUpdate != nil:
+		set("command", p.NSUpdate.Command, "servers", p.NSUpdate.Servers)
+		signed(p.NSUpdate.Keys, p.NSUpdate.PlainReads)
+		m.set("timeout", p.NSUpdate.Timeout)
+	case p.PowerDNS != nil:
+		address(p.PowerDNS.URL)
+		set("token", p.PowerDNS.Token, "server_id", p.PowerDNS.ServerID)
+	case p.AutoDNS != nil:
+		address(p.AutoDNS.URL)
+		set("user", p.AutoDNS.User, "password", p.AutoDNS.Password, "context", p.AutoDNS.Context)
+	case p.Dynu != nil:
+		address(p.Dynu.URL)
+		set("token", p.Dynu.Token)
+	case p.DigitalOcean != nil:
+		address(p.DigitalOcean.URL)
+		set("token", p.DigitalOcean.Token)
+	case p.Cloudflare != nil:
+		address(p.Cloudflare.URL)
+		set("token", p.Cloudflare.Token, "proxied", string(p.Cloudflare.Proxied))
+	case p.Route53 != nil:
+		a := p.Route53
+		address(a.URL)
+		set("region", a.Region, "role", a.Role, "profile", a.Profile, "access_key", a.AccessKey, "secret_key", a.SecretKey,
+			"wait", map[bool]string{true: "insync", false: "none"}[a.Wait])
+	case p.DeSEC != nil:
+		address(p.DeSEC.URL)
+		set("token", p.DeSEC.Token, "min_ttl", p.MinTTL)
+	case p.Webhook != nil:
+		address(p.Webhook.URL)
+		set("secret", p.Webhook.Secret, "signed", p.Webhook.Signed, "timeout", p.Webhook.Timeout)
+	case p.Exec != nil:
+		set("command", p.Exec.Command, "mode", string(p.Exec.Mode), "timeout", p.Exec.Timeout, "servers", p.Exec.Servers)
+	case p.ExternalDNS != nil:
+		address(p.ExternalDNS.URL)
+		set("timeout", p.ExternalDNS.Timeout)
+	case p.ZoneFile != nil:
+		set("path", p.ZoneFile.Path, "reload", p.ZoneFile.Reload, "timeout", p.ZoneFile.Timeout)
+		zones = false
+		if len(p.Zones) > 0 {
+			m.set("zone", p.Zones[0])
+		}
+	case p.Mock != nil:
+		set("zones", p.Mock.Zones, "state", p.Mock.State)
+		zones = false
+	}
+	switch {
+	case zones && len(p.Zones) > 0:
+		m.set("zones", p.Zones)
+	case zones:
+		m.set("zones", "auto")
+	}
+	set("dry_run", p.DryRun, "min_gap", p.MinGap, "read_every", p.ReadEvery, "max_records", p.MaxRecords)
+	if p.Proof.Off {
+		m.set("proof", "off")
+		return m
+	}
+	proof := mapOf("servers", "auto")
+	if len(p.Proof.Servers) > 0 {
+		proof = mapOf("servers", p.Proof.Servers)
+	}
+	if len(p.Proof.Resolvers) > 0 {
+		proof.set("resolvers", p.Proof.Resolvers)
+	}
+	proof.set("within", p.Proof.Within)
+	proof.set("every", p.Proof.Every)
+	m.set("proof", proof)
+	return m
+}
+
+func registerNode(t rota.RegisterTemplate) *mapping {
+	m := mapOf("type", "register", "name", t.Name, "host_name", t.HostName)
+	if t.ServiceName != "" {
+		m.set("service_name", t.ServiceName)
+	}
+	if t.HostRecord != "" {
+		also := mapOf("host_record", t.HostRecord, "publish", t.HostPublish)
+		if t.HostZone != "" {
+			also.set("zone", t.HostZone)
+		}
+		var reverse []*mapping
+		for _, r := range t.Reverse {
+			zone := cmp.Or(r.Zone.Short(), "auto")
+			reverse = append(reverse, mapOf("zone", zone, "publish", r.Publish))
+		}
+		if reverse != nil {
+			also.set("ptr", reverse)
+		}
+		m.set("also", also)
+	}
+	expire := "never"
+	if t.ExpireAfter > 0 {
+		expire = formatDuration(t.ExpireAfter)
+	}
+	m.set("expire_after", expire)
+	var networks []string
+	for _, n := range t.Networks {
+		networks = append(networks, n.String())
+	}
+	if networks != nil {
+		m.set("networks", networks)
+	}
+	e := mapOf("weight", t.Endpoint.Weight, "priority", t.Endpoint.Priority)
+	if t.Endpoint.Site != "" {
+		e.set("site", t.Endpoint.Site)
+	}
+	if len(t.Endpoint.Labels) > 0 {
+		e.set("labels", t.Endpoint.Labels)
+	}
+	m.set("endpoint", e)
+	var checks []*mapping
+	for _, u := range t.Endpoint.Checks {
+		checks = append(checks, checkNode(u, t.ServiceName))
+	}
+	if checks != nil {
+		m.set("checks", checks)
+	}
+	m.Content = append(m.Content, commonNode(t.Service).Content...)
+	return m
+}
+
+func serviceNode(v rota.Service) *mapping {
 	var endpoints []*mapping
 	for _, e := range v.Endpoints {
 		endpoints = append(endpoints, endpointNode(e))
 	}
-	m.set("endpoints", endpoints)
+	m := mapOf("endpoints", endpoints)
+	m.Content = append(m.Content, commonNode(v).Content...)
+	return m
+}
+
+// commonNode writes what a service has beside its endpoints.
+func commonNode(v rota.Service) *mapping {
+	m := mapOf("ttl", v.TTL)
+	if v.Zone != "" {
+		m.set("zone", v.Zone)
+	}
 	if v.Policy != (rota.Policy{}) {
 		p := mapOf()
 		if v.Policy.Pick != "" {
@@ -320,7 +494,8 @@ func serviceNode(v rota.Service) *mapping {
 		m.set("policy", p)
 	}
 	s := mapOf("min_published", v.Safety.MinPublished, "fail_open_below", formatPercent(v.Safety.FailOpenBelow),
-		"on_all_down", string(v.Safety.OnAllDown), "min_hold", v.Safety.MinHold)
+		"on_all_down", string(v.Safety.OnAllDown), "min_hold", v.Safety.MinHold, "max_sites", v.Safety.MaxSites,
+		"max_change", mapOf("records", formatPercent(v.Safety.MaxChange.Share), "per", v.Safety.MaxChange.Per, "min_records", v.Safety.MaxChange.MinRecords))
 	if v.Safety.Fallback != "" {
 		s.set("fallback", mapOf("cname", v.Safety.Fallback))
 	}
@@ -349,7 +524,7 @@ func endpointNode(e rota.Endpoint) *mapping {
 	}
 	var checks []*mapping
 	for _, u := range e.Checks {
-		checks = append(checks, checkNode(u))
+		checks = append(checks, checkNode(u, ""))
 	}
 	if checks != nil {
 		m.set("checks", checks)
@@ -357,7 +532,8 @@ func endpointNode(e rota.Endpoint) *mapping {
 	return m
 }
 
-func checkNode(u rota.Use) *mapping {
+// checkNode writes a check. template is the name that a template leaves open, and that nobody can write down.
+func checkNode(u rota.Use, template string) *mapping {
 	c := u.Check
 	m := mapOf("type", string(c.Kind))
 	set := func(key string, v any, zero bool) {
@@ -375,13 +551,14 @@ func checkNode(u rota.Use) *mapping {
 	set("port", c.Port, c.Port == 0)
 	set("method", c.Method, c.Method == "")
 	set("path", c.Path, c.Path == "")
-	set("host", cmp.Or(c.Host, itself), c.Kind != rota.KindHTTP && c.Kind != rota.KindHTTPS)
+	open := func(name string) bool { return name != "" && name == template }
+	set("host", cmp.Or(c.Host, itself), c.Kind != rota.KindHTTP && c.Kind != rota.KindHTTPS || open(c.Host))
 	set("header", headers(c.Header), len(c.Header) == 0)
 	set("status", c.Status, len(c.Status) == 0)
 	set("expect_header", headers(c.ExpectHeader), len(c.ExpectHeader) == 0)
 	set("body", c.Body, c.Body == "")
 	set("follow", "same", !c.Follow)
-	set("server_name", c.ServerName, c.ServerName == "")
+	set("server_name", c.ServerName, c.ServerName == "" || open(c.ServerName))
 	set("verify", string(c.Verify), c.Verify == "")
 	set("cert_days", c.CertDays, c.CertDays == 0)
 	set("send", c.Send, c.Send == "")

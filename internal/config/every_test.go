@@ -32,7 +32,10 @@ keys:
 publish:
   b: {type: rfc2136, servers: [192.0.2.53], key: k, transport: tcp}
   idle: {type: rfc2136, servers: [192.0.2.54], key: k}
-safety: {min_hold: 10s, fail_open_below: 40%}
+  cf: {type: cloudflare, token: {file: cf.token}, proxied: on, proof: {within: 3m}}
+  pdns: {type: powerdns, url: "https://pdns.example.net", token: {file: pdns.token}}
+ownership: {registry: txt, owner: me, prefix: _r.}
+safety: {min_hold: 10s, fail_open_below: 40%, max_change: {per: 20m}, max_sites: 1}
 defaults: {ttl: 20s, rise: 2}
 checks:
   web: {type: http, port: 80, path: /health, status: [200], interval: 5s, timeout: 2s, fall: 2}
@@ -42,7 +45,7 @@ services:
   www.example.org:
     endpoints: [192.0.2.1, {address: 192.0.2.2, weight: 3, check: web}]
     checks: [web, {use: tls, rise: 5}]
-    publish: b
+    publish: [b, cf]
     labels: {team: shop}
   ftp.example.org:
     ttl: 40s
@@ -84,6 +87,14 @@ var faults = []struct{ old, with, want string }{
 	{"IN TXT \"a\"", "IN A 1.2.3", "zone lb.example.org: bad A A"},
 	{"algorithm: hmac-sha256", "algorithm: hmac-md5", "weak algorithm hmac-md5"},
 	{"secret: {file: base}", "secret: {file: odd}", `the secret of key "k" is not base64`},
+	{"proxied: on", "proxied: yes", `proxied "yes": want keep, on or off`},
+	{"token: {file: cf.token}, ", "", `publisher "cf" (cloudflare) has no token`},
+	{"within: 3m", "within: 3", `"3" has no unit`},
+	{"url: \"https://pdns.example.net\"", "url: \"http://pdns.example.net\"", "use https, or write insecure: true"},
+	{"token: {file: pdns.token}", "token: {file: gone.token}", "gone.token: no such file"},
+	{"registry: txt", "registry: text", `registry "text": want none or txt`},
+	{"owner: me", "owner: m e", `"m e" cannot be the owner`},
+	{"prefix: _r.", "prefix: _r", `"_r" is no prefix`},
 	{"servers: [192.0.2.53]", "servers: []", "servers is empty"},
 	{"key: k, transport", "key: nokey, transport", `unknown key "nokey"`},
 	{"transport: tcp", "transport: pigeon", `"pigeon"`},
@@ -91,6 +102,8 @@ var faults = []struct{ old, with, want string }{
 	{"54], key: k", "54], key: lost", `unknown key "lost"`},
 	{"min_hold: 10s", "min_hold: 10", `"10" has no unit`},
 	{"fail_open_below: 40%", "fail_open_below: 40", "40 has no percent sign"},
+	{"per: 20m", "per: 20", `"20" has no unit`},
+	{"max_sites: 1", "max_sites: one", `"one" is no whole number`},
 	{"ttl: 20s", "ttl: 1.5", `"1.5" is no TTL`},
 	{"type: http,", "type: htps,", `check "web": type "htps"`},
 	{"port: 80", "port: 0", `check "web"`},
@@ -108,7 +121,7 @@ var faults = []struct{ old, with, want string }{
 	{"weight: 3", "weight: -3", "-3 is out of range"},
 	{"check: web", "check: wbe", `unknown check "wbe"`},
 	{"use: tls, rise: 5", "use: tls, path: /", "a check of type tls has no path"},
-	{"publish: b\n", "publish: bb\n", `unknown publisher "bb"`},
+	{"publish: [b, cf]", "publish: [bb, cf]", `unknown publisher "bb"`},
 	{"labels: {team: shop}", "label: {team: shop}", `unknown key "label"`},
 	{"ttl: 40s", "ttl: forty", `"forty" is no TTL`},
 	{"address: 192.0.2.3, ", "", "has no address"},
@@ -132,7 +145,8 @@ func follows(i, j int) bool {
 			has(a, "endpoints is empty") && has(b, "want four parts"),
 			has(a, "minimum 1h") && has(b, "is in no zone under"), // the only service of the zone
 			has(a, `"f/o"`) && has(b, "quorum 4"),                 // nobody knows how many there are
-			has(a, "no.crt") && has(b, "cannot be used"):
+			has(a, "no.crt") && has(b, "cannot be used"),
+			has(a, `registry "text"`) && has(b, `"m e" cannot be`):
 			return true
 		}
 	}
@@ -141,7 +155,7 @@ func follows(i, j int) bool {
 
 func TestNoErrorHidesAnother(t *testing.T) {
 	files := tree{
-		"/etc/rota/base": secret64, "/etc/rota/odd": "%%%", "/etc/rota/ops.token": "x", "/etc/rota/crt": certPEM, "/etc/rota/pem": keyPEM, "/etc/rota/ca": certPEM,
+		"/etc/rota/base": secret64, "/etc/rota/odd": "%%%", "/etc/rota/ops.token": "x", "/etc/rota/cf.token": "y", "/etc/rota/pdns.token": "z", "/etc/rota/crt": certPEM, "/etc/rota/pem": keyPEM, "/etc/rota/ca": certPEM,
 	}
 	parse(t, sound, files)
 	for i, a := range faults {

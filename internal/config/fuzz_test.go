@@ -29,7 +29,22 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add("rota.yaml", []byte("vantage: "+s))
 	}
-	files := tree{"tsig.key": bindKey, "/etc/rota/tsig.key": bindKey, "t": "token"}
+	for _, s := range []string{
+		`{type: rfc2136, servers: a, keys: [k, k], zones: [auto, b], proof: {servers: [auto, a], within: 1}}`, `{type: rfc2136, servers: [a], proof: off, zone: a, zones: auto}`,
+		`{type: exec, command: [a/b, "\0"], mode: simple}`, `{type: exec, command: a}`, `{type: nsupdate, command: "a b", servers: a, dialect: knsupdate}`,
+		`{type: route53, url: "http://a/?b#c", access_key: x, role: "arn:aws:iam::1:role/a"}`, `{type: cloudflare, token: ${X}, url: "http://u:p@[::1/"}`,
+		`{type: webhook, url: "http://10.0.0.1", secret: {file: base}}`, `{type: zonefile, path: a, zone: .}`, `{type: mockjson, zones: [a], state: b}`,
+	} {
+		f.Add("rota.yaml", []byte("publish: {p: "+s+"}\nownership: {registry: txt, prefix: a-}\nservices: {a.b: {endpoints: [192.0.2.1], publish: p}}"))
+	}
+	for _, s := range []string{
+		`{type: register, host_name: "{host}", service_name: "{service}.a", publish: p}`, `{type: register, host_name: "{id}x{env}", also: {host_record: "{env}.b"}, networks: [::1/128, 192.0.2.1]}`,
+		`{type: register, host_name: "a{service}", service_name: "{service}.b", also: {ptr: auto}, publish: dns}`, `{type: register, service_name: "{", host_name: "}"}`,
+		`{type: register, host_name: "{host}", also: {host_record: "{host}", ptr: [{zone: ip6.arpa, publish: p}, b]}, checks: [{type: tls, port: 1}, "http://{}/"], publish: p}`,
+	} {
+		f.Add("rota.yaml", []byte("publish: {p: {type: mock, zones: z}}\ndns: {zones: {b: {ns: a}}}\ndiscover: ["+s+"]\n"))
+	}
+	files := tree{"tsig.key": bindKey, "base": secret64, "/etc/rota/tsig.key": bindKey, "t": "token"}
 	for name, text := range certificates {
 		files[name], files[filepath.Base(name)] = text, text
 	}

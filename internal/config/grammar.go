@@ -120,7 +120,6 @@ var (
 	fall    = integer(1, 1000)
 	texts   = list{of: required}
 	labels  = dict{what: "label", keys: anyKey, of: scalar{want: "a text", parse: lines(1024)}}
-	command = list{of: long, least: 1}
 
 	raftadmin   = scalar{want: "a loopback ADDRESS:PORT", json: "string", parse: parsed(parseRaftAdmin)}
 	vantageName = scalar{want: "a name", json: "string", pattern: vantageForm.String(), parse: parseVantageName}
@@ -136,28 +135,33 @@ const (
 	maxUplink = 100
 )
 
+// secretObject says where a secret is.
+func secretObject() object {
+	return object{name: "secret", fields: []field{
+		{key: "file", doc: "Path of a file that holds the secret; relative to the configuration.", shape: pathname},
+		{key: "env", doc: "Name of an environment variable that holds the secret.", shape: scalar{
+			want: "the name of a variable", json: "string", pattern: variable.String(), parse: func(s string) error {
+				if !variable.MatchString(s) {
+					return fmt.Errorf("%q is no name of an environment variable", s)
+				}
+				return nil
+			},
+		}},
+		{key: "credential", doc: "Name of a systemd credential (LoadCredential=).", shape: scalar{
+			want: "the name of a credential", json: "string", parse: func(s string) error {
+				if s == "" || s == "." || s == ".." || strings.ContainsAny(s, "/\x00") {
+					return fmt.Errorf("%q is no name of a credential", s)
+				}
+				return nil
+			},
+		}},
+	}}
+}
+
 // secret is a value that only its place is shown of.
 func secret() shape {
 	return either{
-		object{name: "secret", fields: []field{
-			{key: "file", doc: "Path of a file that holds the secret; relative to the configuration.", shape: pathname},
-			{key: "env", doc: "Name of an environment variable that holds the secret.", shape: scalar{
-				want: "the name of a variable", json: "string", pattern: variable.String(), parse: func(s string) error {
-					if !variable.MatchString(s) {
-						return fmt.Errorf("%q is no name of an environment variable", s)
-					}
-					return nil
-				},
-			}},
-			{key: "credential", doc: "Name of a systemd credential (LoadCredential=).", shape: scalar{
-				want: "the name of a credential", json: "string", parse: func(s string) error {
-					if s == "" || s == "." || s == ".." || strings.ContainsAny(s, "/\x00") {
-						return fmt.Errorf("%q is no name of a credential", s)
-					}
-					return nil
-				},
-			}},
-		}},
+		secretObject(),
 		scalar{want: "{file: PATH}, {env: NAME} or {credential: NAME}", json: "string", secret: true, parse: func(s string) error {
 			if s == "" {
 				return errors.New("is empty: want {file: PATH}, {env: NAME} or {credential: NAME}")
@@ -270,18 +274,18 @@ func checkKinds() []variant {
 		return append(append(slices.Concat(fs...), fieldRole), timing()...)
 	}
 	return []variant{
-		{"http", with(httpFields())},
-		{"https", with(httpFields(), tlsFields())},
-		{"tcp", with([]field{fieldPort, fieldSend, fieldExpect, fieldBody})},
-		{"tls", with([]field{fieldPort, fieldSend, fieldExpect, fieldBody}, tlsFields())},
-		{"icmp", with([]field{
+		{word: "http", fields: with(httpFields())},
+		{word: "https", fields: with(httpFields(), tlsFields())},
+		{word: "tcp", fields: with([]field{fieldPort, fieldSend, fieldExpect, fieldBody})},
+		{word: "tls", fields: with([]field{fieldPort, fieldSend, fieldExpect, fieldBody}, tlsFields())},
+		{word: "icmp", fields: with([]field{
 			{key: "count", doc: "Echo requests a probe. Default: 1.", shape: integer(1, rota.MaxCount)},
 			{
 				key: "loss", doc: "A share of lost requests of this much or more is down. Default: only all lost is.",
 				shape: percent,
 			},
 		})},
-		{"node_exporter", with([]field{
+		{word: "node_exporter", fields: with([]field{
 			fieldPort,
 			{
 				key: "path", doc: "Default: /metrics.",
@@ -290,7 +294,7 @@ func checkKinds() []variant {
 			{key: "rules", doc: "What the node's numbers have to keep.", shape: rules()},
 			{key: "on_error", doc: "What a broken exporter counts as. Default: unknown.", shape: word("unknown", "down")},
 		})},
-		{"agent", with([]field{{key: "max_age", doc: "An older report is unknown.", shape: interval}})},
+		{word: "agent", fields: with([]field{{key: "max_age", doc: "An older report is unknown.", shape: interval}})},
 	}
 }
 
@@ -363,57 +367,6 @@ func (s inlineCheck) check(x *examiner, n *node, what string) {
 	}
 }
 
-// publisherTypes are the kinds of publishers; all but rfc2136 are refused where they are used.
-func publisherTypes() []variant {
-	token := field{key: "token", doc: "API token.", shape: secret()}
-	return []variant{
-		{"rfc2136", []field{
-			{
-				key: "servers", doc: "Primary name servers, tried in order; port 53 unless given.",
-				shape: list{of: server, single: true, least: 1}, must: true,
-			},
-			{key: "key", doc: "Name of a TSIG key under keys.", shape: required},
-			{
-				key: "transport", doc: "auto (default): UDP, and TCP for what does not fit; udp; tcp.",
-				shape: word("auto", "udp", "tcp"),
-			},
-			{
-				key: "zone", doc: "auto (default): found by asking for the SOA; or a name.",
-				shape: scalar{want: "auto or a domain name", json: "string", parse: parsed(parseName)},
-			},
-			{
-				key: "max_records", doc: "Records of one type a name may have. Default: 100, BIND's max-records-per-type.",
-				shape: integer(1, 4000),
-			},
-		}},
-		{"autodns", []field{
-			{key: "url", shape: webURL},
-			{key: "user", shape: secret()},
-			{key: "password", shape: secret()},
-			{key: "context", shape: integer(0, math.MaxInt32)},
-			{key: "read_every", shape: span},
-			{key: "write_every", shape: span},
-		}},
-		{"dynu", []field{token}},
-		{"digitalocean", []field{token}},
-		{"cloudflare", []field{token, {key: "proxied", shape: word("keep", "true", "false")}}},
-		{"route53", []field{{key: "role", shape: required}, {key: "region", shape: required}, {key: "wait", shape: word("insync", "none")}}},
-		{"powerdns", []field{{key: "url", shape: webURL}, token, {key: "server_id", shape: required}}},
-		{"webhook", []field{{key: "url", shape: webURL}, {key: "secret", shape: secret()}}},
-		{"exec", []field{{key: "command", shape: command}, {key: "timeout", shape: interval}}},
-		{"external-dns-webhook", []field{{key: "url", shape: webURL}}},
-		{"zonefile", []field{{key: "path", shape: pathname}, {key: "reload", shape: command}}},
-		{"nsupdate", []field{
-			{key: "command", shape: either{pathname, command}},
-			{key: "servers", shape: list{of: server, single: true, least: 1}},
-			{key: "key", shape: required},
-			{key: "zone", shape: domain},
-		}},
-		{"kubernetes-service", nil},
-		{"mockjson", []field{{key: "zones", shape: pathname}, {key: "state", shape: pathname}}},
-	}
-}
-
 // publishUse takes what a service is published by: a name, a URL, or a list of them.
 var publishUse = list{of: scalar{want: "the name of a publisher or a URL", json: "string", parse: filledLine}, single: true, least: 1}
 
@@ -432,22 +385,14 @@ func safetyFields() []field {
 			shape: word("keep", "all", "fallback", "none"),
 		},
 		{key: "fallback", doc: "What on_all_down: fallback answers.", shape: object{fields: []field{{key: "cname", doc: "Name to point to.", shape: host, must: true}}}},
-		{key: "max_change", doc: "What one zone may change at once; the rest is held.", later: notDefaultChange, shape: object{fields: []field{
-			{key: "records", shape: percent}, {key: "per", shape: span}, {key: "min_records", shape: integer(0, math.MaxInt32)},
+		{key: "max_change", doc: "What may leave a zone at once; the rest is held until a person says otherwise.", shape: object{fields: []field{
+			{key: "records", doc: "Share of the records that rota keeps in the zone; 100%: no limit. Default: 30%.", shape: percent},
+			{key: "per", doc: "In this time. Default: 10m.", shape: duration(time.Second, rota.MaxChangePer)},
+			{key: "min_records", doc: "A zone of fewer records has no limit. Default: 10.", shape: integer(0, math.MaxInt32)},
 		}}},
+		{key: "max_sites", doc: "Health may take the endpoints of at most so many sites out at once. Default: 0, no limit.", shape: integer(0, 10000)},
 		{key: "min_hold", doc: "An address that left stays away at least this long. Default: 30s.", shape: span},
 	}
-}
-
-func notDefaultChange(n *node) bool {
-	same := func(key, def string) bool { v := n.get(key); return v == nil || v.text == def }
-	per := n.get("per")
-	if per != nil {
-		if d, err := parseDuration(per.text); err == nil && d != 10*time.Minute {
-			return true
-		}
-	}
-	return n.kind != isMap || !same("records", "30%") || !same("min_records", "10")
 }
 
 func endpoint() shape {
@@ -470,9 +415,21 @@ func endpoint() shape {
 
 func service() shape {
 	return object{name: "service", fields: append([]field{
+		{key: "endpoints", doc: "Addresses that can answer.", shape: list{of: endpoint(), least: 1}, must: true},
+		{key: "records", doc: "Further records kept in step.", later: filled, shape: object{fields: []field{
+			{key: "https", shape: object{fields: []field{{key: "alpn", shape: texts}, {key: "priority", shape: integer(0, 65535)}}}},
+			{key: "srv", shape: list{of: required, single: true}},
+			{key: "ptr", shape: either{boolean, domain}},
+			{key: "txt", shape: list{of: text, single: true}},
+		}}},
+	}, serviceFields()...)}
+}
+
+// serviceFields are what a service has beside its endpoints, whether it is configured or made of a template.
+func serviceFields() []field {
+	return append([]field{
 		{key: "ttl", doc: "Of the records, in seconds or as a duration. Default: 30s.", shape: ttl},
 		{key: "zone", doc: "Zone that holds the name. Default: found.", shape: domain},
-		{key: "endpoints", doc: "Addresses that can answer.", shape: list{of: endpoint(), least: 1}, must: true},
 		{key: "check", doc: "One check: a name, or a URL with {} for the address.", shape: aCheck},
 		{key: "checks", doc: "Checks, in order.", shape: list{of: aCheck}},
 		{key: "policy", doc: "How an answer is picked.", shape: object{name: "policy", fields: []field{
@@ -495,13 +452,7 @@ func service() shape {
 		{key: "safety", doc: "Bounds of what health may do.", shape: object{name: "safety", fields: safetyFields()}},
 		{key: "publish", doc: "Publishers by name, or a URL such as rfc2136://SERVER/ZONE?key=NAME.", shape: publishUse},
 		{key: "labels", doc: "For matching.", shape: labels},
-		{key: "records", doc: "Further records kept in step.", later: filled, shape: object{fields: []field{
-			{key: "https", shape: object{fields: []field{{key: "alpn", shape: texts}, {key: "priority", shape: integer(0, 65535)}}}},
-			{key: "srv", shape: list{of: required, single: true}},
-			{key: "ptr", shape: either{boolean, domain}},
-			{key: "txt", shape: list{of: text, single: true}},
-		}}},
-	}, timing()...)}
+	}, timing()...)
 }
 
 func zoneShape() shape {
@@ -665,12 +616,18 @@ func grammar() object {
 		}}}},
 		{
 			key: "publish", doc: "Where records are kept true.",
-			shape: dict{what: "publisher", key: publisherName, of: variants{name: "publisher", tag: "type", kind: "publisher", of: publisherTypes()}},
+			shape: dict{what: "publisher", key: publisherName, of: publisherShape()},
 		},
 		{key: "ownership", doc: "Which records are rota's.", shape: object{fields: []field{
-			{key: "registry", doc: "none (default): fence and compare.", shape: word("none", "txt"), later: unless("none")},
-			{key: "owner", doc: "In the fence record. Default: the node's name.", shape: required},
-			{key: "prefix", doc: "Default: _rota.", shape: required, later: unless("_rota.", "_rota")},
+			{
+				key: "registry", doc: "none (default): fence and compare; txt: external-dns' TXT records beside each RRset, too.",
+				shape: word(string(RegistryNone), string(RegistryTXT)),
+			},
+			{key: "owner", doc: "In the fence record and the registry. Default: the node's name; with raft the cluster's id.", shape: required},
+			{
+				key: "prefix", doc: "Before the names of the registry's records. Default: _rota.",
+				shape: scalar{want: "a prefix such as _rota.", json: "string", parse: parsePrefix},
+			},
 		}}},
 		{
 			key: "safety", doc: "Bounds of what health may do; services may have their own.",
@@ -687,7 +644,7 @@ func grammar() object {
 		},
 		{
 			key: "discover", doc: "Services and endpoints from elsewhere.",
-			later: filled, shape: list{of: variants{name: "discover", tag: "type", kind: "source", of: discoverTypes()}},
+			shape: list{of: variants{name: "discover", tag: "type", kind: "source", of: discoverTypes()}, most: maxDiscover},
 		},
 		{key: "maintenance", doc: "Planned absences.", later: filled, shape: list{of: object{fields: []field{
 			{key: "match", shape: labels, must: true},
@@ -697,41 +654,9 @@ func grammar() object {
 			{key: "reason", shape: text},
 		}}}},
 		{key: "notify", doc: "Who is told.", later: filled, shape: list{of: variants{name: "notify", tag: "type", kind: "receiver", of: []variant{
-			{"webhook", []field{{key: "url", shape: webURL, must: true}, {key: "on", shape: list{of: required, single: true}}, {key: "secret", shape: secret()}}},
+			{word: "webhook", fields: []field{{key: "url", shape: webURL, must: true}, {key: "on", shape: list{of: required, single: true}}, {key: "secret", shape: secret()}}},
 		}}}},
 	}}
-}
-
-func discoverTypes() []variant {
-	template := required
-	publish := field{key: "publish", shape: publishUse}
-	return []variant{
-		{"register", []field{
-			{key: "host_name", shape: template},
-			{key: "service_name", shape: template},
-			{key: "also", shape: object{fields: []field{{key: "host_record", shape: template}, {key: "ptr", shape: domain}}}},
-			{key: "ttl", shape: ttl},
-			{key: "expire_after", shape: scalar{want: "never or a duration", json: "string", parse: func(s string) error {
-				if s == "never" {
-					return nil
-				}
-				_, err := parseDuration(s)
-				return err
-			}}},
-			publish,
-		}},
-		{"kubernetes", []field{
-			{key: "load_balancer_class", shape: text},
-			{key: "node_address", shape: object{fields: []field{{key: "annotation", shape: required}, {key: "fallback", shape: list{of: word("ExternalIP", "InternalIP"), single: true}}}}},
-			{key: "nodes", shape: word("with-ready-pods", "all-ready")},
-			{key: "name", shape: template},
-			{key: "alias", shape: object{fields: []field{{key: "namespace", shape: required}, {key: "name", shape: template}}}},
-			{key: "resync", shape: span},
-			publish,
-		}},
-		{"dns", []field{{key: "name", shape: domain, must: true}, {key: "service", shape: host, must: true}, publish}},
-		{"file", []field{{key: "path", shape: pathname, must: true}, publish}},
-	}
 }
 
 func publisherName(s string) error {

@@ -441,11 +441,19 @@ func parsePath(s string) error {
 	return nil
 }
 
-// parseURL checks an absolute http or https URL.
+// parseURL checks an absolute http or https URL. Its errors do not repeat it: it may hold a secret.
 func parseURL(s string) error {
 	u, err := url.Parse(s)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return fmt.Errorf("want an absolute URL such as https://host/path")
+	switch {
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.ContainsAny(s, " \t\r\n"):
+		return errors.New("want an absolute URL such as https://host/path")
+	case u.User != nil:
+		return errors.New("a URL with user and password is not taken: a secret has a key of its own")
+	case u.Fragment != "":
+		return errors.New("the URL has a fragment, which is never sent")
+	}
+	if _, err := parseServer(u.Host, "443"); err != nil {
+		return err
 	}
 	return nil
 }

@@ -127,7 +127,7 @@ func (w *schemaWriter) variants(s variants) *jsonschema.Schema {
 	out := &jsonschema.Schema{}
 	for _, v := range s.of {
 		word := any(v.word)
-		one := w.object(append([]field{{key: s.tag, shape: scalar{json: "string"}, must: true}}, v.fields...))
+		one := w.object(slices.Concat([]field{{key: s.tag, shape: scalar{json: "string"}, must: true}}, v.fields, s.common))
 		one.Properties[s.tag] = &jsonschema.Schema{Const: &word}
 		out.AnyOf = append(out.AnyOf, one)
 	}

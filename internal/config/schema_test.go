@@ -107,7 +107,7 @@ func TestSchemaFileIsUpToDate(t *testing.T) {
 }
 
 func TestEffectiveReadsBack(t *testing.T) {
-	files := merged([]tree{certificates, {"/etc/rota/tsig.key": bindKey, "/etc/rota/t": "token"}})
+	files := merged([]tree{certificates, {"/etc/rota/tsig.key": bindKey, "/etc/rota/base": secret64, "/etc/rota/t": "token"}})
 	for name, text := range map[string]string{
 		"embedded": example(t, "min-embedded.yaml"), "rfc2136": example(t, "min-rfc2136.yaml"), "rich": rich,
 	} {
@@ -122,6 +122,11 @@ func TestEffectiveReadsBack(t *testing.T) {
 		}
 		// An inline check is named by what it asks; the question itself has to be the same.
 		for _, s := range []*Config{c, again} {
+			for i := range s.Spec.Registers {
+				for k := range s.Spec.Registers[i].Endpoint.Checks {
+					s.Spec.Registers[i].Endpoint.Checks[k].Check.Name = ""
+				}
+			}
 			for i := range s.Spec.Services {
 				for j := range s.Spec.Services[i].Endpoints {
 					for k := range s.Spec.Services[i].Endpoints[j].Checks {
@@ -139,6 +144,7 @@ func TestEffectiveReadsBack(t *testing.T) {
 		for part, d := range map[string]string{
 			"cluster": cmp.Diff(c.Cluster, again.Cluster), "agents": cmp.Diff(c.Agents, again.Agents),
 			"healthagent": cmp.Diff(c.Healthagent, again.Healthagent), "uplink": cmp.Diff(c.Uplink, again.Uplink, addresses),
+			"publishers": cmp.Diff(c.Publishers, again.Publishers, secrets), "ownership": cmp.Diff(c.Ownership, again.Ownership),
 		} {
 			if d != "" {
 				t.Errorf("%s: %s: %s", name, part, d)
@@ -146,6 +152,8 @@ func TestEffectiveReadsBack(t *testing.T) {
 		}
 	}
 }
+
+var secrets = cmp.Comparer(func(a, b Secret) bool { return a == b })
 
 var addresses = cmp.Comparer(func(a, b interface {
 	String() string
@@ -189,17 +197,54 @@ dns:
         txt    TXT "a $${x} b" ( "c" )
                A 192.0.2.77
         _s._tcp 60 SRV 1 2 3 host
+    2.0.192.in-addr.arpa: {ns: ns1.example.org}
 keys:
   k: {file: tsig.key}
+  k2: {algorithm: hmac-sha256, secret: {file: base}}
 publish:
   b: {type: rfc2136, servers: [192.0.2.53, "[2001:db8::53]:5353", ns.example.org], key: k, transport: tcp, zone: example.org}
-ownership: {owner: me}
-safety: {min_published: 2, fail_open_below: 12.5%, min_hold: 1m, on_all_down: all}
+  keys: {type: rfc2136, servers: 192.0.2.53, keys: [k2, k], zones: [example.org, b.example.org], zone_transfer: off, plain_reads: true, max_records: 7,
+    dry_run: true, min_gap: 100ms, read_every: 10m, proof: {servers: [192.0.2.53, "ns.example.net:5353"], resolvers: 192.0.2.9, within: 1m, every: 1h}}
+  ns: {type: nsupdate, command: /usr/bin/knsupdate, servers: 192.0.2.53, key: k, timeout: 3s, proof: off}
+  kns: {type: knsupdate, command: [knsupdate, -t, "3"], servers: 192.0.2.53, key: k}
+  pdns: {type: powerdns, url: "http://127.0.0.1:8081/", token: {file: t}, server_id: other, zones: [example.org]}
+  autodns: {type: autodns, user: {file: t}, password: {file: t}, context: 1, url: "https://api.demo.autodns.com/v1"}
+  dynu: {type: dynu, token: {file: t}}
+  do: {type: digitalocean, token: {file: t}, url: "http://192.0.2.8/v2", insecure: true}
+  cf: {type: cloudflare, token: {file: t}, proxied: on}
+  r53: {type: route53, role: "arn:aws:iam::123456789012:role/path/rota", region: eu-central-1, wait: none, profile: dns}
+  keyed: {type: route53, access_key: {file: t}, secret_key: {file: t}}
+  desec: {type: desec, token: {file: t}}
+  hook: {type: webhook, url: "https://hooks.example.org/dns/$${y}", secret: {file: base}, signed: true, timeout: 20s}
+  script: {type: exec, command: [/usr/local/lib/rota/update, "-v", "$${x}"], timeout: 1m}
+  simple: {type: exec, command: [update], mode: simple, servers: [192.0.2.53]}
+  edns: {type: external-dns-webhook, url: "http://[::1]:8888"}
+  file: {type: zonefile, path: lb.zone, zone: example.org, reload: [nsd-control, reload, example.org], timeout: 5s}
+  mock: {type: mock, zones: zones.yaml}
+  mocked: {type: mockjson, zones: zones.yaml, state: state.json}
+ownership: {owner: me, registry: txt, prefix: a._r-}
+safety: {min_published: 2, fail_open_below: 12.5%, min_hold: 1m, on_all_down: all, max_change: {records: 12.5%, per: 1h, min_records: 0}, max_sites: 1}
 checks:
   web: {type: https, port: 8443, path: "/h?x=1", host: w.example.org, status: [204, 200-201, 3xx], body: "ok|$${y}", header: {X-A: "1"}, expect_header: {Server: "^n"},
     method: OPTIONS, follow: same, max_body: 1000, server_name: s.example.org, verify: ca, cert_days: 7, interval: 20s, timeout: 4s, fast_interval: 2s, fall: 4, rise: 3}
   ping: {type: icmp, count: 3, loss: 5%, role: observe}
   t: {type: tls, port: 853, verify: none, send: "a\r\n", expect: "^b"}
+discover:
+  - type: register
+    host_name: "{id}-{service}-{env}"
+    service_name: "{service}.Hosts.example.org"
+    also: {host_record: "{host}.hosts.example.org", zone: example.org, ptr: [{zone: 37.13.in-addr.arpa, publish: mock}, auto, 0-25.2.0.192.in-addr.arpa, 2.0.192.in-addr.arpa]}
+    ttl: 10m
+    zone: example.org
+    expire_after: 1d
+    networks: [192.0.2.0/24, "2001:db8::1"]
+    endpoint: {weight: 2, priority: 3, site: ams, labels: {a: b}}
+    checks: [ping, {type: https, cert_days: 3}, {type: tls, port: 853}, {type: http, host: "{}"}, {type: http, host: a.b}]
+    policy: {answers: 3}
+    safety: {min_published: 3}
+    labels: {c: d}
+    publish: [keys, mock]
+  - {type: register, name: own, host_name: "{host}", also: {host_record: "{host}.lb.example.org"}}
 services:
   WWW.lb.example.org:
     ttl: 10
@@ -209,7 +254,12 @@ services:
       - {address: "fe80::1%eth0", check: "icmp://{}"}
     checks: [web, ping, {use: t, fall: 9, port: 8853}]
     policy: {pick: weighted, answers: 2}
-    safety: {on_all_down: fallback, fallback: {cname: sorry.example.net}}
+    safety: {on_all_down: fallback, fallback: {cname: sorry.example.net}, max_change: {records: 100%}, max_sites: 2}
     labels: {team: x}
   b.example.org: {endpoints: [192.0.2.5], check: "http://{}:8080", publish: [b, "rfc2136://ns1.example.org/example.org?key=file:tsig.key"], zone: example.org}
+  c.example.org:
+    endpoints: [192.0.2.5]
+    check: "http://{}:8080"
+    ttl: 1h
+    publish: [keys, ns, kns, pdns, autodns, dynu, do, cf, r53, keyed, desec, hook, script, simple, edns, file, mock, mocked]
 `

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -13,22 +12,8 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// bindLimit is BIND's default of max-records-per-type: it refuses an UPDATE that would make an RRset larger.
-const bindLimit = 100
-
-// publisher is a Publisher that a service uses.
-type publisher struct {
-	Publisher
-	url string // where it was made from a URL
-}
-
-// services reads all services.
-func (b *builder) services(zones []*zone) {
-	names := make([]rota.Name, len(zones))
-	for i, z := range zones {
-		names[i] = z.Name
-	}
-	base := b.safety(b.root.child("safety"), rota.DefaultSafety())
+// services reads all services. names are rota's own zones, and base the safety of services that say nothing of their own.
+func (b *builder) services(names []rota.Name, base rota.Safety) {
 	for _, e := range domainNames.entries(b.root.child("services")) {
 		name, err := parseHost(e.key)
 		if e.value.kind != isMap {
@@ -46,7 +31,7 @@ func (b *builder) services(zones []*zone) {
 		b.places[name] = e.at
 		b.c.Spec.Services = append(b.c.Spec.Services, b.service(name, e, base, names, true))
 	}
-	if len(b.places) == 0 {
+	if len(b.places) == 0 && len(b.c.Spec.Registers) == 0 {
 		b.warn(b.root.get("services").placeOr(b.root.at), "write services: {NAME: {endpoints: [ADDRESS]}}", "no service is configured: there is nothing to do")
 	}
 	slices.SortFunc(b.c.Spec.Services, func(a, v rota.Service) int { return cmp.Compare(a.Name, v.Name) })
@@ -84,30 +69,16 @@ func (b *builder) fallbacks() {
 // service reads one service. Unless it is named, its name was refused and nothing is judged by it.
 func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rota.Name, named bool) rota.Service {
 	n := e.value
-	defaults := b.root.get("defaults")
-	v := rota.Service{
-		Name: name, Zone: nameOr(n.get("zone"), ""), Safety: b.safety(n.child("safety"), base), Labels: pairs(n.get("labels")),
-		TTL: ttlOr(n.get("ttl"), ttlOr(defaults.get("ttl"), defaultTTL)),
-	}
+	what := fmt.Sprintf("service %q", name.Short())
+	v := b.common(n, what, e.at, base)
+	v.Name = name
 	if named && v.Zone != "" && !name.In(v.Zone) {
-		b.fail(n.get("zone").at, "", "service %q is not in zone %s", name.Short(), v.Zone.Short())
+		b.fail(n.get("zone").at, "", "%s is not in zone %s", what, v.Zone.Short())
 	}
-	policy := n.get("policy")
-	v.Policy = rota.Policy{Answers: intOr(policy.get("answers"), 0), Pick: rota.Pick(textOr(policy.get("pick"), ""))}
-	if n.has("check") && n.has("checks") {
-		b.fail(n.get("check").placeOr(e.at), "", "service %q has both check and checks", name.Short())
+	s := scope{b: b, what: what, node: n, layers: []*node{n, b.root.get("defaults")}}
+	if name.Label() != "*" {
+		s.service = name.Short()
 	}
-	ttlAt := e.at
-	if t := n.get("ttl"); t != nil {
-		ttlAt = t.at
-	}
-	switch {
-	case v.TTL == 0:
-		b.warn(ttlAt, "", "service %q: TTL 0 makes every client ask for every connection", name.Short())
-	case v.TTL > 3600:
-		b.warn(ttlAt, "30s is usual", "service %q: with a TTL of %s clients keep a dead address that long", name.Short(), formatDuration(time.Duration(v.TTL)*time.Second))
-	}
-	s := scope{b: b, what: fmt.Sprintf("service %q", name.Short()), service: name, node: n, layers: []*node{n, defaults}}
 	seen := map[netip.Addr]place{}
 	for _, en := range withFaults(n.get("endpoints")) {
 		if ep, ok := s.endpoint(en); ok {
@@ -131,6 +102,27 @@ func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rot
 			name.Short(), v.Safety.MinPublished, len(v.Endpoints))
 	}
 	b.publish(&v, e, zones, named)
+	return v
+}
+
+// common reads what a service has beside its endpoints, whether it is configured or made of a template; what names it in messages.
+func (b *builder) common(n *node, what string, at place, base rota.Safety) rota.Service {
+	v := rota.Service{
+		Zone: nameOr(n.get("zone"), ""), Safety: b.safety(n.child("safety"), base), Labels: pairs(n.get("labels")),
+		TTL: ttlOr(n.get("ttl"), ttlOr(b.root.get("defaults").get("ttl"), defaultTTL)),
+	}
+	policy := n.get("policy")
+	v.Policy = rota.Policy{Answers: intOr(policy.get("answers"), 0), Pick: rota.Pick(textOr(policy.get("pick"), ""))}
+	if n.has("check") && n.has("checks") {
+		b.fail(n.get("check").placeOr(at), "", "%s has both check and checks", what)
+	}
+	at = n.get("ttl").placeOr(at)
+	switch {
+	case v.TTL == 0:
+		b.warn(at, "", "%s: TTL 0 makes every client ask for every connection", what)
+	case v.TTL > 3600:
+		b.warn(at, "30s is usual", "%s: with a TTL of %s clients keep a dead address that long", what, formatDuration(time.Duration(v.TTL)*time.Second))
+	}
 	return v
 }
 
@@ -204,95 +196,13 @@ func zoneList(zones []rota.Name) string {
 	return strings.Join(short, ", ")
 }
 
-// limits refuses what the name server behind a publisher would refuse.
-func (b *builder) limits(v *rota.Service, p *publisher, at *node, named bool) {
-	if z := p.RFC2136.Zone; named && z != "" && !v.Name.In(z) {
-		b.fail(at.at, "", "service %q is not in zone %s of publisher %q", v.Name.Short(), z.Short(), p.Name)
-	}
-	if p.RFC2136.Zone != "" && v.Zone != "" && v.Zone != p.RFC2136.Zone {
-		b.fail(at.at, "", "service %q is in zone %s, and publisher %q keeps zone %s", v.Name.Short(), v.Zone.Short(), p.Name, p.RFC2136.Zone.Short())
-	}
-	var four, six int
-	for _, e := range v.Endpoints {
-		switch {
-		case e.Address.Zone() != "":
-		case e.Address.Is4():
-			four++
-		default:
-			six++
-		}
-	}
-	for _, f := range []struct {
-		n int
-		t rota.Type
-	}{{four, rota.TypeA}, {six, rota.TypeAAAA}} {
-		if f.n > p.RFC2136.MaxRecords {
-			b.fail(at.at, fmt.Sprintf("split the service, or raise max-records-per-type there and write max_records: %d for the publisher", f.n),
-				"service %q has %d %s records and publisher %q takes %d: BIND refuses more than max-records-per-type, 100 by default",
-				v.Name.Short(), f.n, f.t, p.Name, p.RFC2136.MaxRecords)
-		}
-	}
-}
-
-// publisher returns the publisher that a service names, or nil after a problem.
-func (b *builder) publisher(use *node) *publisher {
-	if p := b.publishers[use.text]; p != nil {
-		return p
-	}
-	e, ok := b.defined[use.text]
-	if !ok {
-		known := append(sortedKeys(b.defined), rota.Embedded)
-		hint := didYouMean(use.text, known)
-		if hint == "" {
-			hint = "defined are: " + strings.Join(known, ", ")
-		}
-		b.fail(use.at, hint, "unknown publisher %q", short(use.text))
-		return nil
-	}
-	if kind := e.value.get("type"); kind == nil || kind.text != "rfc2136" {
-		if kind != nil {
-			b.once(kind.at, "publisher", e.key, kind.text)
-		}
-		return nil
-	}
-	p := b.rfc2136(e)
-	b.publishers[e.key] = p
-	return p
-}
-
-// rfc2136 reads a publisher of that type.
-func (b *builder) rfc2136(e entry) *publisher {
-	n := e.value
-	p := &publisher{Publisher: Publisher{Name: e.key, Type: "rfc2136", RFC2136: &RFC2136{
-		Transport: Transport(textOr(n.get("transport"), string(TransportAuto))), MaxRecords: intOr(n.get("max_records"), bindLimit),
-	}}}
-	for _, s := range elements(n.get("servers")) {
-		server, _ := parseServer(s.text, "53")
-		if slices.Contains(p.RFC2136.Servers, server) {
-			b.fail(s.at, "", "publisher %q: server %s stands twice", e.key, server)
-			continue
-		}
-		p.RFC2136.Servers = append(p.RFC2136.Servers, server)
-	}
-	if z := n.get("zone"); z != nil && z.text != "auto" {
-		p.RFC2136.Zone = nameOr(z, "")
-	}
-	switch k := n.get("key"); {
-	case k != nil:
-		p.RFC2136.Key = b.namedKey(k.at, k.text)
-	case !n.has("key"):
-		b.warn(e.at, "add key: NAME and the key under keys", "publisher %q sends its updates unsigned", e.key)
-	}
-	return p
-}
-
 // unused judges the publishers and checks that no service names. Nobody is warned of them.
 func (b *builder) unused() {
 	warnings := len(b.warnings)
 	for _, name := range sortedKeys(b.defined) {
 		e := b.defined[name]
-		if kind := e.value.get("type"); kind != nil && kind.text == "rfc2136" && b.publishers[name] == nil {
-			b.rfc2136(e)
+		if b.publishers[name] == nil && kindOfPublisher(textOr(e.value.get("type"), "")).read != nil {
+			b.c.Idle = append(b.c.Idle, b.readPublisher(e).Publisher)
 		}
 	}
 	b.warnings = b.warnings[:warnings]
@@ -343,172 +253,11 @@ func sortedKeys[V any](m map[string]V) []string {
 	return out
 }
 
-// namedKey returns the key of that name under keys, or nil after a problem.
-func (b *builder) namedKey(at place, name string) *Key {
-	if k, ok := b.c.Keys[name]; ok {
-		return &k
-	}
-	var known []string
-	for _, e := range words.entries(b.root.get("keys")) {
-		if e.key == name {
-			return nil // refused where it stands
-		}
-		known = append(known, e.key)
-	}
-	hint := didYouMean(name, known)
-	switch {
-	case hint == "" && len(known) == 0:
-		hint = "there are no keys; write keys: {NAME: {file: PATH}}"
-	case hint == "":
-		hint = "defined are: " + strings.Join(known, ", ")
-	}
-	b.fail(at, hint, "unknown key %q", short(name))
-	return nil
-}
-
-// publisherURL makes a publisher of rfc2136://SERVER[:PORT][,SERVER…]/[ZONE][?key=KEY&transport=TRANSPORT], where KEY is file:PATH,
-// env:NAME, credential:NAME or the name of a key.
-func (b *builder) publisherURL(n *node) *publisher {
-	scheme, rest, _ := strings.Cut(n.text, "://")
-	if scheme != "rfc2136" {
-		b.fail(n.at, didYouMean(scheme, []string{"rfc2136"}), "publish URL: %q is none of the schemes: want rfc2136://SERVER/ZONE?key=…", short(scheme))
-		return nil
-	}
-	rest, query, _ := strings.Cut(rest, "?")
-	servers, zone, _ := strings.Cut(rest, "/")
-	if strings.Contains(servers, "@") {
-		b.fail(n.at, "write ?key=file:PATH", "publish URL: a name server takes no user and password")
-		return nil
-	}
-	r := &RFC2136{Transport: TransportAuto, MaxRecords: bindLimit}
-	ok := true
-	refuse := func(hint, format string, args ...any) {
-		ok = false
-		b.fail(n.at, hint, "publish URL: "+format, args...)
-	}
-	for s := range strings.SplitSeq(servers, ",") {
-		server, err := parseServer(s, "53")
-		if err != nil {
-			refuse("", "%v", err)
-			continue
-		}
-		r.Servers = append(r.Servers, server)
-	}
-	if zone = strings.TrimSuffix(zone, "/"); zone != "" && zone != "auto" {
-		z, err := parseName(zone)
-		if err != nil {
-			refuse("", "%v", err)
-		}
-		r.Zone = z
-	}
-	id := strings.Join(r.Servers, ",") + "/" + r.Zone.Short()
-	p := &publisher{Publisher: Publisher{Name: urlName(r), Type: "rfc2136", RFC2136: r}, url: n.text}
-	key, algorithm, name, weak := "", "", "", false
-	if query != "" {
-		for part := range strings.SplitSeq(query, "&") {
-			k, v, _ := strings.Cut(part, "=")
-			value, err := url.PathUnescape(v)
-			if err != nil {
-				refuse("", "%s is malformed", k)
-				continue
-			}
-			switch k {
-			case "key":
-				key = value
-			case "algorithm":
-				if algorithm = value; algorithmNames[value] == "" {
-					refuse(didYouMean(value, algorithms()), "algorithm %q: want %s", short(value), oneOf(algorithms()))
-				}
-			case "name":
-				name = value
-			case "allow_weak":
-				if weak, err = parseBool(value); err != nil {
-					refuse("", "allow_weak: %v", err)
-				}
-			case "max_records":
-				v, err := parseInteger(value, 1, 4000)
-				if err != nil {
-					refuse("", "max_records: %v", err)
-				}
-				r.MaxRecords = int(v)
-			case "transport":
-				r.Transport = Transport(value)
-				if !slices.Contains([]Transport{TransportAuto, TransportUDP, TransportTCP}, r.Transport) {
-					refuse(didYouMean(value, []string{"auto", "udp", "tcp"}), "transport %q: want auto, udp or tcp", short(value))
-				}
-			default:
-				refuse(didYouMean(k, []string{"key", "algorithm", "name", "transport", "allow_weak", "max_records"}), "unknown parameter %q", short(k))
-			}
-		}
-	}
-	for _, known := range b.publishers {
-		if known.url == n.text {
-			return known
-		}
-	}
-	if key != "" {
-		var read bool
-		r.Key, read = b.urlKey(n.at, key, keyText{name: name, algorithm: algorithm}, weak)
-		ok = ok && read
-	}
-	if !ok {
-		return nil
-	}
-	if key == "" {
-		b.warn(n.at, "add ?key=file:PATH", "publisher %s sends its updates unsigned", id)
-	}
-	for i, plain := 2, p.Name; b.publishers[p.Name] != nil || b.defined[p.Name].value != nil; i++ {
-		p.Name = fmt.Sprintf("%s#%d", plain, i)
-	}
-	b.publishers[p.Name] = p
-	return p
-}
-
-// urlName names a publisher that was written as a URL: its first server, without the port when that is 53, and its zone.
-func urlName(r *RFC2136) string {
-	name := strings.TrimSuffix(firstServer(r), ":53")
-	if r.Zone != "" {
-		name += "/" + r.Zone.Short()
-	}
-	return name
-}
-
-// firstServer returns the first server, or "".
-func firstServer(r *RFC2136) string {
-	if len(r.Servers) == 0 {
-		return ""
-	}
-	return r.Servers[0]
-}
-
-// urlKey reads the key of a publish URL. What is no form of a reference is not repeated: it may be the secret itself.
-func (b *builder) urlKey(at place, key string, want keyText, weak bool) (*Key, bool) {
-	form, name, isForm := strings.Cut(key, ":")
-	if isForm && slices.Contains([]string{"file", "env", "credential"}, form) && name != "" {
-		s, ok := b.secretFrom(at, form, name)
-		k, ok := b.key(at, s, want, keyRules{whole: want.name == "" && form == "file", weak: weak, unread: !ok})
-		return &k, ok
-	}
-	if k, ok := b.c.Keys[key]; ok {
-		return &k, true
-	}
-	var known []string
-	for _, e := range words.entries(b.root.get("keys")) {
-		if e.key == key {
-			return nil, false
-		}
-		known = append(known, e.key)
-	}
-	hint := didYouMean(key, known)
-	b.fail(at, hint, "publish URL: key= wants file:PATH, env:NAME, credential:NAME or the name of a key under keys")
-	return nil, false
-}
-
 // scope is what the checks of one service, or of the uplink, are read in.
 type scope struct {
 	b        *builder
-	what     string    // in messages
-	service  rota.Name // empty: the uplink
+	what     string // in messages
+	service  string // what a web server is asked for unless a check says otherwise; empty: the endpoint's own address
 	node     *node
 	layers   []*node // service, defaults: where timing comes from when a check does not say
 	refused  bool    // a check was refused, so its lack is no oversight
@@ -811,7 +560,7 @@ func (s *scope) defined(def *node, name string, at, over *node) (rota.Use, bool)
 		s.refused = true
 		id := name
 		if id == "" {
-			id = fmt.Sprintf("%s:%d", s.service.Short(), kind.at.line)
+			id = fmt.Sprintf("%s:%d", s.service, kind.at.line)
 		}
 		s.b.once(kind.at, "check", id, kind.text)
 		s.timing(at, id, from)
@@ -884,11 +633,7 @@ func asciiHost(h string) string {
 
 // finish fills the defaults of a check's kind and its timing. from are the maps that belong to the check itself.
 func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
-	label, portless := c.Name, false
-	name := ""
-	if s.service != "" && s.service.Label() != "*" {
-		name = s.service.Short()
-	}
+	label, portless, name := c.Name, false, s.service
 	switch c.Kind {
 	case rota.KindHTTP, rota.KindHTTPS:
 		c.Port = cmp.Or(c.Port, map[rota.Kind]uint16{rota.KindHTTP: 80, rota.KindHTTPS: 443}[c.Kind])

@@ -35,12 +35,15 @@ type variants struct {
 	tag  string
 	kind string // what the word names, in messages
 	of   []variant
+
+	common []field // of every variant
 }
 
 // variant is one of variants.
 type variant struct {
 	word   string
 	fields []field
+	later  bool // this version does nothing of it
 }
 
 // dict is a map whose keys are names that the operator chose.
@@ -170,7 +173,36 @@ func (s either) check(x *examiner, n *node, what string) {
 			return
 		}
 	}
+	if isSecret(s) {
+		x.hush(n)
+	}
 	x.wrongKind(s, n, what)
+}
+
+// isSecret reports whether a shape takes text that is never shown.
+func isSecret(s shape) bool {
+	switch s := s.(type) {
+	case scalar:
+		return s.secret
+	case either:
+		return slices.ContainsFunc(s, isSecret)
+	}
+	return false
+}
+
+// hush keeps every text in n out of what is shown.
+func (x *examiner) hush(n *node) {
+	for _, part := range strings.Fields(n.text) {
+		if len(part) > 3 {
+			x.l.hush = append(x.l.hush, part)
+		}
+	}
+	for _, item := range n.items {
+		x.hush(item)
+	}
+	for _, e := range n.keys {
+		x.hush(e.value)
+	}
 }
 
 func (s scalar) check(x *examiner, n *node, what string) {
@@ -179,11 +211,7 @@ func (s scalar) check(x *examiner, n *node, what string) {
 		return
 	}
 	if s.secret {
-		for _, part := range strings.Fields(n.text) {
-			if len(part) > 3 {
-				x.l.hush = append(x.l.hush, part)
-			}
-		}
+		x.hush(n)
 	}
 	if n.bad {
 		return
@@ -279,6 +307,9 @@ func checkFields(x *examiner, n *node, fields []field, what string) {
 				}
 			}
 			x.l.fail(e.at, didYouMean(e.key, keys), "unknown key %q in %s", short(e.key), what)
+			if j := slices.IndexFunc(fields, func(f field) bool { return f.key == closest(e.key, keys) }); j >= 0 && isSecret(fields[j].shape) {
+				x.hush(e.value)
+			}
 			continue
 		}
 		f := fields[i]
@@ -332,7 +363,13 @@ func (s variants) check(x *examiner, n *node, what string) {
 	if tag == nil {
 		if !n.has(s.tag) {
 			n.bad = true
-			x.l.fail(n.at, "", "%s has no %s: want %s", what, s.tag, oneOf(s.words()))
+			hint := ""
+			for _, e := range n.keys {
+				if closest(e.key, []string{s.tag}) != "" && !s.takes(e.key) {
+					hint = fmt.Sprintf("did you mean %q by %q?", s.tag, short(e.key))
+				}
+			}
+			x.l.fail(n.at, hint, "%s has no %s: want %s", what, s.tag, oneOf(s.words()))
 		}
 		s.known(x, n, what)
 		return
@@ -344,15 +381,32 @@ func (s variants) check(x *examiner, n *node, what string) {
 		return
 	}
 	i := slices.IndexFunc(s.of, func(v variant) bool { return v.word == tag.text })
-	fields := append([]field{{key: s.tag, shape: scalar{want: "a word"}}}, s.of[i].fields...)
-	checkFields(x, n, fields, fmt.Sprintf("%s (%s)", what, tag.text))
+	fields := slices.Concat([]field{{key: s.tag, shape: scalar{want: "a word"}}}, s.of[i].fields, s.common)
+	what = fmt.Sprintf("%s (%s)", what, tag.text)
+	if s.of[i].later {
+		x.quiet++
+		defer func() {
+			if x.quiet--; x.quiet == 0 && !n.bad {
+				x.l.fail(tag.at, "", "%s is not supported yet", what)
+				n.bad = true
+			}
+		}()
+	}
+	checkFields(x, n, fields, what)
+}
+
+// takes reports whether some variant has a key.
+func (s variants) takes(key string) bool {
+	return slices.ContainsFunc(append(slices.Clone(s.of), variant{fields: s.common}), func(v variant) bool {
+		return slices.ContainsFunc(v.fields, func(f field) bool { return f.key == key })
+	})
 }
 
 // known judges those keys of a map without a valid tag that mean the same whatever the tag would be.
 func (s variants) known(x *examiner, n *node, what string) {
 	for _, e := range n.keys {
 		var shapes []shape
-		for _, v := range s.of {
+		for _, v := range append(slices.Clone(s.of), variant{fields: s.common}) {
 			for _, f := range v.fields {
 				if f.key == e.key {
 					shapes = append(shapes, f.shape)

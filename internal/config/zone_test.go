@@ -149,7 +149,7 @@ func TestOwnerFitsIntoTheFence(t *testing.T) {
 func TestOwnerOfMany(t *testing.T) {
 	const alone, many = "node: {name: a}\n", "node: {name: a}\ncluster: {election: raft}\n"
 	for in, want := range map[string]string{alone: "a", many: "", many + "ownership: {owner: web}": "web", alone + "ownership: {owner: web}": "web"} {
-		if got := parse(t, in).Owner; got != want {
+		if got := parse(t, in).Ownership.Owner; got != want {
 			t.Errorf("%s: owner %q, want %q", in, got, want)
 		}
 	}

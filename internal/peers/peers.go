@@ -52,6 +52,10 @@ type Zone struct {
 	Name   string // with a trailing dot
 	Text   string // zone file text without SOA and NS, which are added; $ORIGIN is the zone
 	Closed bool   // nobody may update it
+
+	Primary string   // host:port the zone is transferred from, instead of Text; empty: this server is the primary. BIND and Knot
+	Notify  []string // host:port of servers that are told of changes. BIND and Knot
+	Signed  bool     // the server signs it, with keys of its own making. Knot
 }
 
 // Place is where a server runs. The zero Place is loopback, on a free port.
@@ -73,6 +77,7 @@ type Config struct {
 	Zones []Zone
 	Keys  []Key // may update every zone that is not closed; empty: DefaultKey
 	At    Place
+	Port  int // to listen on; 0: 53 at an address of the Place, else a free one
 }
 
 // NameServer is a running name server.
@@ -84,8 +89,15 @@ type NameServer struct {
 	dir  string
 	host string
 	port int
+	api  int // port of PowerDNS's HTTP API
 	run  *process
 }
+
+// APIKey is the key of a PowerDNS's HTTP API.
+const APIKey = "key-of-the-rota-tests"
+
+// API returns the URL of a PowerDNS's HTTP API, without a path.
+func (s *NameServer) API() string { return fmt.Sprintf("http://%s:%d", s.host, s.api) }
 
 // Start starts a name server and waits until it answers. It ends with the test.
 func Start(t testing.TB, kind Kind, c Config) *NameServer {
@@ -95,8 +107,14 @@ func Start(t testing.TB, kind Kind, c Config) *NameServer {
 	}
 	s := &NameServer{Kind: kind, t: t, c: c, dir: t.TempDir(), host: c.At.Address, port: 53}
 	if s.host == "" {
-		s.host, s.port = "127.0.0.1", FreePort(t)
+		s.host, s.port = "127.0.0.1", 0
 	}
+	if c.Port != 0 {
+		s.port = c.Port
+	} else if s.port == 0 {
+		s.port = FreePort(t)
+	}
+	s.api = FreePort(t)
 	s.configure()
 	s.Restart()
 	return s
@@ -289,6 +307,9 @@ func (z Zone) file() string { return strings.TrimSuffix(z.Name, ".") + ".zone" }
 func (s *NameServer) configure() {
 	s.t.Helper()
 	for _, z := range s.c.Zones {
+		if z.Primary != "" {
+			continue
+		}
 		s.write(z.file(), "$ORIGIN %s\n$TTL 300\n@ 300 IN SOA ns1 hostmaster 1 3600 600 86400 30\n@ 300 IN NS ns1\nns1 300 IN A 127.0.0.1\n%s\n",
 			z.Name, z.Text)
 	}
@@ -323,7 +344,21 @@ controls {};
 		if z.Closed {
 			update = "none; "
 		}
-		fmt.Fprintf(&b, "zone %q { type primary; file %q; allow-update { %s}; };\n", z.Name, z.file(), update)
+		if z.Primary != "" {
+			host, port := s.hostPort(z.Primary)
+			fmt.Fprintf(&b, "zone %q { type secondary; file %q; primaries { %s port %s; }; };\n", z.Name, z.file(), host, port)
+			continue
+		}
+		notify := ""
+		if len(z.Notify) > 0 {
+			notify = "notify explicit; notify-delay 0; also-notify { "
+			for _, at := range z.Notify {
+				host, port := s.hostPort(at)
+				notify += host + " port " + port + "; "
+			}
+			notify += "}; "
+		}
+		fmt.Fprintf(&b, "zone %q { type primary; file %q; %sallow-update { %s}; };\n", z.Name, z.file(), notify, update)
 	}
 	s.write("named.conf", "%s", b.String())
 }
@@ -338,15 +373,50 @@ func (s *NameServer) configureKnot() {
 		ids = append(ids, k.Name+".")
 	}
 	fmt.Fprintf(&b, "acl:\n  - id: update\n    key: [%s]\n    action: [update]\n", strings.Join(ids, ", "))
-	b.WriteString("  - id: transfer\n    address: 0.0.0.0/0\n    action: [transfer]\nzone:\n")
+	b.WriteString("  - id: transfer\n    address: 0.0.0.0/0\n    action: [transfer]\n  - id: notify\n    address: 0.0.0.0/0\n    action: [notify]\n")
+	remotes, zones := "", ""
+	remote := func(at string) string {
+		host, port := s.hostPort(at)
+		id := fmt.Sprintf("remote%d", strings.Count(remotes, "id:"))
+		remotes += fmt.Sprintf("  - id: %s\n    address: %s@%s\n", id, host, port)
+		return id
+	}
 	for _, z := range s.c.Zones {
 		acl := "[update, transfer]"
 		if z.Closed {
 			acl = "[transfer]"
 		}
-		fmt.Fprintf(&b, "  - domain: %s\n    storage: %q\n    file: %q\n    acl: %s\n    serial-policy: increment\n", z.Name, s.dir, z.file(), acl)
+		if z.Primary != "" {
+			zones += fmt.Sprintf("  - domain: %s\n    storage: %q\n    file: %q\n    acl: [notify, transfer]\n    master: %s\n",
+				z.Name, s.dir, z.file(), remote(z.Primary))
+			continue
+		}
+		zones += fmt.Sprintf("  - domain: %s\n    storage: %q\n    file: %q\n    acl: %s\n    serial-policy: increment\n", z.Name, s.dir, z.file(), acl)
+		if z.Signed {
+			zones += "    dnssec-signing: on\n"
+		}
+		var ids []string
+		for _, at := range z.Notify {
+			ids = append(ids, remote(at))
+		}
+		if len(ids) > 0 {
+			zones += fmt.Sprintf("    notify: [%s]\n", strings.Join(ids, ", "))
+		}
 	}
+	if remotes != "" {
+		b.WriteString("remote:\n" + remotes)
+	}
+	b.WriteString("zone:\n" + zones)
 	s.write("knot.conf", "%s", b.String())
+}
+
+func (s *NameServer) hostPort(at string) (host, port string) {
+	s.t.Helper()
+	host, port, err := net.SplitHostPort(at)
+	if err != nil {
+		s.t.Fatalf("%s: %v", s.Kind, err)
+	}
+	return host, port
 }
 
 func (s *NameServer) configurePowerDNS() {
@@ -363,7 +433,13 @@ allow-axfr-ips=0.0.0.0/0
 disable-axfr=no
 loglevel=4
 version-string=anonymous
-`, s.path("db"), s.host, s.port, s.dir)
+webserver=yes
+webserver-address=%s
+webserver-port=%d
+webserver-allow-from=0.0.0.0/0
+api=yes
+api-key=%s
+`, s.path("db"), s.host, s.port, s.dir, s.host, s.api, APIKey)
 	s.pdnsutil("import-tsig-key", "nobody", "hmac-sha256", "bm9ib2R5IGhhcyB0aGlzIGtleQ==") // without a key to ask for, updates are open
 	for _, z := range s.c.Zones {
 		name := strings.TrimSuffix(z.Name, ".")

@@ -1,8 +1,11 @@
 package peers
 
 import (
+	"net"
 	"slices"
+	"strconv"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -29,6 +32,27 @@ func TestNameServers(t *testing.T) {
 			s.SetZone(Zone{Name: "example.test.", Text: "www 30 IN A 192.0.2.9"})
 			if got := s.Dump("example.test."); !slices.Contains(got, "www.example.test. 30 IN A 192.0.2.9") || len(got) != 4 {
 				t.Errorf("after SetZone the zone is %q", got)
+			}
+		})
+	}
+}
+
+// A secondary follows its primary when it is told of a change.
+func TestSecondaries(t *testing.T) {
+	for _, c := range []struct{ primary, secondary Kind }{{BIND, Knot}, {Knot, BIND}} {
+		t.Run(string(c.primary)+" and "+string(c.secondary), func(t *testing.T) {
+			t.Parallel()
+			port := FreePort(t)
+			told := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+			p := Start(t, c.primary, Config{Zones: []Zone{{Name: "example.test.", Text: "www 30 IN A 192.0.2.1", Notify: []string{told}}}})
+			s := Start(t, c.secondary, Config{Port: port, Zones: []Zone{{Name: "example.test.", Primary: p.Addr()}}})
+			p.Update("example.test.", nil, []string{"www.example.test. 30 IN A 192.0.2.2"})
+			deadline := time.Now().Add(startLimit)
+			for !slices.Equal(s.Lookup("www.example.test.", dns.TypeA), []string{"192.0.2.1", "192.0.2.2"}) {
+				if time.Now().After(deadline) {
+					t.Fatalf("the secondary has serial %d, the primary %d", s.Serial("example.test."), p.Serial("example.test."))
+				}
+				time.Sleep(20 * time.Millisecond)
 			}
 		})
 	}

@@ -42,10 +42,13 @@ type fake struct {
 	capture []Batch
 	allowed func(rota.Change) error
 	limit   int // changes in one transaction; 0: any
+	caps    Capabilities
+	anyTTL  uint32  // that this DNS gives every RRset; 0: what was asked for
+	patient *Reason // said to every write
 }
 
 func newFake(t testing.TB, sets ...rota.RRset) *fake {
-	f := &fake{t: t, zone: map[rota.Key]rota.RRset{}}
+	f := &fake{t: t, zone: map[rota.Key]rota.RRset{}, caps: Capabilities{Fence: FenceServer, Atomic: true}}
 	for _, s := range sets {
 		f.zone[s.Key()] = s
 	}
@@ -59,7 +62,7 @@ func (f *fake) Zone(_ context.Context, n rota.Name) (rota.Name, error) {
 	return "example.test.", nil
 }
 
-func (f *fake) Capabilities() Capabilities { return Capabilities{Fence: FenceServer, Atomic: true} }
+func (f *fake) Capabilities() Capabilities { return f.caps }
 
 func silence(write bool) error {
 	return &Reason{Code: CodeUnreachable, Transient: true, InDoubt: write, Text: "no answer"}
@@ -73,10 +76,14 @@ func (f *fake) Read(ctx context.Context, _ rota.Name, keys []rota.Key) (Reading,
 		f.blind = max(0, f.blind-1)
 		return Reading{}, silence(false)
 	}
-	var out Reading
+	out := Reading{AnyTTL: map[rota.Key]bool{}}
 	for _, k := range keys {
 		if s, ok := f.zone[k]; ok {
 			s.Data = slices.Clone(s.Data)
+			if f.anyTTL > 0 {
+				s.TTL = f.anyTTL
+				out.AnyTTL[k] = true
+			}
 			out.Sets = append(out.Sets, s)
 		}
 	}
@@ -87,6 +94,9 @@ func (f *fake) Write(_ context.Context, b Batch) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.tries = append(f.tries, time.Now())
+	if f.patient != nil {
+		return 0, f.patient
+	}
 	n := len(b.Changes)
 	if f.limit > 0 && n > f.limit {
 		n = f.limit
@@ -133,15 +143,22 @@ func (f *fake) Write(_ context.Context, b Batch) (int, error) {
 
 // check holds every message against the contract and the promises, whatever becomes of it.
 func (f *fake) check(b Batch) {
-	if b.Fence.Key() != FenceKey(b.Zone) || len(b.Fence.New.Data) != 1 || slices.Equal(b.Fence.Old.Data, b.Fence.New.Data) {
+	given := len(b.Fence.New.Data) == 0 && len(b.Fence.Old.Data) == 1 && len(b.Changes) == 0 // the zone is given up
+	if b.Fence.Key() != FenceKey(b.Zone) || len(b.Fence.New.Data) != 1 && !given || slices.Equal(b.Fence.Old.Data, b.Fence.New.Data) {
 		f.t.Errorf("a write without a fence that moves: %+v", b.Fence)
 	}
 	seen := map[rota.Key]bool{}
+	if n := f.caps.Batch; n > 0 && len(b.Changes) > n && b.Changes[0].Key().Name != b.Changes[len(b.Changes)-1].Key().Name {
+		f.t.Errorf("%d changes in one write, want at most %d", len(b.Changes), n)
+	}
 	for i, c := range b.Changes {
 		if c.Old.Key() != c.New.Key() || seen[c.Key()] {
 			f.t.Errorf("change %d is of two keys or comes twice: %v", i, c)
 		}
 		seen[c.Key()] = true
+		if len(c.New.Data) > 0 && (!f.caps.Takes(c.Key().Type) || c.New.TTL < f.caps.MinTTL) {
+			f.t.Errorf("a record that this DNS does not take: %v", c)
+		}
 		if f.allowed != nil {
 			if err := f.allowed(c); err != nil {
 				f.t.Error(err)

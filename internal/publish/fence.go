@@ -19,6 +19,7 @@ type Fence struct {
 	Epoch uint64 // grows with every leader that takes the zone, and is at least the leader's term
 	Seq   uint64 // grows with every write of that leader
 	By    string // random, names this holder: two that took the same epoch at once are told apart
+	Offer string // an installation that may take the zone over; empty: none
 }
 
 // fenceTTL is the TTL of fence records, in seconds. Nobody but publishers asks for them.
@@ -38,13 +39,17 @@ func FenceKey(zone rota.Name) rota.Key {
 
 // String returns the fence as its TXT record says it.
 func (f Fence) String() string {
-	return fmt.Sprintf("owner=%s epoch=%d seq=%d by=%s", url.QueryEscape(f.Owner), f.Epoch, f.Seq, f.By)
+	s := fmt.Sprintf("owner=%s epoch=%d seq=%d by=%s", url.QueryEscape(f.Owner), f.Epoch, f.Seq, f.By)
+	if f.Offer != "" {
+		s += " offer=" + url.QueryEscape(f.Offer)
+	}
+	return s
 }
 
 // RRset returns the record that stands in the zone.
 func (f Fence) RRset(zone rota.Name) rota.RRset {
 	k := FenceKey(zone)
-	return rota.RRset{Name: k.Name, Type: k.Type, TTL: fenceTTL, Data: []string{`"` + f.String() + `"`}}
+	return rota.RRset{Name: k.Name, Type: k.Type, TTL: fenceTTL, Data: []string{quoteTXT(f.String())}}
 }
 
 // Next returns the fence that a write leaves behind.
@@ -86,7 +91,7 @@ func ParseFence(set rota.RRset) (Fence, error) {
 }
 
 func parseFence(name rota.Name, data string) (Fence, error) {
-	text := strings.TrimSuffix(strings.TrimPrefix(data, `"`), `"`)
+	text := strings.ReplaceAll(strings.TrimSuffix(strings.TrimPrefix(data, `"`), `"`), `" "`, "")
 	var f Fence
 	var err error
 	seen := 0
@@ -103,6 +108,8 @@ func parseFence(name rota.Name, data string) (Fence, error) {
 			f.Seq, err = strconv.ParseUint(value, 10, 63)
 		case "by":
 			f.By = value
+		case "offer":
+			f.Offer, err = url.QueryUnescape(value)
 		}
 		if err != nil {
 			return Fence{}, fmt.Errorf("%s says %q, which rota did not write", name.Short(), rota.CleanReason("%s", text))

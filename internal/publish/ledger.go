@@ -39,6 +39,32 @@ type entry struct {
 	Locked string // why rota must not touch the name; empty: it may
 }
 
+// newEntry makes an entry of what an API says: names and data as text. What rota cannot read is locked, so that it is neither lost nor
+// touched. Its key has type 0 when the type is none of the DNS's own.
+func newEntry(name rota.Name, kind string, ttl uint32, text string) entry {
+	t, ok := dns.StringToType[strings.ToUpper(kind)]
+	if !ok {
+		if n, err := rota.ParseType(kind); err == nil {
+			t, ok = uint16(n), true
+		}
+	}
+	e := entry{Key: rota.Key{Name: name, Type: rota.Type(t)}, TTL: ttl}
+	if !ok {
+		e.Locked = fmt.Sprintf("is of the type %s, which is the provider's own", rota.CleanReason("%s", kind))
+		e.Data = text
+		return e
+	}
+	data, err := canonical(e.Key.Type, text)
+	if err != nil {
+		e.Locked, data = fmt.Sprintf("cannot be read: %v", err), text
+	}
+	e.Data = data
+	return e
+}
+
+// mnemonic is how APIs call a type.
+func mnemonic(t rota.Type) string { return dns.Type(t).String() }
+
 // ledger makes a Backend of a driver: it finds zones, compares before every write, does not believe a list that lags behind what was
 // written or that has lost everything at once, and keeps CNAMEs from standing beside other data.
 type ledger struct {
@@ -79,6 +105,9 @@ func newLedger(d driver, settle time.Duration) *ledger {
 
 // Capabilities are the driver's.
 func (l *ledger) Capabilities() Capabilities { return l.capabilities() }
+
+// Zones lists the zones of the account, as the provider says it now.
+func (l *ledger) Zones(ctx context.Context) ([]rota.Name, error) { return l.zones(ctx) }
 
 // Zone returns the longest zone of the account that holds the name.
 func (l *ledger) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
@@ -237,8 +266,12 @@ func reading(zone rota.Name, keys []rota.Key, entries []entry) Reading {
 			continue
 		}
 		if e.Locked != "" {
+			what := fmt.Sprintf("its %s record", e.Key.Type)
+			if e.Key.Type == 0 {
+				what = "another record there"
+			}
 			out.Blocked[n] = &Reason{
-				Code: CodeOther, Zone: zone, Name: n, Text: fmt.Sprintf("its %s record %s", e.Key.Type, e.Locked),
+				Code: CodeOther, Zone: zone, Name: n, Text: what + " " + e.Locked,
 				Advice: "remove that record there, or take the service out of rota",
 			}
 		}
@@ -283,10 +316,19 @@ func inTheWayOf(n rota.Name, e entry) *Reason {
 func (l *ledger) Write(ctx context.Context, b Batch) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, writeWithin)
 	defer cancel()
-	b.Changes = b.Changes[:fitting(b.Changes, l.capabilities().Batch)]
-	n := len(b.Changes)
+	n := fitting(b.Changes, l.capabilities().Batch, eachIsOne)
+	if p, ok := l.driver.(packer); ok {
+		n = p.pack(b.Changes)
+	}
+	b.Changes = b.Changes[:n]
 	keys := []rota.Key{b.Fence.Key()}
 	for _, c := range b.Changes {
+		if t := c.Key().Type; !l.capabilities().Takes(t) {
+			return n, &Reason{
+				Code: CodeUnsupported, Zone: b.Zone, Name: c.Key().Name, Text: fmt.Sprintf("records of the type %s cannot be written there", mnemonic(t)),
+				Advice: "publish the service to a DNS that takes them",
+			}
+		}
 		keys = append(keys, c.Key())
 	}
 	entries, err := l.list(ctx, b.Zone, withAncestors(b.Zone, keys))
@@ -308,14 +350,28 @@ func (l *ledger) Write(ctx context.Context, b Batch) (int, error) {
 	return n, err
 }
 
-// fitting returns how many leading changes make at most limit, those of one name never parted; all when limit is 0.
-func fitting(changes []rota.Change, limit int) int {
-	if limit <= 0 || len(changes) <= limit {
+// packer is a driver whose transactions are bounded by other things than the number of changes.
+type packer interface {
+	driver
+	// pack returns how many leading changes make one transaction; those of one name are never parted, and the first name always counts.
+	pack(changes []rota.Change) int
+}
+
+// eachIsOne is the size of a change where only their number is bounded.
+func eachIsOne(rota.Change) int { return 1 }
+
+// fitting returns how many leading changes have a size of at most limit in all, those of one name never parted; all when limit is 0.
+// The first name fits whatever its size.
+func fitting(changes []rota.Change, limit int, size func(rota.Change) int) int {
+	if limit <= 0 {
 		return len(changes)
 	}
-	n := 0
+	n, used := 0, 0
 	for names := range byName(changes) {
-		if n > 0 && n+len(names) > limit {
+		for _, c := range names {
+			used += size(c)
+		}
+		if n > 0 && used > limit {
 			break
 		}
 		n += len(names)
@@ -355,9 +411,10 @@ func stands(b Batch, entries []entry) error {
 	return nil
 }
 
-// editor is a driver whose API changes one record at a time.
+// editor changes one record at a time.
 type editor interface {
-	driver
+	// list is driver's.
+	list(ctx context.Context, zone rota.Name, names []rota.Name) ([]entry, error)
 	// create adds a record; that it is there already is a success.
 	create(ctx context.Context, zone rota.Name, e entry) error
 	// retime gives a record another TTL.
@@ -378,6 +435,9 @@ func stepwise(ctx context.Context, d editor, b Batch, held []entry) error {
 		return err
 	}
 	for changes := range byName(b.Changes) {
+		if err := s.lookAgain(b.Fence); err != nil {
+			return err
+		}
 		first, then := s.add, s.drop
 		if slices.ContainsFunc(changes, func(c rota.Change) bool { return c.Key().Type == rota.TypeCNAME }) {
 			first, then = s.drop, s.add
@@ -385,9 +445,9 @@ func stepwise(ctx context.Context, d editor, b Batch, held []entry) error {
 		for _, step := range []func(rota.Change) error{first, then} {
 			for _, c := range changes {
 				if err := step(c); err != nil {
-					r := *ReasonOf(err)
-					r.InDoubt, r.Name = true, c.Key().Name
-					return &r
+					r := inDoubt(err)
+					r.Name = c.Key().Name
+					return r
 				}
 			}
 		}
@@ -397,11 +457,15 @@ func stepwise(ctx context.Context, d editor, b Batch, held []entry) error {
 
 // steps is one batch on its way.
 type steps struct {
-	ctx  context.Context
-	d    editor
-	zone rota.Name
-	held map[rota.Key][]entry
+	ctx    context.Context
+	d      editor
+	zone   rota.Name
+	held   map[rota.Key][]entry
+	looked time.Time // when no fence but ours was there
 }
+
+// lookEvery bounds how long a writer goes on that was deposed between two of its steps.
+const lookEvery = 5 * time.Second
 
 // fence puts the new fence beside the old one and looks: whoever finds a third one there takes its own back and gives way, so that of
 // two writers at most one goes on. Only then does the old one go.
@@ -409,32 +473,60 @@ func (s *steps) fence(c rota.Change) error {
 	if err := s.add(c); err != nil {
 		return err
 	}
-	doubt := func(err error) error {
-		r := *ReasonOf(err)
-		r.InDoubt = true
-		return &r
-	}
-	now, err := s.d.list(s.ctx, s.zone, []rota.Name{c.Key().Name})
+	third, mine, err := s.look(c)
 	if err != nil {
-		return doubt(err)
+		return inDoubt(err)
 	}
+	if !third {
+		if err := s.drop(c); err != nil {
+			return inDoubt(err)
+		}
+		return nil
+	}
+	for _, e := range mine {
+		if err := s.d.remove(s.ctx, s.zone, e); err != nil {
+			return inDoubt(err)
+		}
+	}
+	return ErrMoved
+}
+
+// look reports whether there is a fence that is neither the one that c replaces nor the one it makes, and returns those it makes.
+func (s *steps) look(c rota.Change) (third bool, mine []entry, _ error) {
+	now, err := s.d.list(s.ctx, s.zone, []rota.Name{c.Key().Name})
 	for _, e := range now {
-		if e.Key != c.Key() || slices.Contains(c.Old.Data, e.Data) || slices.Contains(c.New.Data, e.Data) {
-			continue
+		switch {
+		case e.Key != c.Key():
+		case slices.Contains(c.New.Data, e.Data):
+			mine = append(mine, e)
+		case !slices.Contains(c.Old.Data, e.Data):
+			third = true
 		}
-		for _, mine := range now {
-			if mine.Key == c.Key() && slices.Contains(c.New.Data, mine.Data) {
-				if err := s.d.remove(s.ctx, s.zone, mine); err != nil {
-					return doubt(err)
-				}
-			}
-		}
-		return ErrMoved
 	}
-	if err := s.drop(c); err != nil {
-		return doubt(err)
+	s.looked = time.Now()
+	return third, mine, err
+}
+
+// lookAgain makes sure now and then that nobody has taken the zone since the fence was ours.
+func (s *steps) lookAgain(c rota.Change) error {
+	if time.Since(s.looked) < lookEvery {
+		return nil
+	}
+	third, _, err := s.look(c)
+	if err == nil && third {
+		err = &Reason{Code: CodeMoving, Transient: true, Zone: s.zone, Text: "another writer took the zone while records were written"}
+	}
+	if err != nil {
+		return inDoubt(err)
 	}
 	return nil
+}
+
+// inDoubt returns the reason of an error that came after something was written.
+func inDoubt(err error) *Reason {
+	r := *ReasonOf(err)
+	r.InDoubt = true
+	return &r
 }
 
 func (s *steps) add(c rota.Change) error {
@@ -462,6 +554,51 @@ func (s *steps) drop(c rota.Change) error {
 	return nil
 }
 
+// inZone returns the name that a provider writes as text: relative to the zone, empty or @ at its apex, or whole with a trailing dot.
+func inZone(zone rota.Name, text string) (rota.Name, error) {
+	switch {
+	case text == "" || text == "@":
+		return zone, nil
+	case strings.HasSuffix(text, "."):
+		return rota.ParseName(text)
+	case zone == ".":
+		return rota.ParseName(text + ".")
+	}
+	return rota.ParseName(text + "." + zone.String())
+}
+
+// relative returns a name without its zone, empty at the apex.
+func relative(zone, n rota.Name) string {
+	return strings.TrimSuffix(strings.TrimSuffix(n.String(), strings.TrimPrefix(zone.String(), ".")), ".")
+}
+
+// alienType stands for the types that only one provider knows, such as ALIAS. It is of the range for private use (RFC 6895 §3.1).
+const alienType rota.Type = 65534
+
+// listed makes an entry of a record that a provider lists. What is of a type that the DNS does not know, or no data of its type, locks
+// its name; it is no reason to know nothing of the others. The data of types that rota never writes is left as it is.
+func listed(name rota.Name, typ string, ttl uint32, text string) entry {
+	n, known := dns.StringToType[strings.ToUpper(typ)]
+	e := entry{Key: rota.Key{Name: name, Type: rota.Type(n)}, TTL: ttl, Data: text}
+	if !known {
+		e.Key.Type = alienType
+		e.Locked = rota.CleanReason("is of the provider's own kind, %s", typ)
+		return e
+	}
+	switch e.Key.Type {
+	case rota.TypeA, rota.TypeAAAA, rota.TypeCNAME, rota.TypeTXT, rota.TypePTR, rota.TypeNS, rota.TypeMX, rota.TypeSRV, rota.Type(dns.TypeDNAME):
+	default:
+		return e
+	}
+	data, err := canonical(e.Key.Type, text)
+	if err != nil {
+		e.Locked = rota.CleanReason("cannot be read: %v", err)
+		return e
+	}
+	e.Data = data
+	return e
+}
+
 // canonical turns a provider's text of a record's data into the form of rota.RRset. Names in it are relative to nothing: without a
 // trailing dot they are taken as whole.
 func canonical(t rota.Type, text string) (string, error) {
@@ -474,9 +611,9 @@ func canonical(t rota.Type, text string) (string, error) {
 			text = quoteTXT(text)
 		}
 	}
-	rr, err := dns.NewRR(". 0 IN " + t.String() + " " + text)
+	rr, err := dns.NewRR(". 0 IN " + mnemonic(t) + " " + text)
 	if err != nil || rr == nil {
-		return "", fmt.Errorf("%q is not the data of a %s record", rota.CleanReason("%s", text), t)
+		return "", fmt.Errorf("%q is not the data of a %s record", rota.CleanReason("%s", text), mnemonic(t))
 	}
 	return rdata(rr)
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -18,22 +19,58 @@ type Plan struct {
 // ZonePlan is what a publisher would write to one zone now.
 type ZonePlan struct {
 	Zone      rota.Name     `json:"zone,omitempty"`
-	Changes   []rota.Change `json:"changes"`   // sorted by name and type
+	Changes   []rota.Change `json:"changes"`   // sorted by name and type; a registry's records around what they speak of
+	Held      []HeldChange  `json:"held"`      // what safety limits keep from being written, sorted likewise
 	Unchanged []rota.RRset  `json:"unchanged"` // that are as they should be
 	Reasons   []*Reason     `json:"reasons"`   // why the zone, or single names in it, cannot be made true
 }
 
 // desire is what one zone should become, and the state that says so.
 type desire struct {
-	state *rota.State
-	wants []rota.Want // sorted by service
+	state    *rota.State
+	wants    []rota.Want // sorted by service, fitted to caps
+	caps     Capabilities
+	orders   orders
+	registry registry
 }
 
-// keys lists what must be read before a plan.
+// decide is the plan that may be written now. It is pure.
+func (d desire) decide(zone rota.Name, have Reading, left leavings, now time.Time) ZonePlan {
+	return d.register(d.limit(d.plan(zone, have), have, left, now), have)
+}
+
+// drift counts the RRsets that are not as they should be.
+func (p ZonePlan) drift() int {
+	keys := make(map[rota.Key]bool, len(p.Changes)+len(p.Held))
+	for _, c := range p.Changes {
+		keys[c.Key()] = true
+	}
+	for _, h := range p.Held {
+		keys[h.Change.Key()] = true
+	}
+	return len(keys)
+}
+
+// reads lists what must be read before a plan, but for the fence.
+func (d desire) reads() []rota.Key {
+	out := d.keys()
+	if d.registry.on {
+		for _, k := range out[:len(out):len(out)] {
+			if key, err := d.registry.key(k); err == nil {
+				out = append(out, key)
+			}
+		}
+	}
+	return out
+}
+
+// keys lists what is kept true.
 func (d desire) keys() []rota.Key {
-	out := make([]rota.Key, len(d.wants))
-	for i, w := range d.wants {
-		out[i] = w.Set.Key()
+	out := make([]rota.Key, 0, len(d.wants))
+	for _, w := range d.wants {
+		if d.caps.Takes(w.Set.Type) {
+			out = append(out, w.Set.Key())
+		}
 	}
 	return out
 }
@@ -49,20 +86,28 @@ func (d desire) byKey() map[rota.Key]rota.Want {
 
 // plan compares what the DNS says with what it should say. It is pure.
 func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
-	p := ZonePlan{Zone: zone, Changes: []rota.Change{}, Unchanged: []rota.RRset{}, Reasons: []*Reason{}}
-	index := make(map[rota.Key]rota.RRset, len(have.Sets))
-	for _, s := range have.Sets {
-		index[s.Key()] = s
-	}
+	p := ZonePlan{Zone: zone, Changes: []rota.Change{}, Held: []HeldChange{}, Unchanged: []rota.RRset{}, Reasons: []*Reason{}}
+	index := indexOf(have.Sets)
 	for wants := range byService(d.wants) {
 		name := wants[0].Service
 		if r := have.Blocked[name]; r != nil {
 			p.Reasons = append(p.Reasons, r)
 			continue
 		}
+		if r := d.untaken(wants); r != nil {
+			p.Reasons = append(p.Reasons, r)
+			continue
+		}
+		wants, r := d.unowned(wants, index)
+		if r != nil {
+			p.Reasons = append(p.Reasons, r)
+		}
 		var sets, held []rota.RRset
 		for _, w := range wants {
 			s := index[w.Set.Key()]
+			if have.AnyTTL[w.Set.Key()] {
+				s.TTL = w.Set.TTL
+			}
 			if s.Name == "" {
 				s = rota.RRset{Name: w.Set.Name, Type: w.Set.Type}
 			}
@@ -94,6 +139,19 @@ func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
 	return p
 }
 
+// untaken finds a record that should be written and that the DNS has no type for.
+func (d desire) untaken(wants []rota.Want) *Reason {
+	for _, w := range wants {
+		if len(w.Set.Data) > 0 && !d.caps.Takes(w.Set.Type) {
+			return &Reason{
+				Code: CodeUnsupported, Name: w.Service, Text: fmt.Sprintf("this DNS does not take %s records", w.Set.Type),
+				Advice: "leave out what needs them, or publish the service elsewhere",
+			}
+		}
+	}
+	return nil
+}
+
 // byService yields the wants of one name after the other.
 func byService(wants []rota.Want) func(func([]rota.Want) bool) {
 	return func(yield func([]rota.Want) bool) {
@@ -118,7 +176,7 @@ func dropped(s rota.RRset, drop []string) rota.RRset {
 
 // strayCNAME finds a CNAME at a name that should have addresses and whose CNAME this plan does not replace: servers agree to the
 // addresses and silently leave them out (RFC 2136 §3.4.2.2).
-func strayCNAME(name rota.Name, index map[rota.Key]rota.RRset, sets []rota.RRset) *Reason {
+func strayCNAME(name rota.Name, index index, sets []rota.RRset) *Reason {
 	c := index[rota.Key{Name: name, Type: rota.TypeCNAME}]
 	for _, s := range sets {
 		if s.Type == rota.TypeCNAME {

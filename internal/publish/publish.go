@@ -45,11 +45,11 @@ type Backend interface {
 
 // Capabilities are what one kind of DNS can do. Plans are fitted to them, and operators are shown them.
 type Capabilities struct {
-	Fence  FenceKind   // who refuses a stale writer
-	Atomic bool        // all changes of one Write happen or none does; otherwise additions come before removals
-	Batch  int         // most changes in one Write; 0: as many as fit
-	MinTTL uint32      // seconds; what is wanted with less is published with this
-	Types  []rota.Type // that can be written; nil: all
+	Fence  FenceKind   `json:"fence"`             // who refuses a stale writer
+	Atomic bool        `json:"atomic"`            // all changes of one Write happen or none does; otherwise additions come before removals
+	Batch  int         `json:"batch,omitempty"`   // most changes in one Write, but for a name that has more; 0: as many as fit
+	MinTTL uint32      `json:"min_ttl,omitempty"` // seconds; what is wanted with less is published with this
+	Types  []rota.Type `json:"types,omitempty"`   // that can be written; nil: all
 }
 
 // FenceKind says who refuses a stale writer.
@@ -71,10 +71,11 @@ type Reading struct {
 	AnyTTL  map[rota.Key]bool     // RRsets whose TTL the DNS chooses by itself
 }
 
-// Batch is what one zone should become. Changes are sorted by name; each key occurs once.
+// Batch is what one zone should become. Changes are in the order in which they are to be made where they cannot be made at once, those
+// of one name together; each key occurs once.
 type Batch struct {
 	Zone    rota.Name
-	Fence   rota.Change // of FenceKey(Zone)
+	Fence   rota.Change // of FenceKey(Zone); New is absent when the zone is given up
 	Changes []rota.Change
 }
 
@@ -142,6 +143,26 @@ type Reason struct {
 
 // MaxAfter bounds Reason.After, whatever a server asks for.
 const MaxAfter = 5 * time.Minute
+
+// ours reports whether nothing is wrong with the DNS: a person decided that rota does not write.
+func (r *Reason) ours() bool {
+	switch r.Code {
+	case CodeHeld, CodeFrozen, CodeDryRun, CodeReleased:
+		return true
+	}
+	return false
+}
+
+// after is how long to wait at least because of reasons.
+func after(reasons ...*Reason) time.Duration {
+	var wait time.Duration
+	for _, r := range reasons {
+		if r != nil {
+			wait = max(wait, min(r.After, MaxAfter))
+		}
+	}
+	return wait
+}
 
 // Error returns the reason in one line: where, what, and what to do.
 func (r *Reason) Error() string {

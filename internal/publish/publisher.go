@@ -40,13 +40,22 @@ type Options struct {
 
 	// Record is told of every write once it was read back. Its error is logged; the DNS stays as it is.
 	Record func(context.Context, rota.Published) error
+	// Recent, when set, lists what Record was told of a zone in the last while, whoever led: at least of the last rota.MaxChangePer, oldest
+	// first. Without it each leader begins with a budget of its own.
+	Recent func(zone rota.Name) []Past
 	// Confirm returns nil only after making sure that this node leads at this moment, in the term that Run was given. It is asked
 	// before a fence is taken.
 	Confirm func(ctx context.Context, term uint64) error
 	// Hold, when set, names services of which nothing is to be said yet: their records stay as they are. It is asked whenever the
 	// Source says that something changed.
 	Hold func(rota.Name) bool
-	Log  *slog.Logger
+	// Frozen, when set, says why nothing may be written at this moment; empty: it may. It is asked before every write.
+	Frozen func() string
+	// Registry, when set, keeps a record of ownership for each RRset.
+	Registry *Registry
+	// DryRun is to write nothing, ever: the publisher reads, and shows what it would write.
+	DryRun bool
+	Log    *slog.Logger
 
 	Audit      time.Duration // between looks at a DNS that is as it should be; 0: one minute
 	MinGap     time.Duration // between writes to one zone; 0: one second
@@ -77,6 +86,15 @@ func New(o Options) *Publisher {
 	}
 	if o.Record == nil {
 		o.Record = func(context.Context, rota.Published) error { return nil }
+	}
+	if o.Recent == nil {
+		o.Recent = func(rota.Name) []Past { return nil }
+	}
+	if o.Frozen == nil {
+		o.Frozen = func() string { return "" }
+	}
+	if o.DryRun {
+		o.Backend = dryRun{o.Backend}
 	}
 	if o.Confirm == nil {
 		o.Confirm = func(ctx context.Context, _ uint64) error { return ctx.Err() }
@@ -146,6 +164,7 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	out := map[rota.Name]desire{}
+	caps := p.o.Backend.Capabilities()
 	var lost []rota.Name
 	for w := range st.Wants(p.o.Name) {
 		if p.o.Hold != nil && p.o.Hold(w.Service) {
@@ -161,9 +180,20 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 			}
 			continue
 		}
+		w.Set.TTL = max(w.Set.TTL, caps.MinTTL)
 		d := out[zone]
-		d.state = st
+		d.state, d.caps = st, caps
 		d.wants = append(d.wants, w)
+		out[zone] = d
+	}
+	for _, x := range st.Instructed() {
+		if _, ok := out[x.Zone]; !ok && x.Verb == rota.VerbRelease && x.Publisher == p.o.Name {
+			out[x.Zone] = desire{state: st, caps: caps}
+		}
+	}
+	for zone, d := range out {
+		d.orders = ordersOf(st.Instructions(p.o.Name, zone), time.Now())
+		d.registry = p.o.registry(zone)
 		out[zone] = d
 	}
 	maps.DeleteFunc(p.lost, func(n rota.Name, _ *Reason) bool { return !slices.Contains(lost, n) })
@@ -256,9 +286,9 @@ func (p *Publisher) look(ctx context.Context, names []rota.Name, pace backoff.Ba
 		}
 		p.mu.Unlock()
 		if r.Transient {
-			return got, spread(pace.NextBackOff(), 0.5)
+			return got, max(spread(pace.NextBackOff(), 0.5), after(r))
 		}
-		wait = p.o.MaxBackoff
+		wait = max(wait, p.o.MaxBackoff, after(r))
 	}
 	return got, wait
 }
@@ -282,7 +312,7 @@ func (p *Publisher) Plan(ctx context.Context) (Plan, error) {
 	st := p.o.Source.State()
 	out := Plan{Publisher: p.o.Name, Zones: []ZonePlan{}}
 	desires, lost := p.sort(st)
-	homeless := ZonePlan{Changes: []rota.Change{}}
+	homeless := ZonePlan{Changes: []rota.Change{}, Held: []HeldChange{}, Unchanged: []rota.RRset{}}
 	for _, n := range lost {
 		z, err := p.o.Backend.Zone(ctx, n)
 		if err != nil {
@@ -311,15 +341,50 @@ func (p *Publisher) Plan(ctx context.Context) (Plan, error) {
 }
 
 func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) ZonePlan {
-	have, err := p.o.Backend.Read(ctx, name, append(d.keys(), FenceKey(name)))
-	if err != nil {
-		return ZonePlan{Zone: name, Changes: []rota.Change{}, Reasons: []*Reason{ReasonOf(err)}}
+	nothing := func(r *Reason) ZonePlan {
+		return ZonePlan{Zone: name, Changes: []rota.Change{}, Held: []HeldChange{}, Unchanged: []rota.RRset{}, Reasons: []*Reason{r}}
 	}
-	plan := d.plan(name, have)
-	if _, r := heldBy(name, p.o.Owner(), p.o.formerly(), have.Sets); r != nil {
+	if d.orders.release != nil {
+		return nothing(releasedBy(name, d.orders.release))
+	}
+	have, err := p.o.Backend.Read(ctx, name, append(d.reads(), FenceKey(name)))
+	if err != nil {
+		return nothing(ReasonOf(err))
+	}
+	plan := d.decide(name, have, p.leavings(name), time.Now())
+	if _, r := d.holder(name, &p.o, have.Sets); r != nil {
 		plan.Reasons = append(plan.Reasons, r)
 	}
 	return plan
+}
+
+// registry is the registry as the zone uses it.
+func (o *Options) registry(zone rota.Name) registry {
+	if o.Registry == nil {
+		return registry{}
+	}
+	return registry{
+		on: true, prefix: cmp.Or(o.Registry.Prefix, DefaultPrefix), zone: zone, owner: o.Owner(), formerly: o.formerly(),
+		ttl: max(fenceTTL, o.Backend.Capabilities().MinTTL),
+	}
+}
+
+// leavings is what left a zone lately: as the zone's loop knows it, or as it is on record.
+func (p *Publisher) leavings(zone rota.Name) leavings {
+	p.mu.Lock()
+	z := p.zones[zone]
+	if !p.leading {
+		z = nil
+	}
+	p.mu.Unlock()
+	if z != nil {
+		z.mu.Lock()
+		defer z.mu.Unlock()
+		if z.left != nil {
+			return maps.Clone(z.left)
+		}
+	}
+	return leavingsOf(p.o.Name, zone, p.o.Recent(zone))
 }
 
 // formerly are the names that the installation had before.
@@ -328,6 +393,15 @@ func (o *Options) formerly() []string {
 		return nil
 	}
 	return o.Formerly()
+}
+
+// holder is heldBy, but for a zone that a person told this installation to take over.
+func (d desire) holder(zone rota.Name, o *Options, sets []rota.RRset) (Fence, *Reason) {
+	f, r := heldBy(zone, o.Owner(), o.formerly(), sets)
+	if r != nil && d.orders.takes(f, o.Owner()) {
+		return f, nil
+	}
+	return f, r
 }
 
 // heldBy reads the fence among the sets; the zero fence when there is none. The reason says that somebody else owns the zone.
@@ -342,6 +416,11 @@ func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) 
 		return Fence{}, &Reason{
 			Code: CodeConflict, Zone: zone, Text: err.Error(), Advice: "nothing is written; remove that record if nobody needs it",
 		}
+	case f.Owner != owner && !slices.Contains(formerly, f.Owner) && f.Offer == owner:
+		return f, &Reason{
+			Code: CodeConflict, Zone: zone, Text: fmt.Sprintf("rota %q offers the zone to this installation", rota.CleanReason("%s", f.Owner)),
+			Advice: "rota import takes it over",
+		}
 	case f.Owner != owner && !slices.Contains(formerly, f.Owner):
 		return f, &Reason{
 			Code: CodeConflict, Zone: zone, Text: fmt.Sprintf("the zone is written by rota %q, this is %q", rota.CleanReason("%s", f.Owner), owner),
@@ -353,11 +432,14 @@ func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) 
 
 // Status is how a publisher stands.
 type Status struct {
-	Publisher string       `json:"publisher"`
-	Leading   bool         `json:"leading"` // it writes now; otherwise the rest is as of when it last did
-	Term      uint64       `json:"term,omitempty"`
-	Zones     []ZoneStatus `json:"zones"` // sorted
-	Lost      []*Reason    `json:"lost"`  // names whose zone could not be found, sorted
+	Publisher    string       `json:"publisher"`
+	Leading      bool         `json:"leading"` // it writes now; otherwise the rest is as of when it last did
+	Term         uint64       `json:"term,omitempty"`
+	DryRun       bool         `json:"dry_run,omitempty"` // it never writes
+	Frozen       string       `json:"frozen,omitempty"`  // why it writes nothing at present
+	Capabilities Capabilities `json:"capabilities"`
+	Zones        []ZoneStatus `json:"zones"` // sorted
+	Lost         []*Reason    `json:"lost"`  // names whose zone could not be found, sorted
 }
 
 // ZoneStatus is how one zone stands. Times are zero when there was none in this term.
@@ -371,6 +453,7 @@ type ZoneStatus struct {
 	Failures    int           `json:"failures"` // rounds since LastSuccess
 	Reasons     []*Reason     `json:"reasons"`  // of the last round; the first one concerns the zone if any does
 	Records     []rota.RRset  `json:"records"`  // what the DNS said of the RRsets rota keeps when it was last asked, sorted; shared, not to be changed
+	Held        []HeldChange  `json:"held"`     // what safety limits kept from being written in the last round; shared, not to be changed
 	Drift       int           `json:"drift"`    // RRsets that were not as they should be when last read
 	Repairs     uint64        `json:"repairs"`  // writes that nothing but the DNS called for: somebody else changed it
 	Writes      uint64        `json:"writes"`
@@ -382,7 +465,10 @@ type ZoneStatus struct {
 func (p *Publisher) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	out := Status{Publisher: p.o.Name, Leading: p.leading, Term: p.term, Zones: []ZoneStatus{}, Lost: []*Reason{}}
+	out := Status{
+		Publisher: p.o.Name, Leading: p.leading, Term: p.term, DryRun: p.o.DryRun, Frozen: p.o.Frozen(),
+		Capabilities: p.o.Backend.Capabilities(), Zones: []ZoneStatus{}, Lost: []*Reason{},
+	}
 	for _, n := range slices.Sorted(maps.Keys(p.zones)) {
 		out.Zones = append(out.Zones, p.zones[n].Status())
 	}

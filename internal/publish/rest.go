@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,12 +32,15 @@ type restOptions struct {
 	secrets []string            // never shown, wherever an API repeats them
 	rate    rate.Limit          // requests a second; 0: no limit
 	burst   int                 // requests at once under rate; 0: one
+	account string              // whoever speaks to the same server for the same account stands in one line with this one; empty: nobody does
+	media   string              // media type that is asked for, sent and demanded of answers; empty: JSON, and answers may say what they like
 	timeout time.Duration       // of one request in all; 0: 15 seconds
 	explain func(*restAnswer) *Reason
-	client  http.RoundTripper // nil: plain HTTP(S) without a proxy
+	believe func(*http.Request, *restAnswer) *Reason // looks at every answer before anything else does; nil: all are believed
+	client  http.RoundTripper                        // nil: plain HTTP(S) without a proxy
 }
 
-// restAnswer is an answer that is no success, for explain.
+// restAnswer is an answer, for explain and believe.
 type restAnswer struct {
 	status int
 	header http.Header
@@ -46,10 +51,18 @@ type restAnswer struct {
 type rest struct {
 	o      restOptions
 	http   *http.Client
-	pace   *rate.Limiter
-	quiet  atomic.Int64 // unix nanoseconds until which the API wants no request
-	server string       // host of base, for reasons
+	server string // host of base, for reasons
+	*line
 }
+
+// line is where the requests of one account wait for their turn.
+type line struct {
+	pace  *rate.Limiter
+	quiet atomic.Int64 // unix nanoseconds until which the API wants no request
+}
+
+// lines are the lines of accounts that are named, by server and account.
+var lines sync.Map
 
 // maxAnswer bounds an answer of an API, in bytes: a zone of 100,000 records fits.
 const maxAnswer = 64 << 20
@@ -74,8 +87,13 @@ func newREST(o restOptions) (*rest, error) {
 		Transport:     o.client,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
+	r.line = &line{}
 	if o.rate > 0 {
 		r.pace = rate.NewLimiter(o.rate, max(o.burst, 1))
+	}
+	if o.account != "" {
+		shared, _ := lines.LoadOrStore(u.Host+" "+o.account, r.line)
+		r.line = shared.(*line)
 	}
 	return r, nil
 }
@@ -103,9 +121,14 @@ func (r *rest) do(ctx context.Context, method, path string, in, out any) error {
 		return &Reason{Code: CodeInternal, Server: r.server, Text: r.clean(err.Error())}
 	}
 	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", cmp.Or(r.o.media, "application/json"))
 	}
 	return r.send(ctx, req, method != http.MethodGet, out)
+}
+
+// headed wants to see the header of the answer it is read from.
+type headed interface {
+	head(http.Header)
 }
 
 // send sends a request, whose path is below base. changes says that it is one that changes something.
@@ -129,7 +152,7 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 	var sent atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent.Store(true) }})
 	req = req.WithContext(ctx)
-	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Accept", cmp.Or(r.o.media, "application/json"))
 	req.Header.Set("User-Agent", "rota")
 	if r.o.auth != nil {
 		r.o.auth(req)
@@ -145,6 +168,14 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 		return r.unreachable(err, changes)
 	case len(body) > maxAnswer:
 		return r.malformed(changes, "the answer is longer than %d MiB", maxAnswer>>20)
+	}
+	if r.o.believe != nil {
+		if why := r.o.believe(req, &restAnswer{answer.StatusCode, answer.Header, body}); why != nil {
+			why.Server, why.InDoubt = r.server, changes
+			return why
+		}
+	}
+	switch {
 	case answer.StatusCode >= 300 && answer.StatusCode < 400:
 		return r.malformed(changes, "the API redirects elsewhere (HTTP %d)", answer.StatusCode)
 	case answer.StatusCode < 200 || answer.StatusCode >= 300:
@@ -156,6 +187,12 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 	if out == nil {
 		return nil
 	}
+	if h, ok := out.(headed); ok {
+		h.head(answer.Header)
+	}
+	if kind := answer.Header.Get("Content-Type"); r.o.media != "" && !sameMedia(kind, r.o.media) {
+		return r.malformed(changes, "the answer is %q, not %s", kind, r.o.media)
+	}
 	if err := json.Unmarshal(body, out); err != nil {
 		return r.malformed(changes, "the answer is not the JSON that is expected: %v", err)
 	}
@@ -166,6 +203,13 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 func page(h http.Header, body []byte) bool {
 	kind, _, _ := mime.ParseMediaType(h.Get("Content-Type"))
 	return kind == "text/html" || bytes.HasPrefix(bytes.TrimSpace(body), []byte("<"))
+}
+
+// sameMedia compares media types with their parameters.
+func sameMedia(a, b string) bool {
+	kindA, paramsA, errA := mime.ParseMediaType(a)
+	kindB, paramsB, errB := mime.ParseMediaType(b)
+	return errA == nil && errB == nil && kindA == kindB && maps.Equal(paramsA, paramsB)
 }
 
 func (r *rest) malformed(doubt bool, format string, args ...any) *Reason {

@@ -545,7 +545,11 @@ func records(s rota.RRset) ([]dns.RR, error) {
 				out = append(out, &dns.AAAA{Hdr: h, AAAA: a.AsSlice()})
 			}
 		case rota.TypeCNAME:
-			out = append(out, &dns.CNAME{Hdr: h, Target: d})
+			n, err := rota.ParseName(d)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", s.Key(), err)
+			}
+			out = append(out, &dns.CNAME{Hdr: h, Target: n.String()})
 		default:
 			rr, err := dns.NewRR(fmt.Sprintf("%s %d IN %s %s", s.Name, s.TTL, s.Type, d))
 			if err != nil || rr == nil {
@@ -583,12 +587,8 @@ func (b *RFC2136) Write(ctx context.Context, batch Batch) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, c := range batch.Changes[:n] {
-		if c.Key().Type == rota.TypeCNAME && len(c.New.Data) > 0 && len(c.Old.Data) == 0 {
-			if err := b.alone(ctx, batch.Zone, c.Key().Name, batch.Changes[:n]); err != nil {
-				return n, err
-			}
-		}
+	if err := b.alone(ctx, batch.Zone, batch.Changes[:n]); err != nil {
+		return n, err
 	}
 	answer, road, err := b.ask(ctx, b.writes, m)
 	if err != nil {
@@ -673,10 +673,22 @@ func update(batch Batch) (*dns.Msg, int, error) {
 	return m, n, nil
 }
 
-// alone makes sure that a CNAME would stand alone once the changes are made: servers agree to a CNAME beside other data and leave it
-// out (RFC 2136 §3.4.2.2), and what it should have replaced would be gone. ANY over TCP shows everything on BIND, Knot and PowerDNS;
-// for servers that answer it in part (RFC 8482) the usual types are asked one by one.
-func (b *RFC2136) alone(ctx context.Context, zone, name rota.Name, changes []rota.Change) error {
+// alone makes sure that every new CNAME would stand alone once the changes are made: servers agree to a CNAME beside other data and
+// leave it out (RFC 2136 §3.4.2.2), and what it should have replaced would be gone.
+func (b *RFC2136) alone(ctx context.Context, zone rota.Name, changes []rota.Change) error {
+	for _, c := range changes {
+		if c.Key().Type == rota.TypeCNAME && len(c.New.Data) > 0 && len(c.Old.Data) == 0 {
+			if err := b.aloneAt(ctx, zone, c.Key().Name, changes); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// aloneAt looks for what else a name holds and keeps. ANY over TCP shows everything on BIND, Knot and PowerDNS; for servers that
+// answer it in part (RFC 8482) the usual types are asked one by one.
+func (b *RFC2136) aloneAt(ctx context.Context, zone, name rota.Name, changes []rota.Change) error {
 	reason := func(t rota.Type) error {
 		return &Reason{
 			Code: CodeOther, Zone: zone, Name: name, Text: fmt.Sprintf("a CNAME cannot stand beside the %s records there (RFC 1034 §3.6.2)", t),

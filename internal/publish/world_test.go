@@ -39,7 +39,7 @@ func service(name string, addrs ...string) rota.Service {
 	v := rota.Service{
 		Name: rota.MustParseName(name), TTL: 30, Publish: []string{testPublisher}, Zone: "example.test.", Safety: rota.DefaultSafety(),
 	}
-	v.Safety.FailOpenBelow, v.Safety.MinHold = 0, 0
+	v.Safety.FailOpenBelow, v.Safety.MinHold, v.Safety.MaxChange = 0, 0, rota.MaxChange{Share: 1, Per: time.Minute}
 	for _, a := range addrs {
 		v.Endpoints = append(v.Endpoints, rota.Endpoint{
 			Address: netip.MustParseAddr(a), Weight: 1, Checks: []rota.Use{{Check: testCheck}},

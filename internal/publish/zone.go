@@ -18,21 +18,26 @@ type zone struct {
 	name rota.Name
 	term uint64
 	poke chan struct{} // a newer desire is there
+	look chan struct{} // a person asked for a look
 
 	mu      sync.Mutex // guards the mailbox and what is shown
 	desired desire
+	asked   uint64 // the newest instruction that was looked at
 	status  ZoneStatus
+	left    leavings // what left the DNS lately; nil before the loop began
 
 	// What follows is owned by run.
 	fence   Fence
-	held    bool   // fence is ours, as far as is known
-	doubt   bool   // a message of ours may still arrive: the fence must move before anything is believed to stay
-	behind  int    // reads in a row that showed less than was written
-	fenced  int    // times in a row that another took the fence
-	last    desire // that the DNS was seen to say
+	held    bool      // fence is ours, as far as is known
+	doubt   bool      // a message of ours may still arrive: the fence must move before anything is believed to stay
+	behind  int       // reads in a row that showed less than was written
+	fenced  int       // times in a row that another took the fence
+	taken   time.Time // when the fence was taken from another writer
+	last    desire    // that the DNS was seen to say
 	born    time.Time
 	pending []pending              // written and not yet read back, or in doubt
 	refused map[rota.Name]*refusal // names the server does not take
+	renewed uint64                 // the newest refresh whose additions were made
 }
 
 // pending is a change whose effect has not been seen yet.
@@ -52,8 +57,8 @@ type refusal struct {
 
 func newZone(o Options, name rota.Name, term uint64) *zone {
 	return &zone{
-		o: o, name: name, term: term, poke: make(chan struct{}, 1), refused: map[rota.Name]*refusal{}, born: time.Now(),
-		status: ZoneStatus{Zone: name, Reasons: []*Reason{}},
+		o: o, name: name, term: term, poke: make(chan struct{}, 1), look: make(chan struct{}, 1), refused: map[rota.Name]*refusal{}, born: time.Now(),
+		status: ZoneStatus{Zone: name, Reasons: []*Reason{}, Held: []HeldChange{}},
 	}
 }
 
@@ -61,9 +66,15 @@ func newZone(o Options, name rota.Name, term uint64) *zone {
 func (z *zone) want(d desire) {
 	z.mu.Lock()
 	z.desired = d
+	asked := d.orders.index > z.asked
+	z.asked = max(z.asked, d.orders.index)
 	z.mu.Unlock()
+	signal := z.poke
+	if asked {
+		signal = z.look
+	}
 	select {
-	case z.poke <- struct{}{}:
+	case signal <- struct{}{}:
 	default:
 	}
 }
@@ -79,52 +90,84 @@ func (z *zone) Status() ZoneStatus {
 
 // run makes the zone true until ctx ends. Its error is for leadership: ErrFenced.
 func (z *zone) run(ctx context.Context) error {
+	past := leavingsOf(z.o.Name, z.name, z.o.Recent(z.name))
+	z.mu.Lock()
+	z.left = past
+	z.mu.Unlock()
 	pace := newBackoff(z.o)
+	var failed time.Time
 	for {
 		select { // what is taken now is the newest
 		case <-z.poke:
+		case <-z.look:
 		default:
 		}
 		z.mu.Lock()
 		d := z.desired
 		z.mu.Unlock()
-		var whole *Reason
+		failing := false
 		wait := time.Duration(-1) // nothing to keep true: until poked
-		if len(d.wants) > 0 {
-			var err error
-			var names []*Reason
-			if whole, names, err = z.round(ctx, d); ctx.Err() != nil {
+		if len(d.wants) > 0 || d.orders.release != nil {
+			start := time.Now()
+			whole, names, err := z.round(ctx, d)
+			if ctx.Err() != nil {
 				return nil
 			} else if err != nil {
 				return err
 			}
-			wait = spread(z.o.Audit, 0.1)
-			switch reasons := z.note(d, whole, names); {
+			wait = spread(z.audit(), 0.1)
+			reasons := z.note(d, whole, names)
+			switch {
 			case slices.ContainsFunc(reasons, func(r *Reason) bool { return r.Transient }):
 				wait = spread(pace.NextBackOff(), 0.5)
+				failed = time.Now()
 			case len(reasons) > 0:
 				wait = spread(z.o.MaxBackoff, 0.1)
-			default:
+			case z.wrote(start) || time.Since(failed) > z.o.MaxBackoff:
+				// That there was nothing to write does not show that the DNS takes writes again.
 				pace.Reset()
 			}
+			failing = whole != nil && !whole.ours() || after(reasons...) > 0
+			wait = max(wait, after(reasons...))
 		} else {
 			z.rest()
 		}
-		if !z.sleep(ctx, wait, whole != nil) {
+		if !z.sleep(ctx, wait, failing) {
 			return nil
 		}
 	}
+}
+
+// wrote reports whether the DNS has agreed to a write since start.
+func (z *zone) wrote(start time.Time) bool {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return !z.status.LastWrite.Before(start)
+}
+
+// lateLook is how often a zone is looked at in which requests of a former writer may still arrive.
+const lateLook = 15 * time.Second
+
+// audit returns the time between two looks. Where writers alone keep the fence, what one sent before it was deposed is carried out when
+// it arrives: until that can no longer be, the zone is looked at more often, so that it is soon put right.
+func (z *zone) audit() time.Duration {
+	if z.o.Backend.Capabilities().Fence == FenceCompare && time.Since(z.taken) < 2*writeWithin {
+		return min(z.o.Audit, lateLook)
+	}
+	return z.o.Audit
 }
 
 // rest clears what is shown of a zone in which nothing is to be kept true any more.
 func (z *zone) rest() {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	z.status.RRsets, z.status.Drift, z.status.Failures, z.status.Reasons = 0, 0, 0, []*Reason{}
+	z.status.RRsets, z.status.Drift, z.status.Failures = 0, 0, 0
+	z.status.Reasons, z.status.Held = []*Reason{}, []HeldChange{}
 }
 
-// sleep waits until it is time for the next round, and returns false when ctx ends. While the zone as a whole fails a newer desire
-// does not shorten the wait: the newest is written when its time comes, not each as it comes.
+// sleep waits until it is time for the next round, and returns false when ctx ends. While the zone as a whole fails, or the DNS asks
+// for patience, a newer desire does not shorten the wait, only a person does: the newest is written when its time comes, not each as it
+// comes.
 func (z *zone) sleep(ctx context.Context, wait time.Duration, failing bool) bool {
 	var due <-chan time.Time
 	if wait >= 0 {
@@ -141,6 +184,7 @@ func (z *zone) sleep(ctx context.Context, wait time.Duration, failing bool) bool
 		return false
 	case <-due:
 		return true
+	case <-z.look:
 	case <-poke:
 	}
 	z.mu.Lock()
@@ -222,36 +266,88 @@ func (z *zone) round(ctx context.Context, d desire) (whole *Reason, names []*Rea
 // attempt is desired → plan → write → read back.
 func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error) {
 	start := time.Now()
-	if !z.held {
-		if whole, err := z.take(ctx); whole != nil || err != nil {
+	if d.orders.release != nil {
+		return z.release(ctx, d)
+	}
+	stopped := z.stopped()
+	if stopped == nil && !z.held {
+		if whole, err := z.take(ctx, d); whole != nil || err != nil {
 			return whole, nil, err
 		}
 	}
-	have, err := z.o.Backend.Read(ctx, z.name, append(d.keys(), FenceKey(z.name)))
+	have, err := z.o.Backend.Read(ctx, z.name, append(d.reads(), FenceKey(z.name)))
 	if err != nil {
 		return z.because(err), nil, nil
 	}
-	if whole := z.still(have.Sets); whole != nil {
-		return whole, nil, nil
+	if z.held {
+		if whole := z.still(have.Sets); whole != nil {
+			return whole, nil, nil
+		}
 	}
 	z.saw(nil, d.keys(), have.Sets)
-	z.settle(ctx, d, have.Sets, have.Blocked)
-	plan := d.plan(z.name, have)
-	z.mu.Lock()
-	z.status.Drift = len(plan.Changes)
-	z.mu.Unlock()
-	todo, names := z.admit(plan)
+	z.settle(ctx, d, have)
+	plan := z.plan(d, have)
+	if stopped != nil {
+		if _, conflict := d.holder(z.name, &z.o, have.Sets); conflict != nil {
+			return conflict, plan.Reasons, nil
+		}
+		return stopped.would(plan.Changes), plan.Reasons, nil
+	}
+	todo, names := z.admit(plan, d.registry)
 	if z.doubt {
 		// Once the fence has moved on, what is still on its way arrives in vain.
 		if whole, err := z.advance(ctx); whole != nil || err != nil {
 			return whole, names, err
 		}
 	}
-	if len(todo) == 0 {
-		return nil, names, nil
+	if add, newest := d.renew(todo, z.renewed); newest > 0 {
+		whole, bad, err := z.carry(ctx, d, add, start)
+		if whole != nil || err != nil || len(bad) > 0 {
+			return whole, append(names, bad...), err
+		}
+		z.renewed = newest
+		if len(add) > 0 {
+			return nil, nil, ErrMoved // what goes is planned on what was read back
+		}
 	}
-	whole, bad, err := z.write(ctx, todo, start)
-	names = append(names, bad...)
+	whole, bad, err := z.carry(ctx, d, todo, start)
+	return whole, append(names, bad...), err
+}
+
+// renew lists what is to come of the names that a person wants written again since the order done, and the newest such order. Nothing
+// goes of them until that stands; where a CNAME comes or goes, all goes at once.
+func (d desire) renew(todo []rota.Change, done uint64) (add []rota.Change, newest uint64) {
+	for _, index := range d.orders.refresh {
+		if index > done {
+			newest = max(newest, index)
+		}
+	}
+	if newest == 0 {
+		return nil, 0
+	}
+	for changes := range d.registry.bySubject(todo) {
+		alias := slices.ContainsFunc(changes, func(c rota.Change) bool { return c.Key().Type == rota.TypeCNAME })
+		if alias || d.orders.refresh[d.registry.subject(changes[0].Key())] <= done {
+			continue
+		}
+		for _, c := range changes {
+			if d.registry.subject(c.Key()) == c.Key().Name { // a registry's record is one, which is replaced
+				c.New.Data = slices.Compact(slices.Sorted(slices.Values(slices.Concat(c.Old.Data, c.New.Data))))
+			}
+			if len(c.New.Data) > 0 && !c.New.Equal(c.Old) {
+				add = append(add, c)
+			}
+		}
+	}
+	return add, newest
+}
+
+// carry writes changes and reads them back.
+func (z *zone) carry(ctx context.Context, d desire, changes []rota.Change, start time.Time) (whole *Reason, names []*Reason, err error) {
+	if len(changes) == 0 {
+		return nil, nil, nil
+	}
+	whole, names, err = z.write(ctx, changes, d.registry, start)
 	if err != nil || len(z.pending) == 0 {
 		return whole, names, err
 	}
@@ -272,8 +368,77 @@ func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error
 	z.mu.Lock()
 	before := z.status.Records
 	z.mu.Unlock()
-	z.saw(before, keys[1:], back.Sets)
-	return whole, append(names, z.settle(ctx, d, back.Sets, nil)...), nil
+	z.saw(before, slices.DeleteFunc(keys, func(k rota.Key) bool { return k == FenceKey(z.name) || d.registry.subject(k) != k.Name }), back.Sets)
+	return whole, append(names, z.settle(ctx, d, back)...), nil
+}
+
+// releasedBy says who gave the zone up.
+func releasedBy(zone rota.Name, x *rota.Instructed) *Reason {
+	r := &Reason{
+		Code: CodeReleased, Zone: zone, Text: fmt.Sprintf("%s released the zone at %s: %s", x.Actor, x.At.UTC().Format(time.RFC3339), x.Reason),
+		Advice: "rota import takes it back",
+	}
+	if x.To != "" {
+		r.Text += fmt.Sprintf("; it is offered to %q", x.To)
+	}
+	return r
+}
+
+// release gives the zone up, once: its fence says to whom it is offered, or goes, after what the registry says of ours. From then on
+// nothing is written.
+func (z *zone) release(ctx context.Context, d desire) (*Reason, []*Reason, error) {
+	done := releasedBy(z.name, d.orders.release)
+	to := d.orders.release.To
+	have, err := z.o.Backend.Read(ctx, z.name, append(d.reads(), FenceKey(z.name)))
+	if err != nil {
+		return z.because(err), nil, nil
+	}
+	f, conflict := heldBy(z.name, z.o.Owner(), z.o.formerly(), have.Sets)
+	if conflict != nil || f.Owner == "" || to != "" && f.Offer == to && f.Owner == z.o.Owner() {
+		z.held, z.pending, z.doubt = false, nil, false
+		return done, nil, nil
+	}
+	if stopped := z.stopped(); stopped != nil {
+		stopped.Text += ": would release the zone"
+		return stopped, nil, nil
+	}
+	if !z.held {
+		if whole, err := z.take(ctx, d); whole != nil || err != nil {
+			return whole, nil, err
+		}
+	} else if whole := z.still(have.Sets); whole != nil {
+		return whole, nil, nil
+	}
+	z.settle(ctx, d, have)
+	next := z.fence.Next()
+	next.Offer = to
+	last := rota.Change{Old: z.record(z.fence), New: z.record(next)}
+	if to == "" {
+		if whole, names, err := z.carry(ctx, d, d.strike(have), time.Now()); whole != nil || err != nil || len(names) > 0 {
+			return whole, names, err
+		}
+		last = rota.Change{Old: z.record(z.fence), New: rota.RRset{Name: FenceKey(z.name).Name, Type: rota.TypeTXT}}
+	}
+	_, err = z.send(ctx, Batch{Zone: z.name, Fence: last})
+	z.held = false
+	if err != nil && !errors.Is(err, ErrMoved) && !ReasonOf(err).InDoubt {
+		return z.because(err), nil, nil
+	}
+	z.o.Log.Info("released the zone", "publisher", z.o.Name, "zone", z.name.Short(), "to", to, "actor", d.orders.release.Actor)
+	return nil, nil, ErrMoved // what stands there now decides
+}
+
+// plan is what is to be written now, and keeps for those who ask what is not as it should be.
+func (z *zone) plan(d desire, have Reading) ZonePlan {
+	now := time.Now()
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if len(z.pending) == 0 {
+		z.left.forget(indexOf(have.Sets), now)
+	}
+	plan := d.decide(z.name, have, z.left, now)
+	z.status.Drift, z.status.Held = plan.drift(), plan.Held
+	return plan
 }
 
 // saw keeps what the DNS said of keys, for those who ask, beside what it said of others before.
@@ -308,13 +473,14 @@ func (z *zone) because(err error) *Reason {
 	return &r
 }
 
-// take makes the fence ours, once a term: from whoever of the same owner holds it, under a former name of it too, or anew.
-func (z *zone) take(ctx context.Context) (*Reason, error) {
+// take makes the fence ours, once a term: from whoever of the same owner holds it, under a former name of it too, from another owner if a
+// person said so, or anew.
+func (z *zone) take(ctx context.Context, d desire) (*Reason, error) {
 	have, err := z.o.Backend.Read(ctx, z.name, []rota.Key{FenceKey(z.name)})
 	if err != nil {
 		return z.because(err), nil
 	}
-	old, conflict := heldBy(z.name, z.o.Owner(), z.o.formerly(), have.Sets)
+	old, conflict := d.holder(z.name, &z.o, have.Sets)
 	if conflict != nil {
 		return conflict, nil
 	}
@@ -323,8 +489,8 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 		return nil, fmt.Errorf("%w: %w", r, err)
 	}
 	mine := old.take(z.o.Owner(), z.term)
-	_, err = z.o.Backend.Write(ctx, Batch{
-		Zone: z.name, Fence: rota.Change{Old: find(have.Sets, FenceKey(z.name)), New: mine.RRset(z.name)},
+	_, err = z.send(ctx, Batch{
+		Zone: z.name, Fence: rota.Change{Old: find(have.Sets, FenceKey(z.name)), New: z.record(mine)},
 	})
 	if err == nil || errors.Is(err, ErrMoved) || ReasonOf(err).InDoubt {
 		// A lost answer and a lost race look alike: what stands there now decides.
@@ -332,12 +498,15 @@ func (z *zone) take(ctx context.Context) (*Reason, error) {
 		if rerr != nil {
 			return z.because(rerr), nil
 		}
-		now, conflict := heldBy(z.name, z.o.Owner(), z.o.formerly(), have.Sets)
+		now, conflict := d.holder(z.name, &z.o, have.Sets)
 		switch {
 		case conflict != nil:
 			return conflict, nil
 		case now.same(mine):
 			z.fence, z.held, z.doubt = now, true, false
+			if old.Owner != "" {
+				z.taken = time.Now()
+			}
 			z.o.Log.Info("took the zone", "publisher", z.o.Name, "zone", z.name.Short(), "fence", now.String())
 			return nil, nil
 		case err == nil:
@@ -387,10 +556,10 @@ func (z *zone) still(sets []rota.RRset) *Reason {
 const patience = 3
 
 // admit leaves out the names that the server refused lately and whose changes are the same.
-func (z *zone) admit(plan ZonePlan) (todo []rota.Change, names []*Reason) {
+func (z *zone) admit(plan ZonePlan, g registry) (todo []rota.Change, names []*Reason) {
 	names = plan.Reasons
-	for changes := range byName(plan.Changes) {
-		n := changes[0].Key().Name
+	for changes := range g.bySubject(plan.Changes) {
+		n := g.subject(changes[0].Key())
 		if r := z.refused[n]; r != nil {
 			if r.changes == fmt.Sprint(changes) && time.Now().Before(r.until) {
 				names = append(names, r.reason)
@@ -405,10 +574,15 @@ func (z *zone) admit(plan ZonePlan) (todo []rota.Change, names []*Reason) {
 
 // byName yields the changes of one name after the other.
 func byName(changes []rota.Change) func(func([]rota.Change) bool) {
+	return parted(changes, func(c rota.Change) rota.Name { return c.Key().Name })
+}
+
+// parted yields neighbours of the same name together.
+func parted(changes []rota.Change, name func(rota.Change) rota.Name) func(func([]rota.Change) bool) {
 	return func(yield func([]rota.Change) bool) {
 		for len(changes) > 0 {
 			n := 1
-			for n < len(changes) && changes[n].Key().Name == changes[0].Key().Name {
+			for n < len(changes) && name(changes[n]) == name(changes[0]) {
 				n++
 			}
 			if !yield(changes[:n:n]) {
@@ -420,8 +594,8 @@ func byName(changes []rota.Change) func(func([]rota.Change) bool) {
 }
 
 // halve parts changes between names, as evenly as that allows; the second half is empty when there is one name only.
-func halve(changes []rota.Change) (a, b []rota.Change) {
-	for names := range byName(changes) {
+func (g registry) halve(changes []rota.Change) (a, b []rota.Change) {
+	for names := range g.bySubject(changes) {
 		if len(a) > 0 && len(a)+len(names) > (len(changes)+1)/2 {
 			break
 		}
@@ -430,13 +604,30 @@ func halve(changes []rota.Change) (a, b []rota.Change) {
 	return a, changes[len(a):]
 }
 
+// portions parts changes between names so that none has more than limit, but for a name that has more; 0: no limit.
+func (g registry) portions(changes []rota.Change, limit int) [][]rota.Change {
+	if limit <= 0 {
+		return [][]rota.Change{changes}
+	}
+	var out [][]rota.Change
+	n := 0
+	for names := range g.bySubject(changes) {
+		if n > 0 && n+len(names) > limit {
+			out = append(out, changes[:n:n])
+			changes, n = changes[n:], 0
+		}
+		n += len(names)
+	}
+	return append(out, changes)
+}
+
 // searchLimit bounds the messages that a round spends on finding the names which the server refuses.
 const searchLimit = 40
 
 // write writes the changes in as few transactions as the backend needs. When the server refuses a transaction and yet lets the fence
 // move, single names are at fault: they are found by halving, so that the others are written.
-func (z *zone) write(ctx context.Context, changes []rota.Change, start time.Time) (whole *Reason, names []*Reason, err error) {
-	todo := [][]rota.Change{changes}
+func (z *zone) write(ctx context.Context, changes []rota.Change, g registry, start time.Time) (whole *Reason, names []*Reason, err error) {
+	todo := g.portions(changes, z.o.Backend.Capabilities().Batch)
 	budget, searching := searchLimit, false
 	for len(todo) > 0 {
 		part := todo[0]
@@ -466,9 +657,9 @@ func (z *zone) write(ctx context.Context, changes []rota.Change, start time.Time
 				return whole, names, err
 			}
 		}
-		a, b := halve(part)
+		a, b := g.halve(part)
 		if len(b) == 0 {
-			r.Name = part[0].Key().Name
+			r.Name = g.subject(part[0].Key())
 			names = append(names, r)
 			z.refuse(part, r)
 			continue
@@ -511,8 +702,8 @@ func (z *zone) advance(ctx context.Context) (*Reason, error) {
 // when somebody took the fence, or a *Reason; one in doubt leaves z.doubt set.
 func (z *zone) transact(ctx context.Context, changes []rota.Change, start time.Time) (int, error) {
 	next := z.fence.Next()
-	n, err := z.o.Backend.Write(ctx, Batch{
-		Zone: z.name, Fence: rota.Change{Old: z.fence.RRset(z.name), New: next.RRset(z.name)}, Changes: changes,
+	n, err := z.send(ctx, Batch{
+		Zone: z.name, Fence: rota.Change{Old: z.record(z.fence), New: z.record(next)}, Changes: changes,
 	})
 	if err == nil {
 		z.done(changes[:n], next, start)
@@ -551,6 +742,13 @@ func (z *zone) transact(ctx context.Context, changes []rota.Change, start time.T
 	return n, err
 }
 
+// record returns the fence as it stands in this zone.
+func (z *zone) record(f Fence) rota.RRset {
+	s := f.RRset(z.name)
+	s.TTL = max(s.TTL, z.o.Backend.Capabilities().MinTTL)
+	return s
+}
+
 // done keeps what was written until it is seen.
 func (z *zone) done(changes []rota.Change, next Fence, start time.Time) {
 	z.fence = next
@@ -571,6 +769,11 @@ func (z *zone) hold(changes []rota.Change, start time.Time) {
 }
 
 func (z *zone) remember(changes []rota.Change, start time.Time, doubt bool) {
+	z.mu.Lock()
+	for _, c := range changes {
+		z.left.note(c, time.Now())
+	}
+	z.mu.Unlock()
 	for _, c := range changes {
 		z.pending = slices.DeleteFunc(z.pending, func(p pending) bool { return p.change.Key() == c.Key() })
 		z.pending = append(z.pending, pending{change: c, start: start, epoch: z.fence.Epoch, doubt: doubt})
@@ -579,12 +782,12 @@ func (z *zone) remember(changes []rota.Change, start time.Time, doubt bool) {
 
 // settle compares what was written with what the DNS says, and records what holds. What the server agreed to and did not do is a
 // reason; what was in doubt and did not happen is forgotten, the plan has it again.
-func (z *zone) settle(ctx context.Context, d desire, sets []rota.RRset, blocked map[rota.Name]*Reason) (names []*Reason) {
+func (z *zone) settle(ctx context.Context, d desire, have Reading) (names []*Reason) {
 	if len(z.pending) == 0 {
 		return nil
 	}
-	index := make(map[rota.Key]rota.RRset, len(sets))
-	for _, s := range sets {
+	index := make(map[rota.Key]rota.RRset, len(have.Sets))
+	for _, s := range have.Sets {
 		index[s.Key()] = s
 	}
 	out := rota.Published{Publisher: z.o.Name, Zone: z.name}
@@ -596,7 +799,10 @@ func (z *zone) settle(ctx context.Context, d desire, sets []rota.RRset, blocked 
 		if !ok {
 			now = rota.RRset{Name: c.Key().Name, Type: c.Key().Type}
 		}
-		if now.Equal(c.New) && blocked[c.Key().Name] == nil {
+		if have.AnyTTL[c.Key()] {
+			now.TTL = c.New.TTL
+		}
+		if now.Equal(c.New) && have.Blocked[c.Key().Name] == nil {
 			out.Changes = append(out.Changes, c)
 			out.Epoch = p.epoch
 			start = minTime(start, p.start)
@@ -609,7 +815,7 @@ func (z *zone) settle(ctx context.Context, d desire, sets []rota.RRset, blocked 
 			continue
 		}
 		r := &Reason{
-			Code: CodeNotApplied, Zone: z.name, Name: c.Key().Name,
+			Code: CodeNotApplied, Zone: z.name, Name: d.registry.subject(c.Key()),
 			Text:   fmt.Sprintf("the server agreed to the change and now holds %q as %s", now.Data, c.Key().Type),
 			Advice: "look for other records of the name, for a policy of the server, or for somebody else who writes it",
 		}
@@ -643,6 +849,10 @@ func (z *zone) recorded(d desire, out rota.Published) {
 	var decided time.Time
 	edited := true
 	for _, c := range out.Changes {
+		if d.registry.subject(c.Key()) != c.Key().Name {
+			edited = edited && len(c.Old.Data) > 0 && len(c.New.Data) > 0
+			continue
+		}
 		was, known := before[c.Key()]
 		if is := now[c.Key()]; known && was.Set.Equal(is.Set) && slices.Equal(was.Drop, is.Drop) {
 			continue

@@ -1,0 +1,415 @@
+package publish
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+func TestRegistryKey(t *testing.T) {
+	for _, c := range []struct {
+		zone, name rota.Name
+		typ        rota.Type
+		want       rota.Name // "": none
+	}{
+		{"example.org.", "www.example.org.", rota.TypeA, "_rota.a-www.example.org."},
+		{"example.org.", "www.example.org.", rota.TypeAAAA, "_rota.aaaa-www.example.org."},
+		{"example.org.", "www.example.org.", rota.TypeCNAME, "_rota.cname-www.example.org."},
+		{"example.org.", "*.example.org.", rota.TypeA, "_rota.a-*.example.org."},
+		{"example.org.", "a-b.c.example.org.", rota.TypeA, "_rota.a-a-b.c.example.org."},
+		{"example.org.", "example.org.", rota.TypeA, "_rota.a-_apex.example.org."},
+		{"example.org.", rota.Name(strings.Repeat("x", 62) + ".example.org."), rota.TypeA, ""},
+	} {
+		g := registry{on: true, prefix: DefaultPrefix, zone: c.zone}
+		k := rota.Key{Name: c.name, Type: c.typ}
+		got, err := g.key(k)
+		if (err != nil) != (c.want == "") || err == nil && got != (rota.Key{Name: c.want, Type: rota.TypeTXT}) {
+			t.Errorf("%v: %v, %v, want %v", k, got, err, c.want)
+		}
+		if err == nil && (!got.Name.In(c.zone) || g.subject(got) != c.name) {
+			t.Errorf("%v speaks of %v, want %v", got, g.subject(got), c.name)
+		}
+		if g.subject(k) != c.name || g.subject(FenceKey(c.zone)) != "_rota."+c.zone {
+			t.Errorf("%v is taken for a registry record", k)
+		}
+	}
+}
+
+func TestLabels(t *testing.T) {
+	for text, want := range map[string]string{
+		`"heritage=external-dns,external-dns/owner=me,external-dns/resource=ingress/default/x"`:       "me",
+		`"heritage=external-dns,external-dns/owner=me,external-dns/version=2,external-dns/resource="`: "me",
+		`"heritage=external-dns," "external-dns/owner=me"`:                                            "me",
+		`heritage=external-dns,external-dns/owner=me`:                                                 "me",
+		`"heritage=external-dns"`:                                                                     "",
+		`"external-dns/owner=me,heritage=external-dns"`:                                               "not a registry",
+		`"heritage=other,external-dns/owner=me"`:                                                      "not a registry",
+		`"v=spf1 -all"`:                                                                               "not a registry",
+		`"heritage=external-dns,nonsense"`:                                                            "not a registry",
+		`"3vbc0dsjF+/encrypted=="`:                                                                    "not a registry",
+		`"heritage=external-dns,external-dns/owner=a\"b\\c,x=1"`:                                      `a"b\c`,
+	} {
+		l, ok := labelsOf(rota.RRset{Data: []string{text}})
+		got := l[labelOwner]
+		if !ok {
+			got = "not a registry"
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+		if back, ok2 := labelsOf(rota.RRset{Data: []string{l.text()}}); ok && (!ok2 || fmt.Sprint(back) != fmt.Sprint(l)) {
+			t.Errorf("%s comes back as %v", text, back)
+		}
+	}
+	if _, ok := labelsOf(rota.RRset{Data: []string{`"heritage=external-dns"`, `"heritage=external-dns"`}}); ok {
+		t.Error("two records are one registry")
+	}
+}
+
+func FuzzLabels(f *testing.F) {
+	f.Add(`"heritage=external-dns,external-dns/owner=me,external-dns/resource=rota/www.example.org"`)
+	f.Add(`"heritage=external-dns," "a=\065\"\\"`)
+	f.Fuzz(func(t *testing.T, data string) {
+		l, ok := labelsOf(rota.RRset{Data: []string{data}})
+		if !ok {
+			return
+		}
+		if back, ok := labelsOf(rota.RRset{Data: []string{l.text()}}); !ok || fmt.Sprint(back) != fmt.Sprint(l) {
+			t.Errorf("%q reads as %v and comes back as %v", data, l, back)
+		}
+	})
+}
+
+const ourText = `"heritage=external-dns,external-dns/owner=test,external-dns/resource=rota/www.example.test"`
+
+func (f *fake) put(name string, t rota.Type, data ...string) {
+	f.set(func() {
+		f.zone[rota.Key{Name: rota.Name(name), Type: t}] = rota.RRset{Name: rota.Name(name), Type: t, TTL: 30, Data: data}
+	})
+}
+
+func registered(w *world, b Backend) Options {
+	o := usual(w, b)
+	o.Registry = &Registry{}
+	return o
+}
+
+// Each RRset has a record that says whose it is, written with it and gone with it; RRsets without one are left alone.
+func TestRegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		f.put("mail.example.test.", rota.TypeA, "198.51.100.1")
+		f.put("app.example.test.", rota.TypeA, "198.51.100.2")
+		f.put("_rota.a-app.example.test.", rota.TypeTXT, `"heritage=external-dns,external-dns/owner=k8s,external-dns/resource=ingress/x,external-dns/team=blue"`)
+		www := service("www.example.test", "192.0.2.1", "192.0.2.2", "2001:db8::1")
+		www.Safety.OnAllDown, www.Safety.Fallback = rota.OnAllDownFallback, "sorry.example.test."
+		w := newWorld(t, www, service("mail.example.test", "192.0.2.1"), service("app.example.test", "192.0.2.1"))
+		w.up("192.0.2.1", "192.0.2.2", "2001:db8::1")
+		p := run(t, registered(w, f), 1)
+		time.Sleep(time.Minute)
+		want := func(when string, ours ...string) {
+			t.Helper()
+			var got []string
+			f.set(func() {
+				for k, s := range f.zone {
+					if strings.HasSuffix(string(k.Name), "www.example.test.") {
+						got = append(got, k.Name.Short()+" "+k.Type.String()+" "+strings.Join(s.Data, " "))
+					}
+				}
+			})
+			slices.Sort(got)
+			slices.Sort(ours)
+			if !slices.Equal(got, ours) {
+				t.Errorf("%s: there is\n%s\nwant\n%s", when, strings.Join(got, "\n"), strings.Join(ours, "\n"))
+			}
+		}
+		txt := func(typ string) string { return "_rota." + typ + "-www.example.test TXT " + ourText }
+		want("first", "www.example.test A 192.0.2.1 192.0.2.2", "www.example.test AAAA 2001:db8::1", txt("a"), txt("aaaa"))
+		f.set(func() {
+			if len(f.writes) != 1 {
+				t.Errorf("%d writes, want all in one", len(f.writes))
+			}
+			var order []string
+			for _, c := range f.writes[0].Changes {
+				order = append(order, c.Key().String())
+			}
+			if got := strings.Join(order, ", "); got != "_rota.a-www.example.test TXT, _rota.aaaa-www.example.test TXT, www.example.test A, www.example.test AAAA" {
+				t.Errorf("written in the order %s", got)
+			}
+		})
+		if got := f.data("mail.example.test.", rota.TypeA); !slices.Equal(got, []string{"198.51.100.1"}) {
+			t.Errorf("mail is %v", got)
+		}
+		if r := fmt.Sprint(p.Status().Zones[0].Reasons); strings.Count(r, "is not touched") != 2 || !strings.Contains(r, `belongs to "k8s"`) || !strings.Contains(r, "no registry record says that it is rota's (_rota.a-mail.example.test TXT)") {
+			t.Errorf("reasons %s", r)
+		}
+
+		// Somebody edits our record: labels that are not rota's stay.
+		f.put("_rota.a-www.example.test.", rota.TypeTXT, `"heritage=external-dns,external-dns/owner=test,external-dns/resource=service/y,external-dns/team=red"`)
+		time.Sleep(time.Minute + time.Second)
+		if got := f.data("_rota.a-www.example.test.", rota.TypeTXT)[0]; got != `"heritage=external-dns,external-dns/owner=test,external-dns/resource=rota/www.example.test,external-dns/team=red"` {
+			t.Errorf("the edited record is now %s", got)
+		}
+		f.put("_rota.a-www.example.test.", rota.TypeTXT, ourText)
+
+		w.down("192.0.2.1", "192.0.2.2", "2001:db8::1")
+		time.Sleep(2 * time.Second)
+		want("fallback", "www.example.test CNAME sorry.example.test.", txt("cname"))
+		f.set(func() {
+			last := f.writes[len(f.writes)-1].Changes
+			if first := last[0].Key().String(); first != "_rota.cname-www.example.test TXT" || !strings.HasPrefix(last[len(last)-1].Key().String(), "_rota.a") {
+				t.Errorf("written in the order %v", last)
+			}
+		})
+		w.up("192.0.2.1", "192.0.2.2", "2001:db8::1")
+		time.Sleep(time.Minute)
+
+		// A person gives rota what nobody owns, then what the other one has.
+		w.order(rota.Instruction{Verb: rota.VerbImport, Publisher: testPublisher, Zone: "example.test."})
+		time.Sleep(2 * time.Second)
+		if got := f.data("mail.example.test.", rota.TypeA); !slices.Equal(got, []string{"192.0.2.1"}) {
+			t.Errorf("after the import mail is %v", got)
+		}
+		if got := f.data("app.example.test.", rota.TypeA); !slices.Equal(got, []string{"198.51.100.2"}) {
+			t.Errorf("an import that does not name the owner took app: %v", got)
+		}
+		w.order(rota.Instruction{Verb: rota.VerbImport, Publisher: testPublisher, Zone: "example.test.", From: "k8s", Names: []rota.Name{"app.example.test."}})
+		time.Sleep(2 * time.Second)
+		if got := f.data("_rota.a-app.example.test.", rota.TypeTXT); len(got) != 1 || !strings.Contains(got[0], "owner=test,external-dns/resource=rota/app.example.test,external-dns/team=blue") {
+			t.Errorf("after the import the registry says %v", got)
+		}
+		if s := p.Status().Zones[0]; len(s.Reasons) > 0 {
+			t.Errorf("reasons %v", s.Reasons)
+		}
+
+		// Released: the addresses stay, what says that they are ours goes.
+		w.order(rota.Instruction{Verb: rota.VerbRelease, Publisher: testPublisher, Zone: "example.test."})
+		time.Sleep(time.Minute)
+		want("released", "www.example.test A 192.0.2.1 192.0.2.2", "www.example.test AAAA 2001:db8::1")
+		f.set(func() {
+			for k := range f.zone {
+				if k.Type == rota.TypeTXT {
+					t.Errorf("%v is still there", k)
+				}
+			}
+		})
+		if c := reasonCode(p.Publisher); c != CodeReleased {
+			t.Errorf("it says %q", c)
+		}
+	})
+}
+
+// A registry record that the DNS refuses keeps its RRset out: without it the RRset would be nobody's.
+func TestRegistryRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		f.poison = "_rota.a-s3.example.test."
+		f.caps.Batch = 3
+		var services []rota.Service
+		for i := range 9 {
+			services = append(services, service(fmt.Sprintf("s%d.example.test", i), "192.0.2.1"))
+		}
+		p := run(t, registered(newWorld(t, services...).up("192.0.2.1"), f), 1)
+		time.Sleep(time.Minute)
+		f.set(func() {
+			if len(f.zone) != 8*2+1 {
+				t.Errorf("%d RRsets, want eight with their records and the fence", len(f.zone))
+			}
+		})
+		if r := p.Status().Zones[0].Reasons; len(r) != 1 || r[0].Name != "s3.example.test." {
+			t.Errorf("reasons %v", r)
+		}
+	})
+}
+
+// A zone goes from one installation to another under load: at no time do both write, no name is ever without addresses, and nothing is
+// there twice.
+func TestHandOver(t *testing.T) {
+	for _, named := range []bool{false, true} { // by an offer, or by naming who holds it
+		t.Run(fmt.Sprint("named ", named), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pool := []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}
+				f := newFake(t)
+				wa := newWorld(t, service("www.example.test", pool...), service("app.example.test", pool...)).up(pool...)
+				wb := newWorld(t, service("www.example.test", pool...), service("app.example.test", pool...)).up(pool...)
+				f.allowed = func(c rota.Change) error {
+					if len(c.New.Data) == 0 {
+						return fmt.Errorf("%v is emptied", c)
+					}
+					return nil
+				}
+				oa, ob := registered(wa, f), registered(wb, f)
+				ob.Owner = func() string { return "other" }
+				a := run(t, oa, 1)
+				time.Sleep(time.Second)
+				b := run(t, ob, 1)
+				time.Sleep(time.Minute)
+				if c := reasonCode(b.Publisher); c != CodeConflict {
+					t.Fatalf("the second installation says %q", c)
+				}
+				up := true
+				load := func(d time.Duration) {
+					for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(700 * time.Millisecond) {
+						if up = !up; up {
+							wa.up(pool[0])
+							wb.up(pool[0])
+						} else {
+							wa.down(pool[0])
+							wb.down(pool[0])
+						}
+					}
+				}
+				load(10 * time.Second)
+				if named {
+					wb.order(rota.Instruction{Verb: rota.VerbImport, Publisher: testPublisher, Zone: "example.test.", From: "somebody"})
+					load(10 * time.Second)
+					if c := reasonCode(b.Publisher); c != CodeConflict {
+						t.Errorf("who names another takes over: %q", c)
+					}
+				} else {
+					wa.order(rota.Instruction{Verb: rota.VerbRelease, Publisher: testPublisher, Zone: "example.test.", To: "other"})
+					load(10 * time.Second)
+					if c := reasonCode(a.Publisher); c != CodeReleased {
+						t.Errorf("who released says %q", c)
+					}
+					writes := f.written()
+					load(time.Minute)
+					if f.written() != writes {
+						t.Error("somebody writes to a zone that is only offered")
+					}
+					if r := b.Status().Zones[0].Reasons[0]; !strings.Contains(r.Error(), "offers the zone to this installation") {
+						t.Errorf("the other one says %v", r)
+					}
+					// Restarts and new leaders keep silent.
+					a.stop()
+					a = run(t, oa, 2)
+					load(time.Minute)
+					if f.written() != writes {
+						t.Error("a new leader writes to a released zone")
+					}
+				}
+				wb.order(rota.Instruction{Verb: rota.VerbImport, Publisher: testPublisher, Zone: "example.test.", From: "test"})
+				load(20 * time.Second)
+				if f := b.Status().Zones[0]; !strings.HasPrefix(f.Fence, "owner=other ") || len(f.Reasons) > 0 {
+					t.Errorf("after the import: %+v", f)
+				}
+				if c := reasonCode(a.Publisher); named && c != CodeConflict || !named && c != CodeReleased {
+					t.Errorf("the first installation says %q", c)
+				}
+				f.set(func() {
+					owner := ""
+					for _, b := range f.writes {
+						fence, err := ParseFence(b.Fence.New)
+						if err != nil || owner == "other" && fence.Owner != "other" {
+							t.Errorf("%v wrote after the hand-over: %v", fence, err)
+						}
+						owner = fence.Owner
+					}
+					for k, s := range f.zone {
+						if k.Type == rota.TypeTXT && (len(s.Data) != 1 || !strings.Contains(s.Data[0], "owner=other")) {
+							t.Errorf("%v", s)
+						}
+					}
+				})
+				wb.down(pool[1])
+				time.Sleep(3 * time.Second)
+				if slices.Contains(f.data("www.example.test.", rota.TypeA), pool[1]) {
+					t.Error("the new owner does not keep the zone")
+				}
+			})
+		})
+	}
+}
+
+// A released zone is anybody's, and comes back by an import.
+func TestRelease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2")).up("192.0.2.1", "192.0.2.2")
+		p := run(t, usual(w, f), 1)
+		time.Sleep(time.Minute)
+		w.order(rota.Instruction{Verb: rota.VerbRelease, Publisher: testPublisher, Zone: "example.test."})
+		time.Sleep(time.Second)
+		f.set(func() { f.tries = nil })
+		w.down("192.0.2.1")
+		w.respec(func(s *rota.Spec) { s.Services = nil })
+		time.Sleep(time.Hour)
+		f.set(func() {
+			if len(f.tries) > 0 || len(f.zone) != 1 {
+				t.Errorf("%d writes to a released zone, which holds %v", len(f.tries), f.zone)
+			}
+		})
+		if plan, err := p.Plan(t.Context()); err != nil || len(plan.Zones) != 1 || plan.Zones[0].Reasons[0].Code != CodeReleased || len(plan.Zones[0].Changes) > 0 {
+			t.Errorf("plan %+v, %v", plan, err)
+		}
+		w.respec(func(s *rota.Spec) { s.Services = []rota.Service{service("www.example.test", "192.0.2.1", "192.0.2.2")} })
+		w.up("192.0.2.1", "192.0.2.2").down("192.0.2.1")
+		w.order(rota.Instruction{Verb: rota.VerbImport, Publisher: testPublisher, Zone: "example.test."})
+		time.Sleep(2 * time.Second)
+		if got := f.data("www.example.test.", rota.TypeA); !slices.Equal(got, []string{"192.0.2.2"}) {
+			t.Errorf("after the import it has %v", got)
+		}
+	})
+}
+
+// A refresh adds first and takes out when that was read back, once an order; a new leader may do it again and harms nothing.
+func TestRefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2"), service("app.example.test", "192.0.2.1")).up("192.0.2.1", "192.0.2.2")
+		p := run(t, registered(w, f), 1)
+		time.Sleep(time.Minute)
+		f.put("www.example.test.", rota.TypeA, "203.0.113.1")
+		f.put("app.example.test.", rota.TypeA, "203.0.113.1")
+		f.set(func() { f.writes = nil })
+		w.order(rota.Instruction{Verb: rota.VerbRefresh, Names: []rota.Name{"www.example.test."}})
+		time.Sleep(time.Second)
+		f.set(func() {
+			var got []string
+			for _, b := range f.writes {
+				got = append(got, fmt.Sprint(b.Changes))
+			}
+			want := []string{
+				"[www.example.test A +192.0.2.1 +192.0.2.2]",
+				"[app.example.test A -203.0.113.1 +192.0.2.1 www.example.test A -203.0.113.1]",
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("writes %q, want %q", got, want)
+			}
+		})
+		w.down("192.0.2.1")
+		time.Sleep(2 * time.Second)
+		if n := f.written(); n != 3 {
+			t.Errorf("%d writes, want the order to count once", n)
+		}
+		p.stop()
+		run(t, registered(w, f), 2)
+		time.Sleep(time.Minute)
+		if n := f.written(); n != 3 {
+			t.Errorf("%d writes, want none by a new leader", n)
+		}
+	})
+}
+
+// Whoever asks for a look gets it at once, however long the publisher would have waited.
+func TestApplyLooksAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := newWorld(t, service("www.example.test", "192.0.2.1")).up("192.0.2.1")
+		f.dark = true
+		run(t, usual(w, f), 1)
+		time.Sleep(10 * time.Minute)
+		f.set(func() { f.dark, f.reads = false, 0 })
+		w.order(rota.Instruction{Verb: rota.VerbApply})
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		if got := f.data("www.example.test.", rota.TypeA); len(got) != 1 {
+			t.Errorf("it has %v after %d reads", got, f.reads)
+		}
+	})
+}
