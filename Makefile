@@ -1,6 +1,6 @@
 # What one does here. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test test-all race bench fuzz sim lint fmt generate package install clean
+.PHONY: help run demo build test test-all race bench bench-publish fuzz sim lint fmt generate package install clean
 
 TOOL    := go tool -modfile=tools/go.mod
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -36,6 +36,9 @@ race: ## the tests under the race detector
 
 bench: ## every benchmark, COUNT=1 times, with allocations
 	./test/bench $(COUNT)
+
+bench-publish: ## a site of 10,000 services dies, and one verdict: until BIND, Knot and PowerDNS have it
+	go test ./internal/publish -run='^$$' -bench='Change10000|OnWire' -benchmem -benchtime=5x -count=$(COUNT) -timeout=30m
 
 fuzz: ## every fuzz target for SECONDS=10
 	./test/fuzz $(SECONDS)

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/process"
 	"github.com/rota-dns/rota/internal/publish"
@@ -39,11 +41,28 @@ func backendOf(p config.Publisher) (publish.Backend, error) {
 	return b, err
 }
 
+// inSyncWithin is how long a write to Route 53 waits for all of its servers; usually they need less.
+const inSyncWithin = 45 * time.Second
+
 // providerOf makes the way to those that find their zones by a list.
 func providerOf(p config.Publisher) (publish.Backend, error) {
 	switch {
 	case p.PowerDNS != nil:
 		return publish.NewPowerDNS(publish.PowerDNSOptions{URL: p.PowerDNS.URL, Key: p.PowerDNS.Token.Reveal(), Server: p.PowerDNS.ServerID})
+	case p.Route53 != nil:
+		a := p.Route53
+		o := publish.Route53Options{
+			AccessKey: a.AccessKey.Reveal(), SecretKey: a.SecretKey.Reveal(), Profile: a.Profile, Role: a.Role, Zone: a.ZoneID, Private: a.Private,
+			Region: a.Region, Endpoint: a.URL,
+		}
+		if a.Wait {
+			o.Wait = inSyncWithin
+		}
+		return publish.NewRoute53(o)
+	case p.Cloudflare != nil:
+		return publish.NewCloudflare(publish.CloudflareOptions{
+			URL: p.Cloudflare.URL, Token: p.Cloudflare.Token.Reveal(), Proxied: publish.Proxied(p.Cloudflare.Proxied), MinTTL: p.MinTTL,
+		})
 	case p.DeSEC != nil:
 		return publish.NewDeSEC(publish.DeSECOptions{URL: p.DeSEC.URL, Token: p.DeSEC.Token.Reveal(), MinTTL: p.MinTTL})
 	case p.AutoDNS != nil:
@@ -75,15 +94,21 @@ func providerOf(p config.Publisher) (publish.Backend, error) {
 		if err != nil {
 			return nil, err
 		}
-		o := publish.ZoneFileOptions{Path: p.ZoneFile.Path, Reload: reload, Timeout: p.ZoneFile.Timeout, Run: runCommand}
+		path, err := filepath.Abs(p.ZoneFile.Path)
+		if err != nil {
+			return nil, err
+		}
+		o := publish.ZoneFileOptions{Path: path, Reload: reload, Timeout: p.ZoneFile.Timeout, Run: runCommand}
 		if len(p.Zones) > 0 {
 			o.Zone = p.Zones[0]
 		}
 		return publish.NewZoneFile(o)
+	case p.LibDNS != nil:
+		return libDNSOf(p, libDNSProviders())
 	case p.Mock != nil:
 		return publish.NewMock(publish.MockOptions{Zones: p.Mock.Zones, State: p.Mock.State})
 	}
-	return nil, fmt.Errorf("type %s is not supported yet", p.Type)
+	return nil, fmt.Errorf("there is no backend of type %s", p.Type)
 }
 
 // toLook returns a publisher to look with only: a mock starts anew each time that it is made, and writes that down.
@@ -182,7 +207,7 @@ func promises(c publish.Capabilities) string {
 	if c.Types != nil {
 		var types []string
 		for _, t := range c.Types {
-			types = append(types, t.String())
+			types = append(types, dns.Type(t).String())
 		}
 		out = append(out, "only "+strings.Join(types, ", "))
 	}

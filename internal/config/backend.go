@@ -32,6 +32,7 @@ type Publisher struct {
 	Webhook      *Webhook
 	Exec         *Exec
 	ExternalDNS  *ExternalDNS
+	LibDNS       *LibDNS
 	ZoneFile     *ZoneFile
 	Mock         *Mock // mock and mockjson
 }
@@ -121,12 +122,14 @@ type Cloudflare struct {
 // taken on by them.
 type Route53 struct {
 	URL       string // empty: that of the region
-	Region    string // default "us-east-1"
+	Region    string // empty: the environment's, else "us-east-1"
 	Role      string // ARN; empty: none
 	Profile   string
 	AccessKey Secret
 	SecretKey Secret
-	Wait      bool // a change is done when all servers have it
+	ZoneID    string // of the only hosted zone that is written; empty: found by name
+	Private   bool   // of zones that exist both public and private, the private one is meant
+	Wait      bool   // a change is done when all servers have it
 }
 
 // DeSEC is deSEC's API.
@@ -164,6 +167,12 @@ type Exec struct {
 type ExternalDNS struct {
 	URL     string
 	Timeout time.Duration
+}
+
+// LibDNS is a provider of the libdns project that is compiled in.
+type LibDNS struct {
+	Provider string
+	Settings Secret // JSON, for the provider
 }
 
 // ZoneFile is a zone file that a name server reads.

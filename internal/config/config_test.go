@@ -129,7 +129,7 @@ func TestFullSaysOnlyNotSupportedYet(t *testing.T) {
 	files := tree{
 		"/etc/rota/ops.token": "opensesame", "/etc/rota/xfr.key": bindKey, "/run/credentials/tsig.key": secret64,
 		"/etc/rota/cluster-ca.crt": certPEM, "/etc/rota/agents.crt": certPEM, "/etc/rota/agents.key": keyPEM, "/etc/rota/agents-ca.crt": certPEM,
-		"/etc/rota/autodns.pw": "a", "/etc/rota/dynu.token": "b", "/etc/rota/cf.token": "c", "/etc/rota/pdns.key": "d", "/etc/rota/hook.secret": secret64,
+		"/etc/rota/autodns.pw": "a", "/etc/rota/dynu.token": "b", "/etc/rota/cf.token": "c", "/etc/rota/pdns.key": "d", "/etc/rota/desec.token": "g", "/etc/rota/hook.secret": secret64,
 	}
 	o := options(merged([]tree{certificates, files}))
 	o.Env = environment("CREDENTIALS_DIRECTORY", "/run/credentials", "ROTA_GRAFANA_TOKEN", "look", "ACME_TSIG", secret64,

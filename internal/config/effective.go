@@ -365,11 +365,11 @@ func publisherNode(p Publisher, named func([]Key) []string) *mapping {
 		set("token", p.DigitalOcean.Token)
 	case p.Cloudflare != nil:
 		address(p.Cloudflare.URL)
-		set("token", p.Cloudflare.Token, "proxied", string(p.Cloudflare.Proxied))
+		set("token", p.Cloudflare.Token, "proxied", string(p.Cloudflare.Proxied), "min_ttl", p.MinTTL)
 	case p.Route53 != nil:
 		a := p.Route53
 		address(a.URL)
-		set("region", a.Region, "role", a.Role, "profile", a.Profile, "access_key", a.AccessKey, "secret_key", a.SecretKey,
+		set("region", a.Region, "role", a.Role, "profile", a.Profile, "access_key", a.AccessKey, "secret_key", a.SecretKey, "zone_id", a.ZoneID, "private", a.Private,
 			"wait", map[bool]string{true: "insync", false: "none"}[a.Wait])
 	case p.DeSEC != nil:
 		address(p.DeSEC.URL)
@@ -382,6 +382,8 @@ func publisherNode(p Publisher, named func([]Key) []string) *mapping {
 	case p.ExternalDNS != nil:
 		address(p.ExternalDNS.URL)
 		set("timeout", p.ExternalDNS.Timeout)
+	case p.LibDNS != nil:
+		set("provider", p.LibDNS.Provider, "settings", p.LibDNS.Settings, "min_ttl", p.MinTTL)
 	case p.ZoneFile != nil:
 		set("path", p.ZoneFile.Path, "reload", p.ZoneFile.Reload, "timeout", p.ZoneFile.Timeout)
 		zones = false

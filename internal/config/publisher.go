@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -266,13 +267,17 @@ func (r *publisherReader) digitalOcean() {
 func (r *publisherReader) cloudflare() {
 	r.zones()
 	r.p.Cloudflare = &Cloudflare{URL: r.url(cloudflareURL), Token: r.secret("token"), Proxied: Proxied(textOr(r.n.get("proxied"), string(ProxiedKeep)))}
+	if r.p.Cloudflare.Proxied == ProxiedOn && !r.n.has("proof") { // the world is answered Cloudflare's own addresses
+		r.p.Proof = Proof{Off: true}
+	}
 }
 
 func (r *publisherReader) route53() {
 	r.zones()
 	a := &Route53{
-		URL: r.url(""), Role: textOr(r.n.get("role"), ""), Region: textOr(r.n.get("region"), "us-east-1"), Profile: textOr(r.n.get("profile"), ""),
+		URL: r.url(""), Role: textOr(r.n.get("role"), ""), Region: textOr(r.n.get("region"), ""), Profile: textOr(r.n.get("profile"), ""),
 		AccessKey: r.account("access_key"), SecretKey: r.secret("secret_key"), Wait: textOr(r.n.get("wait"), "insync") == "insync",
+		ZoneID: textOr(r.n.get("zone_id"), ""), Private: r.bool("private"),
 	}
 	if r.n.has("access_key") != r.n.has("secret_key") {
 		r.fail(r.e.at, "", "access_key and secret_key belong together")
@@ -311,6 +316,14 @@ func (r *publisherReader) exec() {
 func (r *publisherReader) externalDNS() {
 	r.zones()
 	r.p.ExternalDNS = &ExternalDNS{URL: r.url(""), Timeout: r.timeout()}
+}
+
+func (r *publisherReader) libDNS() {
+	r.zones()
+	r.p.LibDNS = &LibDNS{Provider: textOr(r.n.get("provider"), ""), Settings: r.secret("settings")}
+	if s := r.p.LibDNS.Settings; !s.IsZero() && !json.Valid([]byte(s.value)) {
+		r.fail(r.n.get("settings").placeOr(r.e.at), "", "settings are not JSON")
+	}
 }
 
 func (r *publisherReader) zoneFile() {

@@ -20,7 +20,7 @@ func using(publisher string, more ...string) string {
 	return "publish: {p: {" + publisher + "}}\nservices: {www.example.org: {ttl: 1h, endpoints: [192.0.2.1], check: \"http://{}/\", publish: p}}\n" + strings.Join(more, "\n")
 }
 
-var publisherFiles = tree{"/etc/rota/t": "opensesame", "/etc/rota/base": secret64, "/etc/rota/tsig.key": bindKey}
+var publisherFiles = tree{"/etc/rota/t": "opensesame", "/etc/rota/base": secret64, "/etc/rota/json": `{"token": "opensesame"}`, "/etc/rota/tsig.key": bindKey}
 
 const twoKeys = "keys: {old: {file: tsig.key}, new: {secret: {file: base}}}"
 
@@ -42,18 +42,22 @@ func TestPublishersHaveDefaults(t *testing.T) {
 		"type: dynu, token: {file: t}":         {Dynu: &Dynu{URL: "https://api.dynu.com/v2", Token: token}, MinTTL: 30},
 		"type: digitalocean, token: {file: t}": {DigitalOcean: &DigitalOcean{URL: "https://api.digitalocean.com/v2", Token: token}, MinTTL: 30},
 		"type: cloudflare, token: {file: t}":   {Cloudflare: &Cloudflare{URL: "https://api.cloudflare.com/client/v4", Token: token, Proxied: ProxiedKeep}, MinTTL: 60},
-		"type: route53":                        {Route53: &Route53{Region: "us-east-1", Wait: true}, MaxRecords: 400},
-		"type: desec, token: {file: t}":        {DeSEC: &DeSEC{URL: "https://desec.io/api/v1", Token: token}, MinGap: 5 * time.Second, MinTTL: 3600},
+		"type: cloudflare, proxied: on, token: {file: t}": {
+			Cloudflare: &Cloudflare{URL: "https://api.cloudflare.com/client/v4", Token: token, Proxied: ProxiedOn}, MinTTL: 60, Proof: Proof{Off: true},
+		},
+		"type: route53":                 {Route53: &Route53{Wait: true}, MaxRecords: 400},
+		"type: desec, token: {file: t}": {DeSEC: &DeSEC{URL: "https://desec.io/api/v1", Token: token}, MinGap: 5 * time.Second, MinTTL: 3600},
 		"type: webhook, url: \"https://a.b/c\", secret: {file: base}": {Webhook: &Webhook{
 			URL: "https://a.b/c", Secret: Secret{secret64, "file:/etc/rota/base"}, Timeout: 10 * time.Second,
 		}, ReadEvery: time.Minute},
 		"type: exec, command: [update]": {Exec: &Exec{
 			Command: []string{"update"}, Mode: ExecJSON, Timeout: 10 * time.Second,
 		}, ReadEvery: time.Minute},
-		"type: external-dns-webhook, url: \"http://[::1]:8888\"": {ExternalDNS: &ExternalDNS{URL: "http://[::1]:8888", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
-		"type: zonefile, path: a.zone":                           {ZoneFile: &ZoneFile{Path: "/etc/rota/a.zone", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
-		"type: mock, zones: z":                                   {Mock: &Mock{Zones: "/etc/rota/z"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
-		"type: mockjson, zones: z, state: s":                     {Mock: &Mock{"/etc/rota/z", "/etc/rota/s"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
+		"type: external-dns-webhook, url: \"http://[::1]:8888\"":         {ExternalDNS: &ExternalDNS{URL: "http://[::1]:8888", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
+		"type: libdns, provider: x, settings: {file: json}, min_ttl: 60": {LibDNS: &LibDNS{Provider: "x", Settings: Secret{`{"token": "opensesame"}`, "file:/etc/rota/json"}}, MinTTL: 60},
+		"type: zonefile, path: a.zone":                                   {ZoneFile: &ZoneFile{Path: "/etc/rota/a.zone", Timeout: 10 * time.Second}, ReadEvery: time.Minute},
+		"type: mock, zones: z":                                           {Mock: &Mock{Zones: "/etc/rota/z"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
+		"type: mockjson, zones: z, state: s":                             {Mock: &Mock{"/etc/rota/z", "/etc/rota/s"}, ReadEvery: time.Minute, Proof: Proof{Off: true}},
 	} {
 		c := parse(t, using(in, twoKeys), publisherFiles)
 		want.Name, want.MinGap = "p", cmp.Or(want.MinGap, time.Second)
@@ -155,6 +159,8 @@ func TestBadPublishers(t *testing.T) {
 		"type: cloudflare, token: [a]":                                             "token is a list: want",
 		"type: route53, role: admin":                                               `"admin" is no role`,
 		"type: route53, region: Frankfurt":                                         `"Frankfurt" is no region`,
+		"type: route53, zone_id: example.org":                                      `"example.org" is no id of a hosted zone`,
+		"type: route53, private: maybe":                                            `private "maybe": want true or false`,
 		"type: route53, wait: forever":                                             "want insync or none",
 		"type: route53, access_key: a":                                             "belong together",
 		"type: route53, access_key: a, secret_key: {file: t}, profile: x":          "both profile and access_key",

@@ -103,14 +103,17 @@ func publisherKinds() []publisherKind {
 		{word: "digitalocean", read: (*publisherReader).digitalOcean, readEvery: faraway, minTTL: 30, fields: slices.Concat(address(digitalOceanURL), []field{token}, zones)},
 		{word: "cloudflare", read: (*publisherReader).cloudflare, readEvery: faraway, minTTL: 60, aliases: true, fields: slices.Concat(address(cloudflareURL), []field{
 			token,
+			{key: "min_ttl", doc: "The least TTL of the zones' plan. Default: 1m.", shape: ttl},
 			{key: "proxied", doc: "keep (default): records stay proxied or not, new ones are not; on; off.", shape: word("keep", "on", "off")},
 		}, zones)},
 		{word: "route53", read: (*publisherReader).route53, readEvery: faraway, maxRecords: route53Limit, fields: slices.Concat(address("that of the region"), []field{
 			{key: "role", doc: "ARN of a role to take on.", shape: scalar{want: "the ARN of a role", json: "string", pattern: roleForm.String(), parse: parseRole}},
-			{key: "region", doc: "Signed for. Default: us-east-1.", shape: scalar{want: "a region", json: "string", pattern: regionForm.String(), parse: parseRegion}},
+			{key: "region", doc: "Signed for. Default: the environment's, else us-east-1.", shape: scalar{want: "a region", json: "string", pattern: regionForm.String(), parse: parseRegion}},
 			{key: "profile", doc: "Of the shared configuration files. Default: the environment's credentials.", shape: required},
 			{key: "access_key", doc: "Id of an access key, instead of the environment's or a profile's.", shape: either{secretObject(), required}},
 			{key: "secret_key", doc: "The secret of access_key.", shape: secret()},
+			{key: "zone_id", doc: "Of the only hosted zone to be written. Default: found by name.", shape: scalar{want: "the id of a hosted zone", json: "string", pattern: zoneIDForm.String(), parse: parseZoneID}},
+			{key: "private", doc: "Of zones that exist both public and private, the private one is meant. Default: false.", shape: boolean},
 			{key: "wait", doc: "insync (default): a change is done when all of Route 53's servers have it; none.", shape: word("insync", "none")},
 		}, zones)},
 		{word: "desec", read: (*publisherReader).desec, readEvery: faraway, minGap: 5 * time.Second, minTTL: 3600, fields: slices.Concat(address(desecURL), []field{
@@ -129,6 +132,11 @@ func publisherKinds() []publisherKind {
 			{key: "servers", doc: "Name servers that are asked what the DNS says, with mode simple.", shape: list{of: server, single: true, least: 1, most: maxServers}},
 		}, zones)},
 		{word: "external-dns-webhook", read: (*publisherReader).externalDNS, fields: slices.Concat(address(""), []field{timeout}, zones)},
+		{word: "libdns", read: (*publisherReader).libDNS, readEvery: faraway, fields: slices.Concat([]field{
+			{key: "provider", doc: "Name of a provider that is compiled in.", shape: required, must: true},
+			{key: "settings", doc: "For the provider, as JSON.", shape: secret(), must: true},
+			{key: "min_ttl", doc: "The least TTL that the provider takes. Default: any.", shape: ttl},
+		}, zones)},
 		{word: "zonefile", read: (*publisherReader).zoneFile, fields: []field{
 			{key: "path", doc: "Of the zone file.", shape: pathname, must: true},
 			{key: "zone", doc: "The zone it holds. Default: the one of its SOA record.", shape: domain},
@@ -226,12 +234,20 @@ func program(s string) error {
 
 var (
 	roleForm   = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]{1,512}$`)
+	zoneIDForm = regexp.MustCompile(`^Z[A-Z0-9]{1,31}$`)
 	regionForm = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]+$`)
 )
 
 func parseRole(s string) error {
 	if !roleForm.MatchString(s) {
 		return fmt.Errorf("%q is no role: want arn:aws:iam::ACCOUNT:role/NAME", short(s))
+	}
+	return nil
+}
+
+func parseZoneID(s string) error {
+	if !zoneIDForm.MatchString(s) {
+		return fmt.Errorf("%q is no id of a hosted zone: want one such as Z0123456789ABCDEFGHIJ", short(s))
 	}
 	return nil
 }

@@ -211,9 +211,9 @@ publish:
   autodns: {type: autodns, user: {file: t}, password: {file: t}, context: 1, url: "https://api.demo.autodns.com/v1"}
   dynu: {type: dynu, token: {file: t}}
   do: {type: digitalocean, token: {file: t}, url: "http://192.0.2.8/v2", insecure: true}
-  cf: {type: cloudflare, token: {file: t}, proxied: on}
+  cf: {type: cloudflare, token: {file: t}, proxied: on, min_ttl: 30}
   r53: {type: route53, role: "arn:aws:iam::123456789012:role/path/rota", region: eu-central-1, wait: none, profile: dns}
-  keyed: {type: route53, access_key: {file: t}, secret_key: {file: t}}
+  keyed: {type: route53, access_key: {file: t}, secret_key: {file: t}, zone_id: Z0123456789, private: true}
   desec: {type: desec, token: {file: t}}
   hook: {type: webhook, url: "https://hooks.example.org/dns/$${y}", secret: {file: base}, signed: true, timeout: 20s}
   script: {type: exec, command: [/usr/local/lib/rota/update, "-v", "$${x}"], timeout: 1m}

@@ -372,7 +372,7 @@ func (s *NameServer) configureKnot() {
 		fmt.Fprintf(&b, "  - id: %s.\n    algorithm: %s\n    secret: %s\n", k.Name, k.Algorithm, k.Secret)
 		ids = append(ids, k.Name+".")
 	}
-	fmt.Fprintf(&b, "acl:\n  - id: update\n    key: [%s]\n    action: [update]\n", strings.Join(ids, ", "))
+	fmt.Fprintf(&b, "acl:\n  - id: update\n    key: [%s]\n    action: [update, transfer]\n", strings.Join(ids, ", "))
 	b.WriteString("  - id: transfer\n    address: 0.0.0.0/0\n    action: [transfer]\n  - id: notify\n    address: 0.0.0.0/0\n    action: [notify]\n")
 	remotes, zones := "", ""
 	remote := func(at string) string {
@@ -451,7 +451,7 @@ api-key=%s
 	s.pdnsKeys()
 }
 
-// pdnsKeys lets the keys update the zones of PowerDNS that are not closed.
+// pdnsKeys lets the keys update and transfer the zones of PowerDNS that are not closed.
 func (s *NameServer) pdnsKeys() {
 	s.t.Helper()
 	var names []string
@@ -465,6 +465,7 @@ func (s *NameServer) pdnsKeys() {
 		}
 		name := strings.TrimSuffix(z.Name, ".")
 		s.pdnsutil(append([]string{"set-meta", name, "TSIG-ALLOW-DNSUPDATE"}, names...)...)
+		s.pdnsutil(append([]string{"set-meta", name, "TSIG-ALLOW-AXFR"}, names...)...)
 		s.pdnsutil("set-meta", name, "SOA-EDIT-DNSUPDATE", "INCREASE")
 	}
 }

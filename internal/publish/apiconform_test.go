@@ -92,13 +92,13 @@ const (
 type heldRequest struct {
 	caught  chan struct{} // closed when it is there
 	arrived chan int      // the HTTP status with which it was answered in the end; its sender is long gone
-	release chan struct{}
+	release chan struct{} // closed when it may arrive
 }
 
 // arrive lets the request arrive and returns how it was answered.
 func (h *heldRequest) arrive() int {
 	close(h.release)
-	return <-h.arrived
+	return <-h.arrived // at once: nobody else is asked
 }
 
 // apiFront stands before the handler of a provider: it plays faults, holds and captures requests. It is the RoundTripper that a
@@ -219,8 +219,11 @@ func (f *apiFront) RoundTrip(r *http.Request) (*http.Response, error) {
 	if held != nil {
 		close(held.caught)
 		go func() {
-			<-held.release
-			held.arrived <- f.serve(r, body).StatusCode
+			select {
+			case <-held.release:
+				held.arrived <- f.serve(r, body).StatusCode
+			case <-time.After(10 * time.Minute): // the test has failed and left it
+			}
 		}()
 		fault = apiSilent
 	}
@@ -325,6 +328,9 @@ func newAPITarget(t testing.TB, start func(testing.TB) fakeAPI) *apiTarget {
 	t.Cleanup(func() {
 		x.mu.Lock()
 		defer x.mu.Unlock()
+		if t.Failed() {
+			t.Logf("log:\n%s", x.log.String())
+		}
 		if s := x.secret(); s == "" || strings.Contains(x.log.String(), s) {
 			t.Errorf("a secret was logged")
 		}
@@ -366,6 +372,16 @@ func (x *apiTarget) look() {
 		if !slices.Contains(now, line) {
 			x.t.Errorf("a foreign record is gone: %s", line)
 		}
+	}
+}
+
+// within waits for what should happen soon.
+func within(t testing.TB, what string, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(time.Minute):
+		t.Fatalf("never came true: %s", what)
 	}
 }
 
@@ -506,14 +522,14 @@ func apiRequestHeld(t *testing.T, x *apiTarget) {
 	})
 	held := x.hold()
 	a.down("192.0.2.1")
-	<-held.caught
+	within(t, "the request is held", held.caught)
 	b := newWorld(t, apiService("app.example.test", addrs...)).up(addrs...)
 	ob := x.options(b)
 	ob.Audit = time.Second
 	pb := run(t, ob, 6)
 	a.apply(rota.Event{Kind: rota.EventLead, Lead: &rota.Lead{Node: "b", Term: 6}})
 	eventually(t, "B's round", func() bool { return settled(pb.Publisher, b.State().At()) && reasonCode(pb.Publisher) == "" })
-	<-pa.done
+	within(t, "A's end", pa.done)
 	if !errors.Is(pa.err, ErrFenced) {
 		t.Errorf("A ends with %v, want ErrFenced", pa.err)
 	}
@@ -568,7 +584,7 @@ func apiLateRequest(t *testing.T, x *apiTarget) {
 	})
 	held := x.hold()
 	w.down("192.0.2.1")
-	<-held.caught
+	within(t, "the request is held", held.caught)
 	w.up("192.0.2.1")
 	at := time.Now()
 	eventually(t, "settled", func() bool { return settled(p.Publisher, at) && reasonCode(p.Publisher) == "" })

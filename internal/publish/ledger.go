@@ -35,6 +35,7 @@ type entry struct {
 	Data   string // in the canonical form of rota.RRset
 	ID     string // by which the provider knows it; its own way where there is none
 	AnyTTL bool   // the provider chooses the TTL
+	Tag    string // what else the driver wants to know of it when it changes its name
 	Locked string // why rota must not touch the name; empty: it may
 }
 
@@ -306,15 +307,9 @@ func reading(zone rota.Name, keys []rota.Key, entries []entry) Reading {
 
 func inTheWayOf(n rota.Name, e entry) *Reason {
 	if e.Key.Type == rota.Type(dns.TypeDNAME) {
-		return &Reason{
-			Code: CodeDNAME, Name: n, Text: fmt.Sprintf("a DNAME at %s redirects it to %s", e.Key.Name.Short(), rota.CleanReason("%s", e.Data)),
-			Advice: "remove the DNAME, or take the service out of rota",
-		}
+		return redirected(n, e.Key.Name, e.Data, "")
 	}
-	return &Reason{
-		Code: CodeDelegated, Name: n, Text: fmt.Sprintf("%s is delegated to other name servers", e.Key.Name.Short()),
-		Advice: "publish it to the servers of that zone, or remove the delegation",
-	}
+	return delegated(n, e.Key.Name, "")
 }
 
 // Write compares what the changes were planned on with what stands there, and has the driver make them true.

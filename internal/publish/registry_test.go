@@ -4,10 +4,15 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
+
+	"github.com/rota-dns/rota/internal/peers"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -412,4 +417,76 @@ func TestApplyLooksAtOnce(t *testing.T) {
 			t.Errorf("it has %v after %d reads", got, f.reads)
 		}
 	})
+}
+
+// dryRunOnWire counts what a server is sent by a publisher that may not write.
+func dryRunOnWire(t *testing.T, x *target) {
+	var updates atomic.Int32
+	x.road.Set(func(p peers.Packet) [][]byte {
+		if p.Query && p.Update() {
+			updates.Add(1)
+		}
+		return [][]byte{p.Wire}
+	})
+	before := x.others()
+	w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2")).up("192.0.2.1", "192.0.2.2")
+	o := quick(w, x.backend())
+	o.DryRun, o.Registry = true, &Registry{}
+	p := run(t, o, 1)
+	eventually(t, "says what it would write", func() bool { return reasonCode(p.Publisher) == CodeDryRun })
+	w.down("192.0.2.1")
+	w.order(rota.Instruction{Verb: rota.VerbRefresh, Names: []rota.Name{"www.example.test."}})
+	w.order(rota.Instruction{Verb: rota.VerbImport, Publisher: testPublisher, Zone: "example.test.", From: "x"})
+	w.order(rota.Instruction{Verb: rota.VerbRelease, Publisher: testPublisher, Zone: "example.test.", To: "x"})
+	eventually(t, "is released", func() bool { return reasonCode(p.Publisher) == CodeReleased })
+	if _, err := p.Plan(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if n := updates.Load(); n > 0 {
+		t.Errorf("%d updates in a dry run", n)
+	}
+	if after := x.others(); !slices.Equal(before, after) {
+		t.Errorf("the zone was\n%v\nand is\n%v", before, after)
+	}
+}
+
+// ownership is the registry and a hand-over on a real server: what others keep stays as it is.
+func ownership(t *testing.T, x *target) {
+	before := x.others()
+	pool := []string{"192.0.2.1", "192.0.2.2"}
+	services := []rota.Service{service("new.example.test", pool...), service("example.test", pool...), service("mail.example.test", pool...)}
+	wa, wb := newWorld(t, services...).up(pool...), newWorld(t, services...).up(pool...)
+	oa, ob := quick(wa, x.backend()), quick(wb, x.backend())
+	oa.Registry, ob.Registry = &Registry{}, &Registry{}
+	ob.Owner = named("second one")
+	a := run(t, oa, 1)
+	eventually(t, "new", x.holds("new.example.test.", dns.TypeA, pool...))
+	eventually(t, "the apex", x.holds("example.test.", dns.TypeA, pool...))
+	eventually(t, "the registry", func() bool {
+		return len(x.server.Lookup("_rota.a-new.example.test.", dns.TypeTXT)) == 1 && len(x.server.Lookup("_rota.a-_apex.example.test.", dns.TypeTXT)) == 1
+	})
+	eventually(t, "mail is not ours", func() bool { return reasonCode(a.Publisher) == CodeNotOwned })
+	b := run(t, ob, 1)
+	eventually(t, "conflict", func() bool { return reasonCode(b.Publisher) == CodeConflict })
+	wa.order(rota.Instruction{Verb: rota.VerbRelease, Publisher: testPublisher, Zone: "example.test.", To: "second one"})
+	eventually(t, "released", func() bool { return reasonCode(a.Publisher) == CodeReleased })
+	if f := x.fence(); f.Owner != "test" || f.Offer != "second one" {
+		t.Errorf("the fence says %v", f)
+	}
+	wb.order(rota.Instruction{Verb: rota.VerbImport, Publisher: testPublisher, Zone: "example.test.", From: "test", Names: []rota.Name{"new.example.test.", "example.test."}})
+	wb.down(pool[0])
+	eventually(t, "handed over", x.holds("new.example.test.", dns.TypeA, pool[1]))
+	eventually(t, "the registry names the new owner", func() bool {
+		return strings.Contains(fmt.Sprint(x.server.Lookup("_rota.a-new.example.test.", dns.TypeTXT)), "owner=second+one,")
+	})
+	if f := x.fence(); f.Owner != "second one" || f.Offer != "" {
+		t.Errorf("the fence says %v", f)
+	}
+	wb.order(rota.Instruction{Verb: rota.VerbRelease, Publisher: testPublisher, Zone: "example.test."})
+	eventually(t, "released for good", func() bool {
+		return len(x.server.Lookup("_rota.example.test.", dns.TypeTXT)) == 0 && len(x.server.Lookup("_rota.a-new.example.test.", dns.TypeTXT)) == 0
+	})
+	if diff := cmp.Diff(before, x.others("new.example.test. 30 IN A", "example.test. 30 IN A")); diff != "" {
+		t.Errorf("foreign records changed:\n%s", diff)
+	}
 }

@@ -58,7 +58,45 @@ type rest struct {
 // line is where the requests of one account wait for their turn.
 type line struct {
 	pace  *rate.Limiter
-	quiet atomic.Int64 // unix nanoseconds until which the API wants no request
+	quiet quiet
+}
+
+// turn waits until a request may be made, at most as long as a request may take. What waits has not been sent, and has its whole time yet.
+func (l *line) turn(ctx context.Context, timeout time.Duration, server string) *Reason {
+	if why := l.quiet.reason(server); why != nil {
+		return why
+	}
+	if l.pace == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if err := l.pace.Wait(ctx); err != nil {
+		return &Reason{
+			Code: CodeRateLimited, Transient: true, Server: server, Text: "too many requests wait for their turn",
+			Advice: "rota waits; raise min_gap if this goes on",
+		}
+	}
+	return l.quiet.reason(server)
+}
+
+// quiet is a pause that an API asked for. Its zero value is none.
+type quiet struct{ until atomic.Int64 } // unix nanoseconds
+
+// ask begins a pause.
+func (q *quiet) ask(d time.Duration) { q.until.Store(time.Now().Add(d).UnixNano()) }
+
+// reason says how long the pause still is; nil: it is over.
+func (q *quiet) reason(server string) *Reason {
+	wait := time.Until(time.Unix(0, q.until.Load()))
+	if wait <= 0 {
+		return nil
+	}
+	return &Reason{
+		Code: CodeRateLimited, Transient: true, After: min(wait, MaxAfter), Server: server,
+		Text:   "the API asked for a pause until " + time.Unix(0, q.until.Load()).UTC().Format(time.TimeOnly) + " UTC",
+		Advice: "rota waits; see whether somebody else uses the same account",
+	}
 }
 
 // lines are the lines of accounts that are named, by server and account.
@@ -133,8 +171,8 @@ type headed interface {
 
 // send sends a request, whose path is below base. changes says that it is one that changes something.
 func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out any) error {
-	if err := r.turn(ctx); err != nil {
-		return err
+	if why := r.turn(ctx, r.o.timeout, r.server); why != nil {
+		return why
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.o.timeout)
 	defer cancel()
@@ -184,27 +222,6 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 	}
 	if err := json.Unmarshal(body, out); err != nil {
 		return r.malformed(changes, "the answer is not the JSON that is expected: %v", err)
-	}
-	return nil
-}
-
-// turn waits until a request may be made, at most as long as a request may take. What waits has not been sent, and has its whole time yet.
-func (r *rest) turn(ctx context.Context) error {
-	if r.pace != nil && time.Now().UnixNano() >= r.quiet.Load() {
-		ctx, cancel := context.WithTimeout(ctx, r.o.timeout)
-		defer cancel()
-		if err := r.pace.Wait(ctx); err != nil {
-			return &Reason{
-				Code: CodeRateLimited, Transient: true, Server: r.server, Text: "too many requests wait for their turn",
-				Advice: "rota waits; raise min_gap if this goes on",
-			}
-		}
-	}
-	if wait := time.Until(time.Unix(0, r.quiet.Load())); wait > 0 {
-		return &Reason{
-			Code: CodeRateLimited, Transient: true, After: min(wait, MaxAfter), Server: r.server,
-			Text: fmt.Sprintf("the API asked for a pause of another %v", wait.Round(time.Second)), Advice: "rota waits; see whether somebody else uses the same account",
-		}
 	}
 	return nil
 }
@@ -278,7 +295,7 @@ func (r *rest) refused(a *restAnswer, changes bool) *Reason {
 	}
 	if out.Code == CodeRateLimited {
 		out.After = max(out.After, time.Second)
-		r.quiet.Store(time.Now().Add(out.After).UnixNano())
+		r.quiet.ask(out.After)
 	}
 	out.Text = r.clean(out.Text)
 	return out

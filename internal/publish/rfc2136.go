@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -136,6 +137,7 @@ type RFC2136 struct {
 	reads   []*road
 	current atomic.Int64 // road that brought an answer last
 	since   atomic.Int64 // unix nanoseconds of when current left the first one
+	whole   transfers
 }
 
 // serverRest is how long a server that did not answer is passed over.
@@ -200,10 +202,7 @@ func serverAddress(s string) (string, error) {
 // ask exchanges a message with the current server, and with the next ones while there is trouble on the way to it. While a key is
 // rolled, a server that does not know the one is asked with the other.
 func (b *RFC2136) ask(ctx context.Context, roads []*road, m *dns.Msg) (*dns.Msg, *road, error) {
-	first := int(b.current.Load())
-	if first != 0 && time.Since(time.Unix(0, b.since.Load())) > serverRest {
-		first = 0
-	}
+	first := b.first()
 	var last error
 	for i := range roads {
 		at := (first + i) % len(roads)
@@ -222,6 +221,15 @@ func (b *RFC2136) ask(ctx context.Context, roads []*road, m *dns.Msg) (*dns.Msg,
 		}
 	}
 	return nil, nil, last
+}
+
+// first is the road to begin with.
+func (b *RFC2136) first() int {
+	at := int(b.current.Load())
+	if time.Since(time.Unix(0, b.since.Load())) > serverRest {
+		return 0
+	}
+	return at
 }
 
 // otherKey reports whether an error may be because the server does not know the key, and there is another one.
@@ -293,8 +301,40 @@ func (b *RFC2136) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
 // readers is how many queries are under way at once.
 const readers = 16
 
-// Read asks for each key by itself: no transfer has to be allowed, and its cost grows with what rota keeps, not with the zone.
+// Read asks for each key by itself: no transfer has to be allowed, and its cost grows with what rota keeps, not with the zone. Where a
+// transfer is allowed and costs less it is one message for all.
 func (b *RFC2136) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Reading, error) {
+	whole, single := b.whole.worth(zone, keys)
+	if len(whole) > 0 {
+		out, err := b.reads[b.first()].transfer(ctx, zone, whole)
+		switch {
+		case ctx.Err() != nil:
+			return Reading{}, context.Cause(ctx)
+		case err != nil:
+			b.whole.rest(zone)
+			single = keys
+		case len(single) == 0:
+			return out, nil
+		default:
+			rest, err := b.readEach(ctx, zone, single)
+			if err != nil {
+				return Reading{}, err
+			}
+			b.whole.saw(single, rest.Blocked)
+			maps.Copy(out.Blocked, rest.Blocked)
+			out.Sets = append(out.Sets, rest.Sets...)
+			return out, nil
+		}
+	}
+	out, err := b.readEach(ctx, zone, single)
+	if err == nil {
+		b.whole.saw(single, out.Blocked)
+	}
+	return out, err
+}
+
+// readEach asks for each key by itself.
+func (b *RFC2136) readEach(ctx context.Context, zone rota.Name, keys []rota.Key) (Reading, error) {
 	whole := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -383,17 +423,10 @@ func (r *road) read(answer *dns.Msg, zone rota.Name, k rota.Key) ([]rota.RRset, 
 		}
 		switch rr := rr.(type) {
 		case *dns.DNAME:
-			return nil, &Reason{
-				Code: CodeDNAME, Name: k.Name, Server: r.server,
-				Text:   fmt.Sprintf("a DNAME at %s redirects it to %s", owner.Short(), rota.CleanReason("%s", rr.Target)),
-				Advice: "remove the DNAME, or take the service out of rota",
-			}, nil
+			return nil, redirected(k.Name, owner, rr.Target, r.server), nil
 		case *dns.NS:
 			if owner != zone && owner.In(zone) && !answer.Authoritative {
-				return nil, &Reason{
-					Code: CodeDelegated, Name: k.Name, Server: r.server, Text: fmt.Sprintf("%s is delegated to other name servers", owner.Short()),
-					Advice: "publish it to the servers of that zone, or remove the delegation",
-				}, nil
+				return nil, delegated(k.Name, owner, r.server), nil
 			}
 		case *dns.SOA:
 			if owner != zone && owner.In(zone) {
@@ -442,6 +475,23 @@ func (r *road) read(answer *dns.Msg, zone rota.Name, k rota.Key) ([]rota.RRset, 
 		}
 	}
 	return out, nil, nil
+}
+
+// redirected says that a DNAME above a name is in its way.
+func redirected(name, at rota.Name, target, server string) *Reason {
+	return &Reason{
+		Code: CodeDNAME, Name: name, Server: server,
+		Text:   fmt.Sprintf("a DNAME at %s redirects it to %s", at.Short(), rota.CleanReason("%s", target)),
+		Advice: "remove the DNAME, or take the service out of rota",
+	}
+}
+
+// delegated says that a name is in another zone.
+func delegated(name, at rota.Name, server string) *Reason {
+	return &Reason{
+		Code: CodeDelegated, Name: name, Server: server, Text: fmt.Sprintf("%s is delegated to other name servers", at.Short()),
+		Advice: "publish it to the servers of that zone, or remove the delegation",
+	}
 }
 
 // rdata returns a record's data in the canonical form of rota.RRset.

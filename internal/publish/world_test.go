@@ -183,12 +183,13 @@ func reasonCode(p *Publisher) Code {
 }
 
 func settled(p *Publisher, at time.Time) bool {
-	for _, z := range p.Status().Zones {
+	zones := p.Status().Zones
+	for _, z := range zones {
 		if z.LastSuccess.Before(at) {
 			return false
 		}
 	}
-	return len(p.Status().Zones) > 0
+	return len(zones) > 0
 }
 
 // named is an installation that is called so all the time.

@@ -730,6 +730,7 @@ func (z *zone) transact(ctx context.Context, changes []rota.Change, start time.T
 	case z.fence.Seq == next.Seq && err != nil && !moved && !z.o.Backend.Capabilities().Atomic:
 		// The fence moved, and then something failed: what was written by then is seen when it is read back.
 		z.remember(changes[:n], start, true)
+		z.late = time.Now()
 		r := *ReasonOf(err)
 		r.InDoubt = false
 		return n, &r
@@ -770,13 +771,15 @@ func (z *zone) hold(changes []rota.Change, start time.Time) {
 }
 
 func (z *zone) remember(changes []rota.Change, start time.Time, doubt bool) {
+	again := make(map[rota.Key]bool, len(changes))
 	z.mu.Lock()
 	for _, c := range changes {
 		z.left.note(c, time.Now())
+		again[c.Key()] = true
 	}
 	z.mu.Unlock()
+	z.pending = slices.DeleteFunc(z.pending, func(p pending) bool { return again[p.change.Key()] })
 	for _, c := range changes {
-		z.pending = slices.DeleteFunc(z.pending, func(p pending) bool { return p.change.Key() == c.Key() })
 		z.pending = append(z.pending, pending{change: c, start: start, epoch: z.fence.Epoch, doubt: doubt})
 	}
 }
