@@ -315,6 +315,37 @@ func TestBlind(t *testing.T) {
 	}
 }
 
+// A node that is cut off for an hour calls no server lame, neither then nor when it is back.
+func TestOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a, b := pair(w, before()...)
+		wit, _, end := watchIn(t, w, subject(expect(set("www.example.test", 300, "192.0.2.1", "192.0.2.2"))))
+		defer end()
+		time.Sleep(time.Minute)
+		w.change(func() { a.dead, b.dead = true, true })
+		for range 3600 {
+			time.Sleep(time.Second)
+			if got := codes(wit); len(got) > 0 {
+				t.Fatalf("cut off, and findings are %q", got)
+			}
+		}
+		if z := wit.Status()[0]; len(z.Blind) != 2 {
+			t.Errorf("blind: %q", z.Blind)
+		}
+		w.change(func() { a.dead, b.dead = false, false })
+		for range 900 {
+			time.Sleep(time.Second)
+			if got := codes(wit); len(got) > 0 {
+				t.Fatalf("back, and findings are %q", got)
+			}
+		}
+		if z := wit.Status()[0]; len(z.Blind) > 0 {
+			t.Errorf("blind: %q", z.Blind)
+		}
+	})
+}
+
 // What an address that was never followed left behind counts from when it is proven gone, with the TTL that it may have had.
 func TestAskGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
