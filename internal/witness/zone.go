@@ -266,7 +266,7 @@ func (z *zone) run(ctx context.Context) {
 		}
 		wait := spread(subject.Every)
 		if err != nil || len(delegation.Blind) > 0 && len(subject.Servers) == 0 {
-			wait, again = min(spread(again), wait), again*2
+			wait, again = min(spread(again), wait), min(again*2, subject.Every)
 		} else {
 			again = locatePace
 		}
