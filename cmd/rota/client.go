@@ -81,6 +81,14 @@ func (a *app) client() (*client, error) {
 	return c, nil
 }
 
+// servers are the hosts the client speaks to, none for a socket: the way to them shows this machine's addresses.
+func (c *client) servers() []string {
+	if u, err := url.Parse(c.base); err == nil && u.Host != "rota" {
+		return []string{u.Host}
+	}
+	return nil
+}
+
 // staleWords says since when what is shown may be older than the cluster's state.
 func staleWords(since, now time.Time) string {
 	return fmt.Sprintf("what this node knows may be older than the cluster's state, since %s (%s)", since.UTC().Format("2006-01-02 15:04:05Z"), age(since, now))

@@ -149,7 +149,7 @@ func (o *registerFlags) configured(a *app) (directTarget, error) {
 	if err != nil {
 		return directTarget{}, err
 	}
-	t, err := templateOf(cfg.Spec.Registers, o.discover)
+	t, err := rota.TemplateOf(cfg.Spec.Registers, o.discover)
 	if err != nil {
 		return directTarget{}, err
 	}
@@ -177,24 +177,6 @@ func (o *registerFlags) configured(a *app) (directTarget, error) {
 		return directTarget{template: *t, servers: p.RFC2136.Servers, backend: backend}, nil
 	}
 	return directTarget{}, fmt.Errorf("publisher %s is not of type rfc2136: register through a rota that runs instead, without --direct", publishers[0])
-}
-
-// templateOf returns the block with a name; without one, the only one there is.
-func templateOf(all []rota.RegisterTemplate, name string) (*rota.RegisterTemplate, error) {
-	var names []string
-	for i := range all {
-		if all[i].Name == name || name == "" && len(all) == 1 {
-			return &all[i], nil
-		}
-		names = append(names, all[i].Name)
-	}
-	switch {
-	case len(all) == 0:
-		return nil, errors.New("nobody can register: the configuration has no `discover: - type: register`")
-	case name == "":
-		return nil, fmt.Errorf("say what to register by: --discover %s", strings.Join(names, " or "))
-	}
-	return nil, fmt.Errorf("no block %q to register by: want %s", rota.CleanReason("%s", name), strings.Join(names, " or "))
 }
 
 // direct registers a host with the authoritative servers themselves, or takes it out.

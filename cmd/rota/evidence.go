@@ -59,6 +59,11 @@ func (e *evidence) held(name rota.Name) bool {
 	return !e.fresh[name]
 }
 
+// held reports whether publishers are to be told nothing of a name yet. What is no service rests on no evidence.
+func (n *node) held(name rota.Name) bool {
+	return n.raft.State().Service(name) != nil && n.seen.held(name)
+}
+
 // broadcast wakes everyone who waits.
 type broadcast struct {
 	mu sync.Mutex // guards ch

@@ -119,6 +119,17 @@ func resources() []resource {
 			func(o rota.Override, now time.Time) []string {
 				return []string{o.Endpoint.String(), loud(string(o.Action)), o.Author, age(o.Set, now), "in " + span(o.Expires.Sub(now)), o.Reason}
 			}, func(o rota.Override) string { return o.Endpoint.String() }),
+		listOf("registrations", "/api/v1/registrations", 6,
+			[]string{"HOST", "ADDRESSES", "SERVICE", "SINCE", "RENEWED", "EXPIRES", "RECORD", "BLOCK", "ACTOR", "PROBLEM"},
+			func(r rota.Registered, now time.Time) []string {
+				expires := "never"
+				if !r.Expires.IsZero() {
+					expires = "in " + span(r.Expires.Sub(now))
+				}
+				return []string{
+					r.Host, strings.Join(addressTexts(r.Addresses), " "), r.Service.Short(), age(r.At, now), age(r.Renewed, now), expires, r.Record.Short(), r.Template, r.Actor, r.Problem,
+				}
+			}, func(r rota.Registered) string { return r.Host }),
 	}
 }
 

@@ -210,6 +210,7 @@ func (a *app) explainCommand() *cobra.Command {
 			return err
 		}
 		told := false
+		var last *api.Explained
 		for _, t := range types {
 			q := url.Values{"name": {args[0]}, "type": {t}}
 			if client != "" {
@@ -226,9 +227,11 @@ func (a *app) explainCommand() *cobra.Command {
 			if err := json.Unmarshal(b, &x); err != nil {
 				return err
 			}
-			if typ == "" && len(x.Endpoints) == 0 && (told || t == "A" && len(types) > 1) {
+			again := last != nil && last.Service == x.Service && last.Type == x.Type // a pointer, which has one type
+			if typ == "" && (again || len(x.Endpoints)+len(x.Answer) == 0 && (told || t == "A" && len(types) > 1)) {
 				continue
 			}
+			last = &x
 			if only.IsValid() && !slices.ContainsFunc(x.Endpoints, func(e rota.EndpointExplanation) bool { return e.Address == only }) {
 				return fmt.Errorf("%s has no endpoint %s; `rota get endpoints %s` lists them", args[0], only, args[0])
 			}
@@ -410,7 +413,11 @@ func (a *app) planCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		b, err := cl.raw(cmd.Context(), "/api/v1/plan", place(args))
+		where, err := cl.place(cmd.Context(), args)
+		if err != nil {
+			return err
+		}
+		b, err := cl.raw(cmd.Context(), "/api/v1/plan", where)
 		if err != nil {
 			return err
 		}
@@ -438,7 +445,9 @@ func planCode(plans []api.Plan, detailed bool) error {
 			return &coded{exitFailed, fmt.Errorf("%s %s: %s", p.Publisher, p.Zone.Short(), p.Error)}
 		}
 		changes += len(p.Changes)
-		held += len(p.Held)
+		if !codes(p, "released") { // nobody waits for it
+			held += len(p.Held)
+		}
 	}
 	switch {
 	case held > 0:
@@ -510,6 +519,13 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 	for _, p := range plans {
 		if p.Limits != "" {
 			text += " " + p.Publisher + " " + p.Zone.Short() + ": " + p.Limits + "."
+		}
+	}
+	for _, p := range plans {
+		for _, r := range p.Reasons {
+			if r.Code == "frozen" || r.Code == "dry-run" || r.Code == "released" {
+				text += "\n" + strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " ") + ": " + strings.ToUpper(r.Code) + ", so that nothing is written: " + r.Text
+			}
 		}
 	}
 	_, err := fmt.Fprintln(w, printable(text))

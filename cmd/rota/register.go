@@ -1,13 +1,19 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/rota-dns/rota/internal/api"
 	"github.com/rota-dns/rota/internal/register"
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -73,6 +79,9 @@ func (a *app) registering(use, short, long string, in bool, example string) *cob
 		if err := o.check(cmd); err != nil {
 			return err
 		}
+		if len(o.servers) == 0 && !o.direct {
+			return a.throughCluster(cmd.Context(), form, &o, in)
+		}
 		out, err := a.direct(cmd.Context(), &o, in)
 		if len(out.Updates) > 0 || err == nil {
 			if werr := a.showRegistered(form, out, &o, err); werr != nil {
@@ -125,31 +134,24 @@ func (o *registerFlags) host() (name string, own bool, err error) {
 
 // showRegistered shows what was, or would be, written.
 func (a *app) showRegistered(f format, r register.Result, o *registerFlags, failed error) error {
-	switch f {
-	case formatJSON:
-		return writeJSON(a.out, r)
-	case formatYAML:
-		return writeYAML(a.out, r)
-	}
-	var b strings.Builder
-	for _, u := range r.Updates {
-		for _, c := range u.Changes {
-			fmt.Fprintf(&b, "%s: %s\n", u.Zone.Short(), c)
+	return a.show(f, r, func(b *strings.Builder) {
+		for _, u := range r.Updates {
+			for _, c := range u.Changes {
+				fmt.Fprintf(b, "%s: %s\n", u.Zone.Short(), c)
+			}
 		}
-	}
-	switch n := changesIn(r); {
-	case o.dryRun:
-		fmt.Fprintf(&b, "%s would change; nothing was written\n", records(n))
-	case failed == nil && n == 0:
-		fmt.Fprintf(&b, "%s: all is so already\n", rota.CleanReason("%s", r.Host))
-	case failed == nil:
-		fmt.Fprintf(&b, "%s: done, and read back\n", rota.CleanReason("%s", r.Host))
-	}
-	for _, n := range r.Notes {
-		fmt.Fprintln(&b, "note: "+n)
-	}
-	_, err := fmt.Fprint(a.out, printable(b.String()))
-	return err
+		switch n := changesIn(r); {
+		case o.dryRun:
+			fmt.Fprintf(b, "%s would change; nothing was written\n", records(n))
+		case failed == nil && n == 0:
+			fmt.Fprintf(b, "%s: all is so already\n", r.Host)
+		case failed == nil:
+			fmt.Fprintf(b, "%s: done, and read back\n", r.Host)
+		}
+		for _, n := range r.Notes {
+			fmt.Fprintln(b, "note: "+n)
+		}
+	})
 }
 
 func changesIn(r register.Result) int {
@@ -165,4 +167,89 @@ func records(n int) string {
 		return "1 RRset"
 	}
 	return fmt.Sprintf("%d RRsets", n)
+}
+
+// throughCluster registers a host with a rota that runs, or takes it out.
+func (a *app) throughCluster(ctx context.Context, f format, o *registerFlags, in bool) error {
+	cl, err := a.client()
+	if err != nil {
+		return err
+	}
+	host, _, err := o.host()
+	if err != nil {
+		return err
+	}
+	if !in {
+		return a.deregisterHost(ctx, cl, f, host, o)
+	}
+	req := api.RegisterRequest{Host: host, Template: o.discover, DryRun: o.dryRun}
+	if req.Addresses, req.Whole, err = o.own(ctx, cl.servers()); err != nil {
+		return err
+	}
+	resp, err := cl.request(ctx, http.MethodPost, "/api/v1/registrations", nil, req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var reply api.RegisterReply
+	if err := json.NewDecoder(resp.Body).Decode(&reply); err != nil {
+		return err
+	}
+	return a.show(f, reply, func(b *strings.Builder) {
+		names := slices.DeleteFunc([]string{reply.Service.Short(), reply.Record.Short()}, func(s string) bool { return s == "" })
+		what := "is registered"
+		switch {
+		case o.dryRun:
+			what = "would be registered"
+		case reply.Event == 0:
+			what = "was registered before, and nothing is new"
+		}
+		fmt.Fprintf(b, "%s %s: %s for %s\n", reply.Host, what, strings.Join(addressTexts(reply.Addresses), " "), strings.Join(names, " and "))
+		if reply.Renew > 0 {
+			fmt.Fprintf(b, "until %s, unless it says so again; `rota agent --register` does that\n", reply.Expires.UTC().Format(time.DateTime+"Z"))
+		}
+	})
+}
+
+func (a *app) deregisterHost(ctx context.Context, cl *client, f format, host string, o *registerFlags) error {
+	q := url.Values{"host": {host}}
+	if o.discover != "" {
+		q.Set("template", o.discover)
+	}
+	if o.dryRun {
+		q.Set("dry_run", "true")
+	}
+	resp, err := cl.request(ctx, http.MethodDelete, "/api/v1/registrations", q, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var reply api.DeregisterReply
+	if err := json.NewDecoder(resp.Body).Decode(&reply); err != nil {
+		return err
+	}
+	return a.show(f, reply, func(b *strings.Builder) {
+		what := "is deregistered"
+		if o.dryRun {
+			what = "would be deregistered"
+		}
+		fmt.Fprintf(b, "%s %s\n", reply.Host, what)
+		for _, l := range reply.Leftovers {
+			fmt.Fprintf(b, "%s takes out %s %s\n", l.Publisher, l.Key, strings.Join(l.Data, " "))
+		}
+	})
+}
+
+// show prints a reply in the form that is wanted.
+func (a *app) show(f format, reply any, words func(*strings.Builder)) error {
+	switch f {
+	case formatJSON:
+		return writeJSON(a.out, reply)
+	case formatYAML:
+		return writeYAML(a.out, reply)
+	}
+	var b strings.Builder
+	words(&b)
+	_, err := fmt.Fprint(a.out, printable(b.String()))
+	return err
 }

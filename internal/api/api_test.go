@@ -467,6 +467,7 @@ func TestAccess(t *testing.T) {
 		"POST /api/v1/cluster/transfer": AccessAdmin, "POST /api/v1/cluster/leave": AccessAdmin,
 		"POST /api/v1/cluster/tokens": AccessAdmin, "GET /api/v1/cluster/tokens": AccessAdmin, "DELETE /api/v1/cluster/tokens/{id}": AccessAdmin,
 		"GET /api/v1/cluster/verify": AccessAdmin, "GET /api/v1/cluster/snapshot": AccessAdmin, "POST /api/v1/cluster/snapshot": AccessAdmin,
+		"GET /api/v1/registrations": AccessRead, "POST /api/v1/registrations": AccessAgent, "DELETE /api/v1/registrations": AccessAgent,
 		"GET /openapi.json": AccessPublic, "GET /livez": AccessPublic, "GET /readyz": AccessPublic, "GET /startupz": AccessPublic,
 		"GET /health": AccessPublic, "GET /healthz": AccessPublic, "GET /-/healthy": AccessPublic, "GET /-/ready": AccessPublic,
 	}
@@ -492,6 +493,9 @@ func TestAccess(t *testing.T) {
 				r := httptest.NewRequest(method, path, nil)
 				if who.secret != "" {
 					r.Header.Set("Authorization", "Bearer "+who.secret)
+				}
+				if access == AccessAgent {
+					access = AccessOperator // who is no agent
 				}
 				code := call(s, r).Code
 				if refused := code == 401 || code == 403; refused != (access > who.least) {

@@ -19,27 +19,28 @@ import (
 // Role is what a caller may do. The zero value may do nothing but ask whether rota lives.
 type Role uint8
 
-// The roles, weakest first; each may do what those before it may.
+// The roles, weakest first; each may do what those before it may, but for RoleAgent's business, which is RoleOperator's too.
 const (
 	RoleNone      Role = iota
+	RoleAgent          // register the host that its token is named after, and nothing else
 	RoleAnonymous      // over TCP without a token, where anonymous reads are allowed
 	RoleViewer         // read everything
 	RoleOperator       // override endpoints
 	RoleAdmin          // reload the configuration, change the cluster
 )
 
-var roleNames = [...]string{"none", "anonymous", "viewer", "operator", "admin"}
+var roleNames = [...]string{"none", "agent", "anonymous", "viewer", "operator", "admin"}
 
 func (r Role) String() string { return roleNames[min(int(r), len(roleNames)-1)] }
 
-// ParseRole reads the role of a token: viewer, operator or admin.
+// ParseRole reads the role of a token: agent, viewer, operator or admin.
 func ParseRole(s string) (Role, error) {
-	for _, r := range []Role{RoleViewer, RoleOperator, RoleAdmin} {
+	for _, r := range []Role{RoleAgent, RoleViewer, RoleOperator, RoleAdmin} {
 		if r.String() == s {
 			return r, nil
 		}
 	}
-	return RoleNone, fmt.Errorf("unknown role %q: want viewer, operator or admin", s)
+	return RoleNone, fmt.Errorf("unknown role %q: want agent, viewer, operator or admin", s)
 }
 
 // Token lets its bearer in. The secret itself is not kept, only its SHA-256: nothing that prints a Token can give it away.
@@ -68,6 +69,7 @@ const (
 	AccessKnown           // RoleViewer and above: costs something elsewhere, or says more than the DNS does
 	AccessOperator        // RoleOperator and above
 	AccessAdmin           // RoleAdmin
+	AccessAgent           // RoleAgent, and RoleOperator and above
 )
 
 // Allows reports whether a role has the access.
@@ -83,6 +85,8 @@ func (a Access) Allows(r Role) bool {
 		return r >= RoleOperator
 	case AccessAdmin:
 		return r >= RoleAdmin
+	case AccessAgent:
+		return r == RoleAgent || r >= RoleOperator
 	}
 	return false
 }
@@ -153,7 +157,7 @@ func newGuard(o Options) (guard, error) {
 	}
 	var errs []error
 	for i, t := range o.Tokens {
-		if t.Role < RoleViewer || t.Role > RoleAdmin || t.hash == [sha256.Size]byte{} {
+		if t.Role != RoleAgent && t.Role < RoleViewer || t.Role > RoleAdmin || t.hash == [sha256.Size]byte{} {
 			errs = append(errs, fmt.Errorf("api.tokens: %q was not made by NewToken with a role", t.Name))
 		}
 		for _, u := range o.Tokens[:i] {
@@ -263,7 +267,7 @@ func (g guard) admit(r *http.Request, a Access) (caller, *refusal) {
 		return caller{}, bad
 	case a.Allows(c.role):
 		return c, nil
-	case c.role <= RoleAnonymous:
+	case c.role == RoleNone || c.role == RoleAnonymous:
 		return caller{}, &refusal{http.StatusUnauthorized, "this needs a token of api.tokens, sent as Authorization: Bearer TOKEN (the rota command takes it from ROTA_TOKEN or ROTA_TOKEN_FILE), or the unix socket"}
 	}
 	return caller{}, &refusal{http.StatusForbidden, fmt.Sprintf("%s has the role %s, which may not do this", c.actor, c.role)}

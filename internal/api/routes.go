@@ -81,7 +81,7 @@ func (s *Server) operation(r route) huma.Operation {
 
 // String says who has the access.
 func (a Access) String() string {
-	return [...]string{"nobody", "everybody", "anonymous where allowed, else viewer", "viewer", "operator", "admin"}[min(int(a), 5)]
+	return [...]string{"nobody", "everybody", "anonymous where allowed, else viewer", "viewer", "operator", "admin", "agent, or operator"}[min(int(a), 6)]
 }
 
 func register[I, O any](s *Server, a huma.API, r route, h func(context.Context, *I) (*O, error)) {
@@ -180,6 +180,7 @@ func (s *Server) routes(a huma.API) {
 		[]int{403, 422},
 	}, s.reload)
 
+	s.registerRoutes(a)
 	s.witnessRoutes(a)
 	s.clusterRoutes(a)
 
@@ -440,6 +441,9 @@ func (s *Server) getCluster(context.Context, *noInput) (*ClusterStatus, error) {
 func (s *Server) explain(_ context.Context, in *explainInput) (*Explained, error) {
 	v := s.view()
 	svc, err := v.named(in.Name)
+	if claimed := v.claimed(in.Name); err != nil && claimed != nil {
+		return v.explainClaim(claimed, in.Type), nil
+	}
 	if err != nil {
 		return nil, err
 	}

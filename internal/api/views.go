@@ -649,8 +649,11 @@ func (v *view) explained(svc *rota.Service, x rota.Explanation, records []Record
 			x.Endpoints[i].Checks = []rota.CheckExplanation{}
 		}
 	}
-	if v.Selection(svc.Name).Fallback() {
+	if sel := v.Selection(svc.Name); sel != nil && sel.Fallback() {
 		x.Answer = []string{"CNAME " + svc.Safety.Fallback.Short()}
+	}
+	if x.Steps == nil {
+		x.Steps = []rota.StepExplanation{}
 	}
 	out := Explained{Explanation: x, State: v.Index(), At: v.At(), Now: []CheckView{}, Published: []PublisherAnswer{}}
 	spec := v.Spec()

@@ -71,6 +71,7 @@ type Role string
 
 // The roles, weakest first.
 const (
+	RoleAgent    Role = "agent" // register the host that the token is named after
 	RoleViewer   Role = "viewer"
 	RoleOperator Role = "operator"
 	RoleAdmin    Role = "admin"

@@ -537,7 +537,7 @@ func grammar() object {
 			}}},
 			{key: "tokens", doc: "Who may do what.", shape: list{of: object{fields: []field{
 				{key: "name", shape: required, must: true},
-				{key: "role", shape: word("viewer", "operator", "admin"), must: true},
+				{key: "role", shape: word("agent", "viewer", "operator", "admin"), must: true},
 				{key: "token", shape: secret(), must: true},
 			}}}},
 		}}},

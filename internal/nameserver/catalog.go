@@ -2,33 +2,38 @@ package nameserver
 
 import (
 	"log/slog"
+	"net/netip"
 	"slices"
+
+	"github.com/miekg/dns"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// catalog is all that lookup reads besides the State: the zones with the services that lie in them. It is made anew when the zones
-// or the configured services change, never for a verdict, and is immutable.
+// catalog is all that lookup reads besides the State: the zones with the services and the claims of hosts that lie in them. It is made
+// anew when the zones, the services or the claims change, never for a verdict, and is immutable.
 type catalog struct {
 	zones    *Zones
 	views    map[rota.Name]*view
 	services []rota.Service // of the State it was made for; they tell whether a State has the same ones
+	claims   []rota.Claim   // likewise
 }
 
 // view is one zone with its services.
 type view struct {
 	*zone
-	services map[rota.Name]bool // names that exist because of a service; false for an empty non-terminal
-	minimum  uint32             // SOA minimum: at most the smallest TTL of a service, so that absence is not remembered longer
-	floor    uint32             // the SOA serial is not below this
+	services map[rota.Name]bool  // names that exist because of a service; false for an empty non-terminal
+	claims   map[rota.Name]*node // what hosts that registered claim
+	minimum  uint32              // SOA minimum: at most the smallest TTL of a service, so that absence is not remembered longer
+	floor    uint32              // the SOA serial is not below this
 	counts   *zoneCounts
 }
 
 // newCatalog indexes the services of st that rota answers for itself.
 func newCatalog(zones *Zones, st *rota.State) *catalog {
-	c := &catalog{zones: zones, services: st.Services(), views: make(map[rota.Name]*view, len(zones.zones))}
+	c := &catalog{zones: zones, services: st.Services(), claims: st.Claims(), views: make(map[rota.Name]*view, len(zones.zones))}
 	for n, z := range zones.zones {
-		c.views[n] = &view{zone: z, services: map[rota.Name]bool{}, minimum: z.soa.Minttl, floor: z.soa.Serial}
+		c.views[n] = &view{zone: z, services: map[rota.Name]bool{}, claims: map[rota.Name]*node{}, minimum: z.soa.Minttl, floor: z.soa.Serial}
 	}
 	for i := range c.services {
 		s := &c.services[i]
@@ -40,23 +45,56 @@ func newCatalog(zones *Zones, st *rota.State) *catalog {
 			continue
 		}
 		v.minimum = min(v.minimum, s.TTL)
-		v.services[s.Name] = true
-		for n := s.Name; n != v.name; {
-			n = n.Parent()
-			if _, known := v.services[n]; known || v.nodes[n] != nil {
-				break
+		v.bear(s.Name, true)
+	}
+	for i := range c.claims {
+		if x := &c.claims[i]; slices.Contains(x.Publish, rota.Embedded) {
+			if v := c.view(x.Set.Name); v != nil {
+				v.claim(x.Set)
 			}
-			v.services[n] = false
 		}
 	}
 	return c
 }
 
+// bear makes a name exist, and those between it and the apex.
+func (v *view) bear(n rota.Name, service bool) {
+	v.services[n] = v.services[n] || service
+	for n != v.name {
+		n = n.Parent()
+		if _, known := v.services[n]; known || v.nodes[n] != nil {
+			break
+		}
+		v.services[n] = false
+	}
+}
+
+// claim adds an RRset of hosts that registered.
+func (v *view) claim(s rota.RRset) {
+	v.minimum = min(v.minimum, s.TTL)
+	v.bear(s.Name, false)
+	set := rrset{}
+	for _, d := range s.Data {
+		if s.Type == rota.TypePTR {
+			hdr := dns.RR_Header{Name: s.Name.String(), Rrtype: dns.TypePTR, Class: dns.ClassINET, Ttl: s.TTL}
+			set.rrs = append(set.rrs, &dns.PTR{Hdr: hdr, Ptr: d})
+		} else if a, err := netip.ParseAddr(d); err == nil {
+			set.rrs = append(set.rrs, address(s.Name, s.TTL, a))
+		}
+	}
+	if v.claims[s.Name] == nil {
+		v.claims[s.Name] = &node{}
+	}
+	v.claims[s.Name].sets = append(v.claims[s.Name].sets, set)
+}
+
 // current reports whether the catalog is right for st.
 func (c *catalog) current(st *rota.State) bool {
-	now := st.Services()
-	return len(now) == len(c.services) && (len(now) == 0 || &now[0] == &c.services[0])
+	return same(st.Services(), c.services) && same(st.Claims(), c.claims)
 }
+
+// same reports whether both are the very same list.
+func same[T any](a, b []T) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
 // view returns the most specific zone that holds n, or nil.
 func (c *catalog) view(n rota.Name) *view {

@@ -146,7 +146,7 @@ func (l *search) alias(v *view, n rota.Name) *rrset {
 			return l.fallback(v, s)
 		}
 	}
-	if d := v.nodes[n]; d != nil {
+	if d := v.nodes[n]; d != nil && v.claims[n] == nil {
 		return d.set(dns.TypeCNAME)
 	}
 	return nil
@@ -171,6 +171,11 @@ func (l *search) rrset(v *view, n rota.Name, t uint16) *rrset {
 	if v.services[n] && occluded(t) {
 		if s := l.state.Service(n); s != nil {
 			return l.service(v, s, t)
+		}
+	}
+	if d := v.claims[n]; d != nil {
+		if set := d.set(t); set != nil {
+			return set
 		}
 	}
 	if d := v.nodes[n]; d != nil {
@@ -207,7 +212,7 @@ func address(n rota.Name, ttl uint32, a netip.Addr) dns.RR {
 
 // any answers a question for everything with as little as can be (RFC 8482 §4.2), or not at all where there is nothing.
 func (l *search) any(v *view, n rota.Name, owner string) {
-	has := v.services[n] || n == v.name
+	has := v.services[n] || v.claims[n] != nil || n == v.name
 	if d := v.nodes[n]; d != nil {
 		has = has || len(d.sets) > 0
 	}

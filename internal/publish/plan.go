@@ -19,10 +19,12 @@ type Plan struct {
 // ZonePlan is what a publisher would write to one zone now.
 type ZonePlan struct {
 	Zone      rota.Name     `json:"zone,omitempty"`
-	Changes   []rota.Change `json:"changes"`   // sorted by name and type; a registry's records around what they speak of
-	Held      []HeldChange  `json:"held"`      // what safety limits keep from being written, sorted likewise
-	Unchanged []rota.RRset  `json:"unchanged"` // that are as they should be
-	Reasons   []*Reason     `json:"reasons"`   // why the zone, or single names in it, cannot be made true
+	Changes   []rota.Change `json:"changes"`         // sorted by name and type; a registry's records around what they speak of
+	Held      []HeldChange  `json:"held"`            // what safety limits keep from being written, sorted likewise
+	Unchanged []rota.RRset  `json:"unchanged"`       // that are as they should be
+	Reasons   []*Reason     `json:"reasons"`         // why the zone, or single names in it, cannot be made true
+	Owner     string        `json:"owner,omitempty"` // whose the zone is, by its fence record; empty: nobody's, or it could not be read
+	Offer     string        `json:"offer,omitempty"` // to whom the owner offers it
 }
 
 // desire is what one zone should become, and the state that says so.
@@ -202,8 +204,8 @@ type permission struct {
 	empty map[rota.Type]bool
 }
 
-// permit says what the configuration allows for a name, whatever was decided: the configured addresses, the fallback, and to be
-// empty where the operator chose so or took the last endpoint of the family out.
+// permit says what the configuration allows for a name, whatever was decided: the configured addresses, the fallback, what hosts that
+// registered claim, and to be empty where the operator chose so or took the last endpoint of the family out.
 func (d desire) permit(name rota.Name, wants []rota.Want, sets []rota.RRset) permission {
 	p := permission{data: map[string]bool{}, empty: map[rota.Type]bool{}}
 	if v := d.state.Service(name); v != nil {
@@ -221,6 +223,11 @@ func (d desire) permit(name rota.Name, wants []rota.Want, sets []rota.RRset) per
 		}
 	}
 	for i, w := range wants {
+		if c := d.state.Claim(w.Set.Key()); c != nil {
+			for _, data := range c.Set.Data {
+				p.data[data] = true
+			}
+		}
 		if len(w.Drop) == 0 {
 			continue
 		}
@@ -241,7 +248,7 @@ func (d desire) configured(name rota.Name) bool {
 
 func (d desire) configuredFamily(name rota.Name, t rota.Type) bool {
 	v := d.state.Service(name)
-	return v != nil && slices.ContainsFunc(v.Endpoints, func(e rota.Endpoint) bool {
+	return v != nil && (t == rota.TypeA || t == rota.TypeAAAA) && slices.ContainsFunc(v.Endpoints, func(e rota.Endpoint) bool {
 		return e.Address.Zone() == "" && e.Address.Is4() == (t == rota.TypeA)
 	})
 }
@@ -290,7 +297,15 @@ func why(st *rota.State, name rota.Name, c rota.Change) string {
 		t = rota.TypeA
 	}
 	x, ok := st.Explain(name, t)
-	if !ok {
+	switch {
+	case st.Claim(c.Key()) != nil:
+		return x.Summary
+	case !ok:
+		for _, l := range st.Leftovers() {
+			if l.Key == c.Key() {
+				return "of host " + l.Host + ", which left or has other addresses now"
+			}
+		}
 		return ""
 	}
 	if x.Mode == rota.ModeAbsent && c.Key().Type == rota.TypeCNAME {

@@ -22,13 +22,16 @@ const (
 	EventFreeze    EventKind = "freeze"    // a person stopped everything automatic
 	EventThaw      EventKind = "thaw"      // a person let it go on
 	EventInstruct  EventKind = "instruct"  // a person asks something of publishers
+
+	EventRegister   EventKind = "register"   // hosts announced themselves, or said that they are still there
+	EventDeregister EventKind = "deregister" // hosts left
 )
 
 // Known reports whether this version knows the kind.
 func (k EventKind) Known() bool {
 	switch k {
 	case EventSpec, EventVerdicts, EventOverride, EventLift, EventTick, EventLead, EventPublished, EventVantages, EventNodes, EventRestore,
-		EventFreeze, EventThaw, EventInstruct:
+		EventFreeze, EventThaw, EventInstruct, EventRegister, EventDeregister:
 		return true
 	}
 	return false
@@ -51,6 +54,8 @@ type Event struct {
 	Vantages  []Vantage    `json:"vantages,omitempty"`
 	Nodes     []Node       `json:"nodes,omitempty"`
 	Removed   []Removed    `json:"removed,omitempty"` // that a backup knows of
+
+	Registrations []Registration `json:"registrations,omitempty"` // of register and deregister, and those that a backup knows of
 
 	Instruction *Instruction `json:"instruction,omitempty"`
 	Frozen      *Freeze      `json:"frozen,omitempty"`     // that a backup was made in

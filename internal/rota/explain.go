@@ -61,11 +61,12 @@ type Dropped struct {
 	Why     string     `json:"why"`
 }
 
-// Explain explains the answer of a service for type A or AAAA, and false when there is no such service or t is another type.
+// Explain explains the answer of a service for type A or AAAA, or what hosts that registered claim at a name, and false when there is
+// neither.
 func (s *State) Explain(n Name, t Type) (Explanation, bool) {
 	v, sel := s.Service(n), s.Selection(n)
 	if v == nil || sel == nil || t != TypeA && t != TypeAAAA {
-		return Explanation{}, false
+		return s.explainClaim(n, t)
 	}
 	p := sel.Family(t)
 	x := Explanation{

@@ -71,7 +71,7 @@ func (t *transaction) thaw() {
 	if t.freeze == nil {
 		return
 	}
-	t.freeze, t.pinned = nil, pmap[TargetID, *Verdict]{}
+	t.freeze, t.pinned, t.revived = nil, pmap[TargetID, *Verdict]{}, t.now
 	t.tick()
 	for n := range t.compiled().services {
 		t.touch(n)

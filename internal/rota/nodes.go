@@ -131,7 +131,8 @@ func (t *transaction) remember(r Removed) {
 	t.removed = next[max(0, len(next)-MaxRemoved):]
 }
 
-// forget drops the nodes that left too long ago to matter, and the instructions whose time has passed.
+// forget drops the nodes that left too long ago to matter, the instructions whose time has passed and what was left behind too
+// long ago.
 func (t *transaction) forget() {
 	for len(t.removed) > 0 && t.now.Sub(t.removed[0].At) > RemovedLife {
 		t.removed = t.removed[1:]
@@ -139,5 +140,9 @@ func (t *transaction) forget() {
 	over := func(x Instructed) bool { return x.over(t.now) }
 	if slices.ContainsFunc(t.instructed, over) {
 		t.instructed = slices.DeleteFunc(slices.Clone(t.instructed), over)
+	}
+	old := func(l Leftover) bool { return t.now.Sub(l.Since) > LeftoverLife }
+	if slices.ContainsFunc(t.leftovers, old) {
+		t.leftovers = slices.DeleteFunc(slices.Clone(t.leftovers), old)
 	}
 }

@@ -50,7 +50,50 @@ func drawSpec(t *rapid.T, plain bool) Spec {
 			s.Services = append(s.Services, v)
 		}
 	}
+	if !plain && rapid.IntRange(0, 3).Draw(t, "nobody may register") > 0 {
+		s.Registers = []RegisterTemplate{{
+			Name: "vm", HostName: "{id}-{service}", ServiceName: "{service}.example.org",
+			HostRecord:  rapid.SampledFrom([]string{"{host}.example.org", "{host}.example.org", "{id}.example.org"}).Draw(t, "host record"),
+			ExpireAfter: rapid.SampledFrom([]time.Duration{0, 2 * time.Minute}).Draw(t, "lease"),
+			Reverse:     []Reverse{{Publish: []string{"bind"}}}, HostPublish: []string{"bind"},
+			Service:  Service{TTL: 60, Publish: []string{"bind"}, Safety: DefaultSafety()},
+			Endpoint: Endpoint{Weight: 1, Checks: []Use{{Check: testCheck}}},
+		}}
+	}
 	return s
+}
+
+// drawRegistration makes an event of a host that comes or goes.
+func drawRegistration(t *rapid.T) Event {
+	r := Registration{Template: "vm", Host: rapid.SampledFrom([]string{"a-s0", "b-s0", "a-new", "b-new", "new-s1"}).Draw(t, "host")}
+	if rapid.IntRange(0, 2).Draw(t, "leaves") == 0 {
+		return Event{Kind: EventDeregister, Registrations: []Registration{r}}
+	}
+	r.Addresses = rapid.SampledFrom([][]netip.Addr{pool[:1], pool[1:2], pool[3:5], pool[4:5], pool[6:7]}).Draw(t, "addresses")
+	return Event{Kind: EventRegister, Actor: "a", Registrations: []Registration{r}}
+}
+
+// checkRegistered asks that no publisher is told two things of one RRset, that nothing claimed is left over, that a service of hosts goes
+// only when they say so, and that no deadline has passed.
+func checkRegistered(t *rapid.T, s, next *State, k EventKind) {
+	var last *Want
+	for w := range next.Wants("bind") {
+		if last != nil && (w.Service < last.Service || w.Set.Key() == last.Set.Key()) {
+			t.Fatalf("%+v is wanted after %+v", w, *last)
+		}
+		if c := next.Claim(w.Set.Key()); c != nil && (w.Drop != nil || !slices.Equal(w.Set.Data, c.Set.Data)) && next.Service(w.Service) == nil {
+			t.Fatalf("%+v is wanted and %+v claimed", w, c)
+		}
+		last = &w
+	}
+	if k == EventDeregister || k == EventSpec || k == EventRestore {
+		return
+	}
+	for _, v := range s.Services() {
+		if len(v.Endpoints) > 0 && next.Service(v.Name) == nil && k != EventRegister {
+			t.Fatalf("%s took the service %v away", k, v.Name)
+		}
+	}
 }
 
 // drawEvent makes an event that may follow s, without index and time.
@@ -64,7 +107,7 @@ func drawEvent(t *rapid.T, s *State, plain bool) Event {
 		Service: s.Services()[rapid.IntRange(0, len(s.Services())-1).Draw(t, "service")].Name,
 		Address: rapid.SampledFrom(pool).Draw(t, "address"),
 	}
-	most := 14
+	most := 18
 	if plain {
 		most = 11
 	}
@@ -75,6 +118,8 @@ func drawEvent(t *rapid.T, s *State, plain bool) Event {
 		return Event{Kind: EventThaw}
 	case 14:
 		return drawInstruction(t)
+	case 15, 16, 17, 18:
+		return drawRegistration(t)
 	case 0:
 		x := spec(t, plain)
 		return Event{Kind: EventSpec, Spec: &x}
@@ -195,6 +240,7 @@ func TestInvariants(t *testing.T) {
 			checkTransitions(t, s, next)
 			checkFreeze(t, s, next, e.Kind)
 			checkInstructed(t, next)
+			checkRegistered(t, s, next, e.Kind)
 			for i := range next.Services() {
 				checkAnswer(t, next, &next.Services()[i], answered)
 			}
@@ -239,6 +285,7 @@ func checkSerial(t *rapid.T, s, next *State) {
 	for _, n := range names(s, next) {
 		changed = changed || rendered(s, n) != rendered(next, n)
 	}
+	changed = changed || fmt.Sprint(s.Claims()) != fmt.Sprint(next.Claims())
 	if grown := int32(next.Serial()-s.Serial()) > 0; s.Serial() != 0 && grown != changed || s.Serial() != next.Serial() && !changed {
 		t.Fatalf("serial %d → %d while an answer changed: %v", s.Serial(), next.Serial(), changed)
 	}

@@ -103,8 +103,8 @@ func (s *State) Dissent(reports []*Report, now time.Time) Dissent {
 		}
 	}
 	out := Dissent{Vantages: vantages}
-	for i := range c.spec.Services {
-		if d := split[c.spec.Services[i].Name]; d != nil {
+	for i := range c.all {
+		if d := split[c.all[i].Name]; d != nil {
 			out.Services = append(out.Services, *d)
 		}
 	}

@@ -120,7 +120,8 @@ type Policy struct {
 
 // compiled is a Spec with the indexes that lookups need. It is immutable.
 type compiled struct {
-	spec     Spec
+	spec     Spec      // as configured
+	all      []Service // those of the spec and of the hosts that registered, sorted by name
 	services map[Name]*Service
 	asked    map[Name][][]TargetID // by service: for each endpoint, the targets of the checks that decide
 	targets  []Target              // sorted by id
@@ -135,16 +136,17 @@ func (c *compiled) tabulate(before *compiled) {
 	}
 }
 
-// compile indexes a spec and refuses one whose parts contradict each other.
-func compile(s Spec) (*compiled, error) {
+// compile indexes a spec with the hosts that registered, and refuses one whose parts contradict each other.
+func compile(s Spec, hosts []*registered) (*compiled, error) {
 	c := &compiled{
 		spec: s, services: make(map[Name]*Service, len(s.Services)), asked: make(map[Name][][]TargetID, len(s.Services)),
 		uses: map[TargetID][]Name{},
 	}
-	errs := s.voters()
+	errs := append(s.voters(), s.registers()...)
 	c.spec.Services = slices.SortedFunc(slices.Values(s.Services), func(a, b Service) int { return cmp.Compare(a.Name, b.Name) })
-	for i := range c.spec.Services {
-		v := &c.spec.Services[i]
+	c.all = join(c.spec.Services, hosts)
+	for i := range c.all {
+		v := &c.all[i]
 		if c.services[v.Name] != nil {
 			errs = append(errs, fmt.Errorf("service %s is configured twice", v.Name.Short()))
 		}
@@ -248,6 +250,6 @@ func (v *Service) contradictions() []error {
 
 // Validate reports every contradiction inside the spec.
 func (s Spec) Validate() error {
-	_, err := compile(s)
+	_, err := compile(s, nil)
 	return err
 }

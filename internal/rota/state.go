@@ -33,6 +33,11 @@ type State struct {
 	freeze     *Freeze                  // nil: none
 	pinned     pmap[TargetID, *Verdict] // the verdicts as of the freeze
 	instructed []Instructed             // in force, oldest first
+
+	hosts     []*registered // sorted by template and host
+	claims    []Claim       // what they claim, sorted by name and type
+	leftovers []Leftover    // sorted by name, type and publisher
+	revived   time.Time     // no lease runs from before: until then nobody could be heard
 }
 
 var noSpec = &compiled{}
@@ -68,7 +73,7 @@ func (s *State) Lead() Lead { return s.lead }
 // ahead.
 func (s *State) Serial() uint32 { return s.serial }
 
-// Spec returns the configuration in force. Its slices must not be changed.
+// Spec returns the configuration in force, without the hosts that registered. Its slices must not be changed.
 func (s *State) Spec() Spec { return s.compiled().spec }
 
 // Seen is an event that was applied and has an id.
@@ -93,8 +98,8 @@ func (s *State) Seen(id string) (index uint64, ok bool) {
 	return 0, false
 }
 
-// Services returns the services in force, sorted by name. The slice must not be changed.
-func (s *State) Services() []Service { return s.compiled().spec.Services }
+// Services returns the services in force, those of hosts that registered too, sorted by name. The slice must not be changed.
+func (s *State) Services() []Service { return s.compiled().all }
 
 // Service returns a service by name, or nil.
 func (s *State) Service(n Name) *Service { return s.compiled().services[n] }
@@ -175,6 +180,11 @@ func (s *State) Deadline() time.Time {
 	}
 	for _, o := range s.overrides.all() {
 		sooner(o.Expires)
+	}
+	for _, h := range s.hosts {
+		if end := s.Expires(&h.Registration); end.After(s.at) {
+			sooner(end)
+		}
 	}
 	return next
 }
@@ -272,8 +282,9 @@ func (t *transaction) apply(e Event) error {
 		case e.Lead.Term < t.lead.Term || e.Lead.Term == t.lead.Term && t.lead.Node != "" && e.Lead.Node != t.lead.Node:
 			return fmt.Errorf("%s leads in term %d, which is not after %s in term %d", e.Lead.Node, e.Lead.Term, t.lead.Node, t.lead.Term)
 		}
-		t.lead = *e.Lead
+		t.lead, t.revived = *e.Lead, t.now
 	case EventPublished:
+		t.published(e.Published)
 	case EventVantages:
 		if len(e.Vantages) == 0 {
 			return errors.New("names nobody who votes")
@@ -291,6 +302,10 @@ func (t *transaction) apply(e Event) error {
 		t.thaw()
 	case EventInstruct:
 		return t.instruct(e)
+	case EventRegister:
+		return t.register(e)
+	case EventDeregister:
+		return t.deregister(e)
 	default:
 		return errors.New("of a kind this version does not know; upgrade before using what wrote it")
 	}
@@ -309,6 +324,9 @@ func (t *transaction) restore(e Event) error {
 		return err
 	}
 	t.overrides = pmap[EndpointID, *Override]{}
+	if err := t.remind(e.Registrations); err != nil {
+		return err
+	}
 	for _, o := range e.Overrides {
 		if err := t.override(o); err != nil {
 			return err
@@ -323,15 +341,26 @@ func (t *transaction) restore(e Event) error {
 }
 
 func (t *transaction) respec(s Spec) error {
-	c, err := compile(s)
+	hosts := placed(s, t.hosts)
+	c, err := compile(s, hosts)
 	if err != nil {
 		return err
 	}
 	if t.compiled().spec.Static != s.Static {
 		t.advance()
 	}
+	t.adopt(c, hosts)
+	for n := range c.services {
+		t.touch(n)
+	}
+	return nil
+}
+
+// adopt puts a compiled spec and the hosts in it in force. What it decides about is for the caller to touch.
+func (t *transaction) adopt(c *compiled, hosts []*registered) {
 	c.tabulate(t.before)
 	t.spec = c
+	t.claim(hosts)
 	var gone []TargetID
 	for id := range t.verdicts.all() {
 		if len(c.uses[id]) == 0 {
@@ -357,10 +386,6 @@ func (t *transaction) respec(s Spec) error {
 		t.waiting = t.waiting.without(n)
 		t.advance()
 	}
-	for n := range c.services {
-		t.touch(n)
-	}
-	return nil
 }
 
 func (t *transaction) judge(v Verdict) {
@@ -414,6 +439,7 @@ func (t *transaction) tick() {
 		t.overrides = t.overrides.without(id)
 		t.touch(id.Service)
 	}
+	t.expire()
 	for n, at := range t.waiting.all() {
 		if !at.After(t.now) {
 			t.touch(n)
@@ -512,7 +538,7 @@ func (s *State) health(asked []TargetID) Status {
 // Want is what a publisher should make true of one RRset. When Drop is set, only these records are to be taken out of whatever is
 // there; otherwise the RRset is to be as it says, absent when it has no data.
 type Want struct {
-	Service Name
+	Service Name // or, without one, the name of the RRset
 	Zone    Name // as configured; empty: to be found
 	Set     RRset
 	Drop    []string
@@ -522,15 +548,27 @@ type Want struct {
 // still warming up, and families that never had an endpoint.
 func (s *State) Wants(publisher string) iter.Seq[Want] {
 	return func(yield func(Want) bool) {
+		more := s.claimed(publisher)
 		for i := range s.Services() {
 			v := &s.Services()[i]
 			if !slices.Contains(v.Publish, publisher) {
 				continue
 			}
+			for len(more) > 0 && more[0].Service < v.Name {
+				if !yield(more[0]) {
+					return
+				}
+				more = more[1:]
+			}
 			for _, w := range s.wants(v) {
 				if !yield(w) {
 					return
 				}
+			}
+		}
+		for _, w := range more {
+			if !yield(w) {
+				return
 			}
 		}
 	}
@@ -687,6 +725,10 @@ type Snapshot struct {
 	Frozen     *Freeze      `json:"frozen,omitempty"`
 	Pinned     []Verdict    `json:"pinned,omitempty"` // the verdicts as of the freeze
 	Instructed []Instructed `json:"instructed,omitempty"`
+
+	Registrations []Registration `json:"registrations,omitempty"`
+	Leftovers     []Leftover     `json:"leftovers,omitempty"`
+	Revived       time.Time      `json:"revived,omitzero"` // since when somebody has led without a break that leases had to outlast
 }
 
 // Snapshot returns the state as plain values.
@@ -694,6 +736,10 @@ func (s *State) Snapshot() Snapshot {
 	out := Snapshot{Index: s.index, At: s.at, Lead: s.lead, Serial: s.serial, Spec: s.Spec(), Overrides: s.Overrides()}
 	out.Nodes, out.Removed, out.Seen, out.Recoveries = s.nodes, s.removed, s.seen, s.recoveries
 	out.Frozen, out.Instructed = s.freeze, s.instructed
+	out.Leftovers, out.Revived = s.leftovers, s.revived
+	for _, h := range s.hosts {
+		out.Registrations = append(out.Registrations, h.Registration)
+	}
 	out.Verdicts, out.Pinned = sortVerdicts(s.verdicts), sortVerdicts(s.pinned)
 	for _, sel := range s.selections.all() {
 		out.Selections = append(out.Selections, *sel)
@@ -713,7 +759,8 @@ func sortVerdicts(of pmap[TargetID, *Verdict]) []Verdict {
 
 // Restore returns the state a snapshot was taken of. It fails when the snapshot contradicts itself.
 func Restore(snap Snapshot) (*State, error) {
-	c, err := compile(snap.Spec)
+	hosts := placed(snap.Spec, recalled(snap.Registrations))
+	c, err := compile(snap.Spec, hosts)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot at index %d: %w", snap.Index, err)
 	}
@@ -721,6 +768,7 @@ func Restore(snap Snapshot) (*State, error) {
 	s := &State{index: snap.Index, at: snap.At, lead: snap.Lead, serial: snap.Serial, spec: c}
 	s.nodes, s.removed, s.seen, s.recoveries = snap.Nodes, snap.Removed, snap.Seen, snap.Recoveries
 	s.freeze, s.instructed = snap.Frozen, snap.Instructed
+	s.hosts, s.claims, s.leftovers, s.revived = hosts, claimsOf(hosts), snap.Leftovers, snap.Revived
 	for _, v := range snap.Verdicts {
 		s.verdicts = s.verdicts.with(v.Target, &v)
 	}
