@@ -44,7 +44,8 @@ func TestPropagation(t *testing.T) {
 		want int
 		text string
 	}{
-		{"propagation?name=other.example.org", nil, 404, "no service"},
+		{"propagation?name=ww.example.org", ErrUnseen, 404, "did you mean www.example.org"},
+		{"propagation?name=a..org", nil, 422, "empty"},
 		{"propagation?name=www.example.org&gone=1.2.3", nil, 422, "want an address"},
 		{"propagation?name=www.example.org", fmt.Errorf("%w: off", ErrUnseen), 404, "off"},
 		{"propagation?name=www.example.org", errors.New("too late"), 503, "too late"},
