@@ -43,6 +43,9 @@ type agentFlags struct {
 	cluster                   string
 	logLevel, logFormat       string
 	logFile                   string
+
+	register bool
+	host     registerFlags // of its registration: addresses, device and discover
 }
 
 func (a *app) agentCommand() *cobra.Command {
@@ -56,6 +59,8 @@ queries and writes to no DNS. When its node is gone it turns to the next.
 The first start needs a join token, which ` + "`rota cluster token --agent NAME`" + ` makes on a node. It is best given in a file
 (--join @FILE) or in the environment (ROTA_JOIN_TOKEN), since the arguments of a process can be seen by everyone on the machine.
 The agent then has a certificate of its own in the data directory, which it keeps up to date, and needs no token any more.
+
+With --register it also keeps this host in the DNS, as ` + "`rota register`" + ` puts it there once.
 
 With --healthd it works for an existing healthd of NectGmbH instead, as their healthagent does.`,
 		Example: `  rota agent --site ams --join @/run/credentials/rota-agent/token
@@ -74,6 +79,10 @@ With --healthd it works for an existing healthd of NectGmbH instead, as their he
 	f.StringVar(&o.files.CA, "ca", "", "who signs the other side's certificates")
 	f.StringVar(&o.cluster, "cluster", "", "id of the cluster, for certificates without a rota:// name")
 	f.StringArrayVar(&o.healthds, "healthd", nil, "URL of a healthd to work for; may be given again")
+	f.BoolVar(&o.register, "register", false, "register this host, which has the agent's name, and keep it registered (discover: type: register on the nodes)")
+	f.StringArrayVar(&o.host.addresses, "address", nil, "with --register: an address of the host; may be given again (default those on the way to the nodes)")
+	f.StringVar(&o.host.device, "interface", "", "with --register: take the addresses of this interface")
+	f.StringVar(&o.host.discover, "discover", "", "with --register: name of the block with `type: register`, when there are several")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "auto", "auto, terminal, json or journald")
 	f.StringVar(&o.logFile, "log-file", "", "log to this file; SIGHUP opens it again")
@@ -94,6 +103,10 @@ func (o agentFlags) check() error {
 		return usagef("--join has certificates made, and --cert names one that is there: leave out one of them")
 	case len(o.healthds) == 0 && external && len(o.upstreams) == 0:
 		return usagef("with --cert say which nodes to work for: --upstream HOST:PORT")
+	case !o.register && (len(o.host.addresses) > 0 || o.host.device != "" || o.host.discover != ""):
+		return usagef("--address, --interface and --discover are for --register")
+	case o.register && len(o.healthds) > 0:
+		return usagef("--register is for rota's nodes: healthd takes no registrations")
 	case o.cluster != "" && !external:
 		return usagef("--cluster is for --cert: a join token says which cluster it is for")
 	case len(o.site) > 64 || rota.CleanReason("%s", o.site) != o.site:
@@ -289,7 +302,15 @@ func (a *app) joined(ctx context.Context, o agentFlags, log *slog.Logger) (*agen
 	if err := nodes.load(); err != nil {
 		return nil, err
 	}
-	return &agentWork{name: me.Name, upstreams: nodes.upstreams, parts: []part{{"certificate", creds.Run}, {"connections", dialer.Run}}}, nil
+	w := &agentWork{name: me.Name, upstreams: nodes.upstreams, parts: []part{{"certificate", creds.Run}, {"connections", dialer.Run}}}
+	if o.register {
+		if _, err := rota.HostLabel(me.Name); err != nil {
+			return nil, fmt.Errorf("the host is registered by the agent's name: %w", err)
+		}
+		says := &announcer{log: log.With("room", "register"), client: &client, nodes: nodes.known, host: me.Name, flags: o.host}
+		w.parts = append(w.parts, part{"register", says.run})
+	}
+	return w, nil
 }
 
 // joinFirst joins the cluster of the token unless that has been done before.
@@ -449,13 +470,17 @@ func (n *agentNodes) upstreams() []agent.Upstream {
 	return n.all
 }
 
+// known are the addresses of the nodes.
+func (n *agentNodes) known() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.addresses
+}
+
 // renew has the first node that can sign do so.
 func (n *agentNodes) renew(ctx context.Context, c *http.Client, csr []byte) (link.Grant, error) {
-	n.mu.Lock()
-	addresses := n.addresses
-	n.mu.Unlock()
 	var errs []error
-	for _, a := range addresses {
+	for _, a := range n.known() {
 		g, err := link.RequestRenewal(ctx, c, "https://"+a+renewPath, csr)
 		if err == nil {
 			return g, nil

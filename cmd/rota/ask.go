@@ -536,7 +536,7 @@ func (a *app) freezeCommand() *cobra.Command {
 			"so on) and edits of the configuration still do.\n" +
 			"The command first writes the file " + freezeFile + " into the data directory, which needs nobody: within a second this node publishes nothing,\n" +
 			"and its name server's answers stand. Then it tells the cluster, and when that worked, the file has done its work and goes. It ends\n" +
-			"with 0 when this node is frozen, by either. With --addr the node there writes its file itself.",
+			"with 0 when this node is frozen, by either. A node that is named by --addr=https://… writes its file itself.",
 	}
 	c.Flags().StringVar(&reason, "reason", "", "why; required")
 	c.Flags().BoolVar(&here, "here", false, "only this node, and not the cluster")
@@ -599,10 +599,15 @@ func (a *app) freezeCommand() *cobra.Command {
 
 // ownFile is where the file that freezes this machine's node is; an error, when a node elsewhere is meant or none is known here.
 func (a *app) ownFile() (string, error) {
-	if cmp.Or(a.addr, a.getenv("ROTA_ADDR")) != "" {
+	var dir string
+	var guess error
+	if addr := cmp.Or(a.addr, a.getenv("ROTA_ADDR")); addr == "" {
+		dir, guess = a.dataDirectory()
+	} else if path, local := strings.CutPrefix(addr, "unix://"); local && filepath.Base(path) == api.SocketName {
+		dir = filepath.Dir(path)
+	} else {
 		return "", errors.New("another node was named by --addr")
 	}
-	dir, guess := a.dataDirectory()
 	_, err := os.Stat(filepath.Join(dir, api.SocketName))
 	if err != nil && guess != nil {
 		return "", guess

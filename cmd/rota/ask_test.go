@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -113,14 +114,24 @@ func TestNoWriteInADryRun(t *testing.T) {
 	before := f.State().Index()
 	var out bytes.Buffer
 	a := &app{out: &out, err: &out, now: time.Now, getenv: func(k string) string { return map[string]string{"ROTA_TOKEN": "0123456789abcdef"}[k] }}
-	for line, want := range map[string]int{
+	lines := map[string]int{
 		"plan": 1, "plan bind": 4, "plan bind/example.org -o json": 4, "drift": 1, "drift --publisher bind --detailed-exitcode": 3,
 		"records": 1, "records example.org": 0, "get changes --held": 0, "get instructions": 0,
 		"apply --dry-run": 0, "apply bind --force --reason x --dry-run": 0, "apply bind --force --reason x --yes --dry-run": 0,
 		"import example.net --from them --dry-run": 0, "import example.net --from them --reason x --yes --dry-run": 0,
 		"release example.org --dry-run": 0, "release example.org --reason x --yes --to them --dry-run": 0,
 		"refresh www.example.org --dry-run": 0, "freeze --dry-run": 0, "freeze --reason x --dry-run": 0, "thaw --dry-run": 0,
-	} {
+	}
+	for _, c := range a.root().Commands() {
+		here := func(line string) bool {
+			return strings.HasPrefix(line, c.Name()+" ") && strings.Contains(line, "--dry-run")
+		}
+		elsewhere := slices.Contains([]string{"register", "deregister"}, c.Name()) // TestRegisterDirect: they speak to the DNS themselves
+		if c.Flags().Lookup("dry-run") != nil && !elsewhere && !slices.ContainsFunc(slices.Collect(maps.Keys(lines)), here) {
+			t.Errorf("rota %s --dry-run is not tried here", c.Name())
+		}
+	}
+	for line, want := range lines {
 		out.Reset()
 		mu.Lock()
 		sent = nil

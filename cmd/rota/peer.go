@@ -29,6 +29,8 @@ const (
 	nodePath    = "/v1/node"    // GET: who and how the node is
 	fitPath     = "/v1/fit"     // GET: whether the node reaches the DNS
 	renewPath   = "/v1/renew"   // POST a certificate request: a new certificate
+
+	registerPath = "/v1/register" // POST an api.RegisterRequest: an agent's host is there
 )
 
 // maxPeerAnswer bounds what is read of a peer's answer, in bytes.
@@ -282,6 +284,7 @@ func (n *node) serve() error {
 	mux.Handle(agent.ReportPath, n.reports(agents))
 	mux.HandleFunc("POST "+appendPath, n.membersOnly(peerAsked(maxForwarded, n.appendFor)))
 	mux.HandleFunc("POST "+commandPath, n.membersOnly(peerAsked(maxAsked, n.commandFor)))
+	mux.HandleFunc("POST "+registerPath, n.registerFor)
 	mux.HandleFunc("POST "+joinPath, peerAsked(maxAsked, n.takeIn))
 	mux.HandleFunc("GET "+nodePath, peerAsked(maxAsked, n.describe))
 	mux.HandleFunc("GET "+fitPath, n.membersOnly(peerAsked(maxAsked, n.fitFor)))

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -253,6 +255,214 @@ func TestRegisterRefused(t *testing.T) {
 			x.adds()
 			x.does("register", "--name", cyberdyne, "--address", "13.37.0.1", "--beside")
 			x.adds(a(cyberdyne, "13.37.0.1"), a("web", "13.37.0.1"), ptr("1.0.37.13.in-addr.arpa.", cyberdyne))
+		})
+	}
+}
+
+// home is a node that hosts register with, and its API's command line.
+type home struct {
+	t   *testing.T
+	n   *node
+	dir string
+}
+
+func newHome(t *testing.T, format string, args ...any) *home {
+	h := &home{t: t, dir: t.TempDir()}
+	cfg := parsed(t, "node: {name: a, data_dir: %q}\napi: {listen: \"\"}\n"+format, append([]any{h.dir}, args...)...)
+	n, err := newNode(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.n = n
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- n.run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	until(t, "the node leads", func() bool { return n.leading.Load() > 0 && len(n.raft.State().Spec().Registers) > 0 })
+	return h
+}
+
+func (h *home) rota(args ...string) (code int, out, errs string) {
+	var o, e bytes.Buffer
+	a := &app{out: &o, err: &e, getenv: func(string) string { return "" }, version: "v1.2.3", now: time.Now}
+	code = a.main(h.t.Context(), append(args, "--data-dir", h.dir))
+	return code, o.String(), e.String()
+}
+
+func (h *home) does(args ...string) string {
+	h.t.Helper()
+	code, out, errs := h.rota(args...)
+	if code != exitOK {
+		h.t.Fatalf("rota %q: exit code %d\n%s%s", args, code, out, errs)
+	}
+	return out
+}
+
+// answers are what rota's own name server says, sorted.
+func (h *home) answers(name string, t uint16) []string {
+	h.t.Helper()
+	in, _, err := new(dns.Client).Exchange(new(dns.Msg).SetQuestion(name, t), h.n.dns.Addrs()[0].String())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if len(in.Answer) == 0 {
+		return []string{dns.RcodeToString[in.Rcode]}
+	}
+	var out []string
+	for _, rr := range in.Answer {
+		out = append(out, strings.TrimPrefix(rr.String(), rr.Header().String()))
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (h *home) says(name string, t uint16, want ...string) {
+	h.t.Helper()
+	if got := h.answers(name, t); !slices.Equal(got, want) {
+		h.t.Errorf("%s %s: %q, want %q", name, dns.TypeToString[t], got, want)
+	}
+}
+
+const hiveary = `discover:
+  - type: register
+    host_name: "{id}-{service}-{env}"
+    service_name: "{service}.skynet.test"
+    ttl: 2h
+    also: {host_record: "{host}.skynet.test", ptr: [37.13.in-addr.arpa, 8.b.d.0.1.0.0.2.ip6.arpa]}
+%s`
+
+// What hiveary's machines do, with rota's own name server.
+func TestRegisterEmbedded(t *testing.T) {
+	h := newHome(t, `dns: {listen: "127.0.0.1:0", zones: {skynet.test: {ns: [ns.example.net]}, 37.13.in-addr.arpa: {ns: [ns.example.net]}, 8.b.d.0.1.0.0.2.ip6.arpa: {ns: [ns.example.net]}}}
+`+hiveary, "")
+	h.says("web.skynet.test.", dns.TypeA, "NXDOMAIN")
+	if out := h.does("register", "--name", cyberdyne, "--address", "13.37.0.1", "--dry-run"); !strings.Contains(out, "would be registered") {
+		t.Error(out)
+	}
+	h.says("web.skynet.test.", dns.TypeA, "NXDOMAIN")
+	h.does("register", "--name", cyberdyne, "--address", "13.37.0.1")
+	h.says("web.skynet.test.", dns.TypeA, "13.37.0.1")
+	h.does("register", "--name", tyrell, "--address", "13.37.0.2", "--address", "2001:db8::2")
+	h.says("web.skynet.test.", dns.TypeA, "13.37.0.1", "13.37.0.2")
+	h.says("WEB.skynet.test.", dns.TypeAAAA, "2001:db8::2")
+	h.says(cyberdyne+".skynet.test.", dns.TypeA, "13.37.0.1")
+	h.says(cyberdyne+".skynet.test.", dns.TypeAAAA, "NOERROR")
+	h.says(tyrell+".skynet.test.", dns.TypeAAAA, "2001:db8::2")
+	h.says("1.0.37.13.in-addr.arpa.", dns.TypePTR, cyberdyne+".skynet.test.")
+	h.says(pointer6, dns.TypePTR, tyrell+".skynet.test.")
+	h.says("0.37.13.in-addr.arpa.", dns.TypePTR, "NOERROR") // there is something below
+	h.says("3.0.37.13.in-addr.arpa.", dns.TypePTR, "NXDOMAIN")
+	firsts := map[string]bool{}
+	for range 50 {
+		in, _, err := new(dns.Client).Exchange(new(dns.Msg).SetQuestion("web.skynet.test.", dns.TypeA), h.n.dns.Addrs()[0].String())
+		if err != nil || len(in.Answer) != 2 {
+			t.Fatalf("%v %v", in, err)
+		}
+		firsts[in.Answer[0].(*dns.A).A.String()] = true
+	}
+	if len(firsts) != 2 {
+		t.Errorf("of 50 answers all begin with %v", firsts)
+	}
+	// Again: no event, and the serial stays.
+	index, serial := h.n.raft.State().Index(), h.n.raft.State().Serial()
+	if out := h.does("register", "--name", tyrell, "--address", "13.37.0.2", "--address", "2001:db8::2"); !strings.Contains(out, "nothing is new") {
+		t.Errorf("the second time it said %q", out)
+	}
+	if st := h.n.raft.State(); st.Index() != index || st.Serial() != serial {
+		t.Errorf("registering again made event %d of %d, serial %d of %d", st.Index(), index, st.Serial(), serial)
+	}
+	if out := h.does("get", "registrations"); !strings.Contains(out, cyberdyne) || !strings.Contains(out, "never") {
+		t.Error(out)
+	}
+	if out := h.does("explain", "1.0.37.13.in-addr.arpa"); strings.Count(out, "answers "+cyberdyne+".skynet.test.") != 1 || !strings.Contains(out, "registered by "+cyberdyne) {
+		t.Error(out)
+	}
+	if out := h.does("explain", cyberdyne+".skynet.test"); !strings.Contains(out, "A answers 13.37.0.1 (ttl 7200)") || strings.Contains(out, "AAAA") {
+		t.Error(out)
+	}
+	h.does("register", "--name", cyberdyne, "--address", "13.37.9.9")
+	h.says("web.skynet.test.", dns.TypeA, "13.37.0.2", "13.37.9.9")
+	h.says("1.0.37.13.in-addr.arpa.", dns.TypePTR, "NXDOMAIN")
+	h.says("9.9.37.13.in-addr.arpa.", dns.TypePTR, cyberdyne+".skynet.test.")
+	h.does("drain", "label:host="+cyberdyne, "--reason", "it is repaired")
+	h.says("web.skynet.test.", dns.TypeA, "13.37.0.2")
+	h.does("ready", "label:host="+cyberdyne)
+	h.does("deregister", "--name", cyberdyne)
+	h.says("web.skynet.test.", dns.TypeA, "13.37.0.2")
+	h.says(cyberdyne+".skynet.test.", dns.TypeA, "NXDOMAIN")
+	h.does("deregister", "--name", tyrell)
+	h.says("web.skynet.test.", dns.TypeA, "NXDOMAIN")
+	for want, args := range map[string][]string{
+		"does not fit the pattern":   {"register", "--name", "cyberdyne", "--address", "13.37.0.1"},
+		"has not registered":         {"deregister", "--name", "a-web-b"},
+		"no block \"vms\"":           {"register", "--discover", "vms", "--name", cyberdyne, "--address", "13.37.0.1"},
+		"reaches no host":            {"register", "--name", cyberdyne, "--address", "127.0.0.1"},
+		"--zone is for --server":     {"register", "--zone", "skynet.test"},
+		"are for --server and --dir": {"register", "--beside"},
+	} {
+		code, out, errs := h.rota(args...)
+		if code == exitOK || !strings.Contains(errs, want) {
+			t.Errorf("%q: exit code %d, want an error with %q\n%s%s", args, code, want, out, errs)
+		}
+	}
+	h.does("freeze", "--reason", "audit")
+	if code, _, errs := h.rota("register", "--name", cyberdyne, "--address", "13.37.0.1"); code != exitHeld || !strings.Contains(errs, "frozen by") {
+		t.Errorf("in a freeze: exit code %d: %s", code, errs)
+	}
+}
+
+// The same through a cluster that publishes to a real name server: what comes is written and what leaves is taken out.
+func TestRegisterPublished(t *testing.T) {
+	for _, kind := range peers.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			x := newRegistry(t, kind)
+			h := newHome(t, "keys: {ddns: {file: %q}}\npublish: {bind: {type: rfc2136, servers: [%q], key: ddns}}\n"+hiveary, x.key, x.Addr(), "    publish: bind\n")
+			settled := func(want ...string) {
+				t.Helper()
+				want = append(want, x.first...)
+				slices.Sort(want)
+				var got []string
+				end := time.Now().Add(20 * time.Second)
+				for {
+					got = slices.DeleteFunc(x.all(), func(s string) bool { return strings.HasPrefix(s, "_rota.") })
+					if slices.Equal(got, want) {
+						return
+					}
+					if time.Now().After(end) {
+						t.Fatalf("the zones are not as wanted (-want +got):\n%s\n%+v", cmp.Diff(want, got), h.n.publisherStatus())
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+			}
+			h.does("register", "--name", cyberdyne, "--address", "13.37.0.1")
+			h.does("register", "--name", tyrell, "--address", "13.37.0.2", "--address", "2001:db8::2")
+			both := []string{
+				a(cyberdyne, "13.37.0.1"), a("web", "13.37.0.1"), ptr("1.0.37.13.in-addr.arpa.", cyberdyne),
+				a(tyrell, "13.37.0.2"), a("web", "13.37.0.2"), ptr("2.0.37.13.in-addr.arpa.", tyrell),
+				a(tyrell, "2001:db8::2"), a("web", "2001:db8::2"), ptr(pointer6, tyrell),
+			}
+			settled(both...)
+			h.does("register", "--name", cyberdyne, "--address", "13.37.9.9")
+			settled(append(both[3:], a(cyberdyne, "13.37.9.9"), a("web", "13.37.9.9"), ptr("9.9.37.13.in-addr.arpa.", cyberdyne))...)
+			until(t, "nothing is left over", func() bool { return len(h.n.raft.State().Leftovers()) == 0 })
+			// Whoever writes the zone by itself, beside the cluster, is told to go through it.
+			if code, _, errs := x.rota("register", "--name", "x-web-y", "--address", "13.37.0.7"); code != exitFailed || !strings.Contains(errs, "is kept by rota") {
+				t.Errorf("exit code %d: %s", code, errs)
+			}
+			out := h.does("deregister", "--name", cyberdyne)
+			if !strings.Contains(out, "bind takes out "+cyberdyne+".skynet.test A 13.37.9.9") {
+				t.Error(out)
+			}
+			settled(both[3:]...)
+			h.does("deregister", "--name", tyrell)
+			settled()
+			until(t, "nothing is left over", func() bool { return len(h.n.raft.State().Leftovers()) == 0 })
 		})
 	}
 }

@@ -124,19 +124,37 @@ func (f *follower) subjects(st *rota.State, now *inForce) []witness.Subject {
 			}
 			if ok {
 				byZone[zone] = append(byZone[zone], witness.Expect{
-					Key: w.Set.Key(), TTL: w.Set.TTL, Data: w.Set.Data, Drop: w.Drop, Known: known(st.Service(w.Service)),
+					Key: w.Set.Key(), TTL: w.Set.TTL, Data: w.Set.Data, Drop: w.Drop,
+					Known: slices.Concat(known(st.Service(w.Service)), f.last[published{p.Name, w.Set.Key()}].Data),
 				})
 			}
 		}
 		for _, zone := range slices.Sorted(maps.Keys(byZone)) {
+			if givenUp(st, p.Name, zone) {
+				continue
+			}
 			out = append(out, witness.Subject{
 				Publisher: p.Name, Zone: zone, Servers: p.Proof.Servers, Origins: origins(p), Resolvers: p.Proof.Resolvers,
 				Within: p.Proof.Within, Every: p.Proof.Every, Expects: byZone[zone],
 			})
 		}
 	}
-	maps.DeleteFunc(f.last, func(p published, _ rota.RRset) bool { return st.Service(p.key.Name) == nil })
+	maps.DeleteFunc(f.last, func(p published, _ rota.RRset) bool { return st.Service(p.key.Name) == nil && st.Claim(p.key) == nil })
 	return append(out, f.embedded(st, now.cfg)...)
+}
+
+// givenUp reports whether a person released a zone: whoever writes it then is nobody's business here.
+func givenUp(st *rota.State, publisher string, zone rota.Name) bool {
+	out := false
+	for _, x := range st.Instructions(publisher, zone) {
+		switch x.Verb {
+		case rota.VerbRelease:
+			out = true
+		case rota.VerbImport:
+			out = false
+		}
+	}
+	return out
 }
 
 // keeps notes that a publisher keeps a zone.
@@ -195,15 +213,22 @@ func (f *follower) embedded(st *rota.State, cfg *config.Config) []witness.Subjec
 	}
 	for w := range st.Wants(rota.Embedded) {
 		v, sel := st.Service(w.Service), st.Selection(w.Service)
-		zone, ok := embeddedZone(cfg, v)
-		if !ok || sel.Fallback() || w.Set.Type == rota.TypeCNAME {
+		zone, ok := embeddedZone(cfg, w.Set.Name)
+		e := witness.Expect{Key: w.Set.Key(), TTL: w.Set.TTL, Data: w.Set.Data, Drop: w.Drop, Known: known(v)}
+		switch {
+		case !ok:
+			continue
+		case v == nil: // what a host claims, which is answered as it is
+		case sel.Fallback() || w.Set.Type == rota.TypeCNAME:
 			continue // an alias stands for the addresses
+		default:
+			e.Data = nil
+			for _, a := range sel.Family(w.Set.Type).Serving() {
+				e.Data = append(e.Data, a.String())
+			}
+			slices.Sort(e.Data)
+			e.Some = len(e.Data) > 0
 		}
-		e := witness.Expect{Key: w.Set.Key(), TTL: w.Set.TTL, Drop: w.Drop, Known: known(v)}
-		for _, a := range sel.Family(w.Set.Type).Serving() {
-			e.Data = append(e.Data, a.String())
-		}
-		e.Some = len(e.Data) > 0
 		byZone[zone] = append(byZone[zone], e)
 	}
 	proof := config.DefaultProof()
@@ -216,12 +241,12 @@ func (f *follower) embedded(st *rota.State, cfg *config.Config) []witness.Subjec
 	return out
 }
 
-func embeddedZone(cfg *config.Config, v *rota.Service) (rota.Name, bool) {
+func embeddedZone(cfg *config.Config, name rota.Name) (rota.Name, bool) {
 	var zones []rota.Name
 	for _, z := range cfg.DNS.Zones {
 		zones = append(zones, z.Name)
 	}
-	return rota.LongestZone(v.Name, zones)
+	return rota.LongestZone(name, zones)
 }
 
 // changes returns what an event brought that is to be seen: what a publisher changed and read back, and what this node's own name
@@ -242,9 +267,15 @@ func (f *follower) changes(e rota.Event, moved []rota.Transition) []witness.Chan
 			if len(c.New.Data) == 0 {
 				x.Expect.Drop = c.Removed()
 			}
+			var decided time.Time
+			if sel := st.Selection(c.Key().Name); sel != nil {
+				decided = sel.At
+			} else if claim := st.Claim(c.Key()); claim != nil {
+				decided = claim.At
+			}
 			// What was published before already was changed by somebody else: nobody decided anything.
-			if sel := st.Selection(c.Key().Name); !(seen && was.Equal(c.New)) && sel != nil && sel.At.After(f.began) && sel.At.Before(e.At) {
-				x.Decided = sel.At
+			if repair := seen && was.Equal(c.New); !repair && decided.After(f.began) && decided.Before(e.At) {
+				x.Decided = decided
 			}
 			out = append(out, x)
 		}
@@ -257,7 +288,7 @@ func (f *follower) changes(e rota.Event, moved []rota.Transition) []witness.Chan
 		if v == nil || !slices.Contains(v.Publish, rota.Embedded) || slices.Equal(t.Before, t.After) || st.Selection(t.Service).Fallback() {
 			continue
 		}
-		zone, ok := embeddedZone(cfg, v)
+		zone, ok := embeddedZone(cfg, v.Name)
 		if !ok {
 			continue
 		}

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -222,5 +225,73 @@ func TestWritePropagation(t *testing.T) {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("%q is not told:\n%s", want, b.String())
 		}
+	}
+}
+
+// What is watched: the zones of every publisher that is to be proven and still keeps them, what hosts claim, and what this node itself
+// answers.
+func TestSubjects(t *testing.T) {
+	cfg := parsed(t, `node: {name: a, data_dir: %q}
+api: {listen: ""}
+dns: {listen: "127.0.0.1:0", zones: {example.test: {ns: [ns.example.net]}}}
+keys: {rota: {file: %q}}
+publish:
+  bind: {type: rfc2136, servers: ["127.0.0.1:1"], key: rota, zone: example.test, proof: {within: 30s}}
+  dry: {type: rfc2136, servers: ["127.0.0.1:1"], key: rota, zone: example.test, dry_run: true}
+  quiet: {type: rfc2136, servers: ["127.0.0.1:1"], key: rota, zone: example.test, proof: off}
+services: {www.example.test: {endpoints: [192.0.2.1, 192.0.2.2], publish: [bind, dry, quiet, dns]}}
+`, t.TempDir(), keyFile(t))
+	n, err := newNode(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.raft.Close() })
+	spec := cfg.Spec
+	spec.Registers = []rota.RegisterTemplate{{
+		Name: "vm", HostName: "{id}-{service}-{env}", ServiceName: "{service}.example.test", HostRecord: "{host}.example.test", HostZone: "example.test.",
+		HostPublish: []string{"bind", rota.Embedded}, Service: rota.Service{TTL: 60, Publish: []string{"bind"}, Safety: rota.DefaultSafety()},
+		Endpoint: rota.Endpoint{Weight: 1},
+	}}
+	st := &rota.State{}
+	apply := func(e rota.Event) {
+		t.Helper()
+		e.Index, e.At = st.Index()+1, time.Unix(1e9+int64(st.Index()), 0)
+		next, err := st.Apply(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st = next
+	}
+	apply(rota.Event{Kind: rota.EventSpec, Spec: &spec})
+	apply(rota.Event{Kind: rota.EventRegister, Registrations: []rota.Registration{{Template: "vm", Host: "x1-db-prod", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.77")}}}})
+	f := &follower{n: n, last: map[published]rota.RRset{}, zones: map[string][]rota.Name{}, began: time.Now()}
+	f.keeps("bind", "example.test.")
+	shown := func() map[string]witness.Expect {
+		out := map[string]witness.Expect{}
+		for _, s := range f.subjects(st, n.current.Load()) {
+			for _, e := range s.Expects {
+				out[s.Publisher+" "+e.String()] = e
+			}
+			if s.Publisher == "bind" && (s.Within != 30*time.Second || !slices.Equal(s.Origins, []string{"127.0.0.1:1"})) {
+				t.Errorf("subject: %+v", s)
+			}
+		}
+		return out
+	}
+	got := shown()
+	for _, key := range []string{"bind www.example.test A", "dns www.example.test A", "bind x1-db-prod.example.test A", "dns x1-db-prod.example.test A"} {
+		e, ok := got[key]
+		if service := strings.Contains(key, "www"); !ok || service != (len(e.Known) > 0) || e.Some != (key == "dns www.example.test A") {
+			t.Errorf("%s: %+v of %v", key, e, slices.Sorted(maps.Keys(got)))
+		}
+	}
+	for key := range got {
+		if strings.HasPrefix(key, "dry") || strings.HasPrefix(key, "quiet") {
+			t.Errorf("%s is watched", key)
+		}
+	}
+	apply(rota.Event{Kind: rota.EventInstruct, Actor: "a person", Reason: "moves", Instruction: &rota.Instruction{Verb: rota.VerbRelease, Publisher: "bind", Zone: "example.test."}})
+	if got := shown(); len(got) != 2 {
+		t.Errorf("after the zone was given up %v are watched, want what this node answers", slices.Sorted(maps.Keys(got)))
 	}
 }

@@ -133,7 +133,7 @@ type LeavingData struct {
 }
 
 type propagationInput struct {
-	Name string `query:"name" required:"true" minLength:"1" maxLength:"300" doc:"Domain name of a service."`
+	Name string `query:"name" required:"true" minLength:"1" maxLength:"300" doc:"Domain name of a service, or of a host that registered."`
 	Gone string `query:"gone" maxLength:"60" doc:"An address to prove gone."`
 }
 
@@ -162,9 +162,9 @@ func (s *Server) getProof(context.Context, *noInput) (*Proof, error) {
 
 func (s *Server) propagation(ctx context.Context, in *propagationInput) (*List[Propagation], error) {
 	v := s.view()
-	svc, err := v.named(in.Name)
+	name, err := rota.ParseName(in.Name)
 	if err != nil {
-		return nil, err
+		return nil, problem(http.StatusUnprocessableEntity, "%v", err)
 	}
 	gone := ""
 	if in.Gone != "" {
@@ -183,8 +183,10 @@ func (s *Server) propagation(ctx context.Context, in *propagationInput) (*List[P
 	case <-ctx.Done():
 		return nil, problem(http.StatusServiceUnavailable, "the servers are being asked for another name")
 	}
-	out, err := s.o.Propagation(ctx, svc.Name, gone)
+	out, err := s.o.Propagation(ctx, name, gone)
 	switch {
+	case errors.Is(err, ErrUnseen) && v.Service(name) == nil:
+		return nil, v.noMatch(in.Name, err)
 	case errors.Is(err, ErrUnseen):
 		return nil, problem(http.StatusNotFound, "%v", err)
 	case err != nil:

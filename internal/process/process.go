@@ -71,7 +71,8 @@ func New(parallel int, grace time.Duration) *Runner {
 
 // Run runs a command to its end, and returns at the latest when its time limit, the grace and two seconds have passed, the wait for
 // its turn apart, which ends with ctx. When ctx ends the command is ended as at its time limit. An exit code other than 0 is no
-// error: there is one when the command was not started, and when it did not end by itself.
+// error: there is one when the command was not started, and when it did not end by itself; context.DeadlineExceeded when it was ended
+// at its time limit.
 //
 // Processes that the command leaves in its group end with it. One that made itself a session of its own lives on.
 func (r *Runner) Run(ctx context.Context, c Command) (Output, error) {
@@ -92,7 +93,7 @@ func (r *Runner) Run(ctx context.Context, c Command) (Output, error) {
 		err error
 	}
 	done := make(chan result, 1)
-	ctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, fmt.Errorf("it did not end within %v", c.Timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, tooLong(c.Timeout))
 	defer cancel()
 	go func() {
 		defer func() { <-r.turns }()
@@ -116,6 +117,13 @@ func (r *Runner) Run(ctx context.Context, c Command) (Output, error) {
 		return Output{Started: true, Code: -1}, fmt.Errorf("%s was killed and has not ended: %w", c.Argv[0], context.Cause(ctx))
 	}
 }
+
+// tooLong is the end of a time limit.
+type tooLong time.Duration
+
+func (t tooLong) Error() string { return fmt.Sprintf("it did not end within %v", time.Duration(t)) }
+
+func (t tooLong) Is(target error) bool { return target == context.DeadlineExceeded }
 
 func (c Command) validate() error {
 	if len(c.Argv) == 0 || !filepath.IsAbs(c.Argv[0]) {

@@ -83,6 +83,9 @@ func TestRun(t *testing.T) {
 			if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Fatalf("error %v, want %q", err, c.err)
 			}
+			if errors.Is(err, context.DeadlineExceeded) != strings.Contains(c.err, "did not end") {
+				t.Errorf("error %v", err)
+			}
 			if out.Code != c.code || string(out.Stdout) != c.stdout || string(out.Stderr) != c.stderr || out.Cut || out.Started == c.idle {
 				t.Errorf("output %+v\nstdout %q, stderr %q", out, out.Stdout, out.Stderr)
 			}

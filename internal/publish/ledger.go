@@ -150,16 +150,18 @@ func (l *ledger) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
 func (l *ledger) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Reading, error) {
 	ctx, cancel := context.WithTimeout(ctx, readWithin)
 	defer cancel()
+	// The fence is always asked for: a list that is asked for names that have nothing says no more than that.
+	names := withAncestors(zone, append(slices.Clone(keys), FenceKey(zone)))
 	pause := 200 * time.Millisecond
 	for {
-		entries, err := l.list(ctx, zone, withAncestors(zone, keys))
+		entries, err := l.list(ctx, zone, names)
 		if err != nil {
 			return Reading{}, err
 		}
 		if err := l.believable(zone, entries); err != nil {
 			return Reading{}, err
 		}
-		lag, late := l.lags(zone, entries)
+		lag, late := l.lags(zone, names, entries)
 		if !late {
 			return reading(zone, keys, entries), nil
 		}
@@ -210,8 +212,9 @@ func (l *ledger) believable(zone rota.Name, entries []entry) error {
 	}
 }
 
-// lags reports whether the list shows an RRset as it was before a recent write. Such an RRset is believed when the time to settle is over.
-func (l *ledger) lags(zone rota.Name, entries []entry) (*Reason, bool) {
+// lags reports whether the list of the names shows an RRset as it was before a recent write. Such an RRset is believed when the time to
+// settle is over.
+func (l *ledger) lags(zone rota.Name, names []rota.Name, entries []entry) (*Reason, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	recent := l.written[zone]
@@ -222,13 +225,17 @@ func (l *ledger) lags(zone rota.Name, entries []entry) (*Reason, bool) {
 	for _, e := range entries {
 		index[e.Key] = append(index[e.Key], e.Data)
 	}
+	listed := map[rota.Name]bool{}
+	for _, n := range names {
+		listed[n] = true
+	}
 	for k, w := range recent {
 		now := index[k]
 		slices.Sort(now)
 		switch age := time.Since(w.at); {
 		case age > l.settle || slices.Equal(now, w.new):
 			delete(recent, k)
-		case slices.Equal(now, w.old):
+		case listed[k.Name] && slices.Equal(now, w.old):
 			return &Reason{
 				Code: CodeMoving, Transient: true, Zone: zone,
 				Text: fmt.Sprintf("the API still shows %s as it was before our write of %v ago", k, age.Round(time.Second)), Advice: "it catches up by itself",

@@ -400,6 +400,31 @@ func TestLedgerLag(t *testing.T) {
 	}
 }
 
+// A driver that lists no more than the names it is asked for says nothing about others.
+func TestLedgerLagOfOtherNames(t *testing.T) {
+	s := newShelf()
+	l := newLedger(narrow{s}, time.Minute)
+	f := Fence{}.take("test", 1)
+	if _, err := l.Write(t.Context(), Batch{
+		Zone: shelfZone, Fence: rota.Change{Old: at(FenceKey(shelfZone)), New: f.RRset(shelfZone)}, Changes: []rota.Change{{Old: at(www), New: at(www, "192.0.2.2")}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if have, err := l.Read(t.Context(), shelfZone, []rota.Key{{Name: "other.example.test.", Type: rota.TypeA}}); err != nil || len(have.Sets) > 0 {
+			t.Errorf("%v, %v", have.Sets, err)
+		}
+	}
+}
+
+// narrow is a shelf that lists no more than it is asked for.
+type narrow struct{ *shelf }
+
+func (n narrow) list(ctx context.Context, zone rota.Name, names []rota.Name) ([]entry, error) {
+	all, err := n.shelf.list(ctx, zone, nil)
+	return slices.DeleteFunc(all, func(e entry) bool { return !slices.Contains(names, e.Key.Name) }), err
+}
+
 // A zone that had records and lists none is believed at the fourth time.
 func TestLedgerEmptyList(t *testing.T) {
 	s := newShelf(on(at(www, "192.0.2.1"))...)

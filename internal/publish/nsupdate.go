@@ -79,6 +79,9 @@ func (b *NSUpdate) Write(ctx context.Context, batch Batch) (int, error) {
 		Argv: append(b.o.Command[:len(b.o.Command):len(b.o.Command)], "-v", "-r", "0", "-t", limit), Stdin: script, Timeout: b.o.Timeout,
 	}
 	out, err := b.o.Run(ctx, c)
+	if road.key != nil { // a program may show a line of its script
+		out.Stderr = bytes.ReplaceAll(out.Stderr, []byte(road.key.Secret), []byte("***"))
+	}
 	return n, b.outcome(m, road, c, out, err)
 }
 

@@ -260,13 +260,14 @@ func TestNSUpdateFails(t *testing.T) {
 		{"not started", Output{Code: -1}, errors.New("cannot start /x: permission denied"), CodeScript, false},
 		{"hangs", Output{Started: true, Code: -1}, context.DeadlineExceeded, CodeUnreachable, true},
 		{"exits 1", Output{Started: true, Code: 1, Stderr: []byte("first\ninvalid record\n")}, nil, CodeScript, true},
+		{"shows its script", Output{Started: true, Code: 1, Stderr: []byte("syntax error: key k c2VjcmV0\n")}, nil, CodeScript, true},
 		{"exits 0 and says that it failed", Output{Started: true, Stderr: []byte("update failed: REFUSED\n")}, nil, CodeRefused, false},
 		{"unknown rcode", Output{Started: true, Code: 2, Stderr: []byte("update failed: NONSENSE\n")}, nil, CodeScript, true},
 		{"unsigned answer", Output{Started: true, Code: 1, Stdout: []byte("status: NOERROR;"), Stderr: []byte(";; ERROR: reply verification (x)\n")}, nil, CodeForged, true},
 		{"unsigned refusal", Output{Started: true, Code: 1, Stdout: []byte("status: NXRRSET;"), Stderr: []byte(";; ERROR: reply verification (x)\n")}, nil, CodeRcode, true},
 	} {
 		b, err := NewNSUpdate(NSUpdateOptions{
-			Command: []string{"/x"}, Servers: RFC2136Options{Servers: []string{"192.0.2.1"}},
+			Command: []string{"/x"}, Servers: RFC2136Options{Servers: []string{"192.0.2.1"}, Key: &Key{Name: "k", Secret: "c2VjcmV0"}},
 			Run: func(context.Context, Command) (Output, error) {
 				calls.Add(1)
 				return c.out, c.err
@@ -278,7 +279,7 @@ func TestNSUpdateFails(t *testing.T) {
 		_, err = b.Write(t.Context(), Batch{Zone: "example.test.", Fence: rota.Change{
 			Old: rota.RRset{Name: "_rota.example.test.", Type: rota.TypeTXT}, New: Fence{Owner: "test"}.RRset("example.test."),
 		}})
-		if r := ReasonOf(err); err == nil || r.Code != c.code || r.InDoubt != c.doubt {
+		if r := ReasonOf(err); err == nil || r.Code != c.code || r.InDoubt != c.doubt || strings.Contains(r.Error(), "c2VjcmV0") {
 			t.Errorf("%s: %+v, want %s, in doubt %v", c.name, r, c.code, c.doubt)
 		}
 	}

@@ -276,6 +276,9 @@ func skew(other string) string {
 
 func (r *road) unreachable(m *dns.Msg, err error, sent bool) *Reason {
 	text := rota.CleanReason("%v", err)
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		text = rota.CleanReason("%s %s: %v", op.Net, op.Op, op.Err) // the ports would make each failure look new
+	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded) || timeout(err):
 		text = fmt.Sprintf("no answer within %v", r.timeout)

@@ -302,10 +302,18 @@ func (t *RegisterTemplate) refuses(all []netip.Addr) string {
 	return ""
 }
 
-// endpoint is what a host's address is in its service.
+// endpoint is what a host's address is in its service. A check that asks for the template of the service's name asks for the name.
 func (h *registered) endpoint(a netip.Addr) Endpoint {
 	e := h.template.Endpoint
 	e.Address = a
+	e.Checks = slices.Clone(e.Checks)
+	for i := range e.Checks {
+		for _, name := range []*string{&e.Checks[i].Check.Host, &e.Checks[i].Check.ServerName} {
+			if *name == h.template.ServiceName {
+				*name = h.service.Short()
+			}
+		}
+	}
 	labels := map[string]string{"host": h.Host}
 	for k, v := range e.Labels {
 		labels[k] = v

@@ -151,8 +151,14 @@ func TestChecksOfRegisteredHosts(t *testing.T) {
 // A host joins a configured service, whose own endpoints and word on publishers stand.
 func TestRegisterToConfigured(t *testing.T) {
 	web := Service{Name: "web.sky.test.", TTL: 30, Publish: []string{"knot"}, Safety: DefaultSafety(), Endpoints: []Endpoint{{Address: netip.MustParseAddr("192.0.2.1"), Weight: 1}}}
-	f := newFleet(t, hosts(func(s *Spec) { s.Services = []Service{web} }))
+	f := newFleet(t, hosts(func(s *Spec) {
+		s.Services = []Service{web}
+		s.Registers[0].Endpoint.Checks = []Use{{Check: Check{Name: "web", Kind: KindHTTPS, Port: 443, Host: "{service}.sky.test", Timing: DefaultTiming()}, Observe: true}}
+	}))
 	f.must(reg("a-web-sfo", "10.0.0.1"))
+	if ts := f.Targets(); len(ts) != 1 || ts[0].Check.Host != "web.sky.test" {
+		t.Errorf("it is checked by %+v", ts)
+	}
 	f.must(reg("b-web-sfo", "192.0.2.1"))
 	f.wants("knot", "web.sky.test A 10.0.0.1 192.0.2.1")
 	if n := len(f.Spec().Services[0].Endpoints); n != 1 {

@@ -69,6 +69,7 @@ type search struct {
 	w         *Witness
 	resolvers []netip.AddrPort
 	found     Delegation
+	own       []string                // the zone's NS by a server that holds its parent as well
 	hosts     map[string][]netip.Addr // by canonical name
 	glue      map[string][]netip.Addr
 }
@@ -99,11 +100,14 @@ func (w *Witness) locate(ctx context.Context, subject Subject) ([]Server, Delega
 		s.delegated(ctx, subject.Zone)
 		names := s.found.NS
 		if len(names) == 0 {
+			names = s.own
+		}
+		if len(names) == 0 {
 			names = s.ask(ctx, subject.Zone)
 		}
 		s.found.Partial = s.found.Partial || len(names) == 0
 		out = s.servers(ctx, names)
-		if own := s.own(ctx, out, subject.Zone); len(own) > 0 {
+		if own := s.inZone(ctx, out, subject.Zone); len(own) > 0 {
 			out = append(out, s.servers(ctx, slices.DeleteFunc(own, func(n string) bool { return slices.Contains(names, n) }))...)
 		}
 	}
@@ -240,7 +244,11 @@ func (s *search) delegated(ctx context.Context, zone rota.Name) {
 			return
 		}
 		// A server that holds parent and child alike answers for the child: what the parent says is not to be seen there.
-		if answer.Rcode != dns.RcodeSuccess || answer.Authoritative && len(answer.Answer) > 0 {
+		if answer.Rcode == dns.RcodeSuccess && answer.Authoritative && len(answer.Answer) > 0 {
+			s.own = nsOf(answer, zone)
+			continue
+		}
+		if answer.Rcode != dns.RcodeSuccess {
 			continue
 		}
 		for _, rr := range answer.Ns {
@@ -257,7 +265,9 @@ func (s *search) delegated(ctx context.Context, zone rota.Name) {
 		s.signed(ctx, at.Addr, zone)
 		return
 	}
-	s.blind("no server of the parent shows the delegation of %s", zone.Short())
+	if len(s.own) == 0 {
+		s.blind("no server of the parent shows the delegation of %s", zone.Short())
+	}
 }
 
 // glued takes the addresses that come with a referral, of servers it names whose names lie in the zone itself: they cannot be found otherwise.
@@ -329,8 +339,8 @@ func (s *search) ask(ctx context.Context, zone rota.Name) []string {
 	return nsOf(answer, zone)
 }
 
-// own asks the servers for the NS records that the zone itself holds.
-func (s *search) own(ctx context.Context, at []Server, zone rota.Name) []string {
+// inZone asks the servers for the NS records that the zone itself holds.
+func (s *search) inZone(ctx context.Context, at []Server, zone rota.Name) []string {
 	var mu sync.Mutex // guards out
 	var out []string
 	var wg sync.WaitGroup

@@ -64,6 +64,7 @@ type remark struct {
 	transport    Transport
 	text, advice string
 	after        time.Duration // how long it must hold; in any case over two rounds and for confirm
+	doubt        bool          // it may be this machine's own fault: it is looked at, and not told
 }
 
 // held is a condition that holds.
@@ -82,14 +83,13 @@ type view struct {
 	expects    map[rota.Key]*Expect
 	waiting    []*follow
 	within     time.Duration
-	deaf       [2]bool // nobody answers over IPv4, over IPv6
 	found      map[condition]remark
 }
 
 // judge finds what is wrong now. z.mu is held.
-func (z *zone) judge(now time.Time, deaf [2]bool) {
+func (z *zone) judge(now time.Time) {
 	v := view{
-		zone: z.id.zone, delegation: &z.delegation, expects: z.expects, waiting: z.waiting, within: z.subject.Within, deaf: deaf,
+		zone: z.id.zone, delegation: &z.delegation, expects: z.expects, waiting: z.waiting, within: z.subject.Within,
 		servers: slices.SortedFunc(maps.Values(z.servers), func(a, b *watched) int { return a.Addr.Compare(b.Addr) }),
 	}
 	v.conditions()
@@ -105,7 +105,7 @@ func (z *zone) judge(now time.Time, deaf [2]bool) {
 		}
 		h.remark = r
 		s := z.servers[c.addr]
-		h.shown = h.shown || s == nil || s.round > h.round && now.Sub(h.since) >= max(confirm, r.after)
+		h.shown = h.shown || s == nil || !r.doubt && s.round > h.round && now.Sub(h.since) >= max(confirm, r.after)
 	}
 	maps.DeleteFunc(z.conditions, func(c condition, _ *held) bool { _, ok := v.found[c]; return !ok })
 	was := z.findings
@@ -212,17 +212,15 @@ func (v *view) reach(s *watched) {
 		here.code = code
 		v.add(here, r)
 	}
-	dead := func(x *Sight) bool {
-		return x.Trouble == Closed || x.Trouble == Malformed || x.Trouble == Silent && !v.deaf[family(s.Addr.Addr())]
-	}
 	switch {
+	case udp.Trouble == Blind && tcp.Trouble == Blind:
+		return
 	case udp.Trouble != "" && tcp.Trouble != "":
-		if dead(udp) || dead(tcp) {
-			is(CodeLame, remark{
-				text:   fmt.Sprintf("does not answer: UDP %s, TCP %s (%s)", udp.Trouble, tcp.Trouble, tcp.Text),
-				advice: "start it, or let port 53 through; when it is gone for good, take it out of the NS records of the zone and of its parent",
-			})
-		}
+		is(CodeLame, remark{
+			doubt:  s.alone && udp.Trouble != Closed && tcp.Trouble != Closed,
+			text:   fmt.Sprintf("does not answer: UDP %s, TCP %s (%s)", udp.Trouble, tcp.Trouble, tcp.Text),
+			advice: "start it, or let port 53 through; when it is gone for good, take it out of the NS records of the zone and of its parent",
+		})
 		return
 	case tcp.Trouble != "" && tcp.Trouble != Blind:
 		is(CodeNoTCP, remark{

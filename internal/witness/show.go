@@ -40,8 +40,7 @@ type ServerStatus struct {
 // States lists how a server may stand.
 func States() []string { return []string{"in-step", "behind", "lame", "silent", "blind", "unasked"} }
 
-func (z *zone) show(now time.Time) ZoneStatus {
-	deaf := [2]bool{z.w.deaf(netip.IPv4Unspecified(), now, 2*z.every()), z.w.deaf(netip.IPv6Unspecified(), now, 2*z.every())}
+func (z *zone) show() ZoneStatus {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	out := ZoneStatus{
@@ -58,18 +57,16 @@ func (z *zone) show(now time.Time) ZoneStatus {
 	}
 	v := view{servers: slices.SortedFunc(maps.Values(z.servers), func(a, b *watched) int { return a.Addr.Compare(b.Addr) })}
 	_, top := v.newest()
-	families := [2]string{"IPv4", "IPv6"}
 	for _, s := range v.servers {
 		x := ServerStatus{Server: s.Server, State: "unasked", Asked: s.sight[UDP].At, RTT: s.sight[UDP].RTT}
 		x.Serial, x.Known = s.serial()
 		udp, tcp := s.sight[UDP], s.sight[TCP]
-		silent := deaf[family(s.Addr.Addr())] && (udp.Trouble == Silent || udp.Trouble == Blind) && (tcp.Trouble == Silent || tcp.Trouble == Blind)
+		quiet := func(x *Sight) bool { return x.Trouble == Silent || x.Trouble == Blind }
 		switch {
 		case udp.At.IsZero():
-		case silent || udp.Trouble == Blind && tcp.Trouble == Blind:
+		case quiet(udp) && quiet(tcp) && (s.alone || udp.Trouble == Blind && tcp.Trouble == Blind) && !z.told(s):
 			x.State = "blind"
-			text := "no server answers over " + families[family(s.Addr.Addr())] + " here: whether " + s.String() + " does cannot be seen"
-			out.Blind = append(out.Blind, text)
+			out.Blind = append(out.Blind, fmt.Sprintf("nobody answers over %s here: whether %s does cannot be seen", reaches[reach(s.Addr.Addr())], s))
 		case udp.Trouble != "" && tcp.Trouble != "":
 			x.State = "silent"
 		case !x.Known:
@@ -82,6 +79,12 @@ func (z *zone) show(now time.Time) ZoneStatus {
 		out.Servers = append(out.Servers, x)
 	}
 	return out
+}
+
+// told reports whether a server was found not to answer while others did.
+func (z *zone) told(s *watched) bool {
+	h := z.conditions[condition{code: CodeLame, addr: s.Addr}]
+	return h != nil && h.shown
 }
 
 // Propagation is what the world sees of one name in one zone, asked for just now, and what caches may hold.
@@ -235,7 +238,7 @@ func (z *zone) ask(ctx context.Context, name rota.Name, keys []rota.Key, gone st
 	}
 	wg.Wait()
 	out.Views, out.Public = slices.Concat(views...), slices.Concat(public...)
-	status := z.show(time.Now())
+	status := z.show()
 	out.Findings, out.Blind = status.Findings, status.Blind
 	z.mu.Lock()
 	defer z.mu.Unlock()

@@ -95,7 +95,7 @@ const (
 	maxServers  = 64              // addresses of one zone
 	maxFollowed = 10000           // RRsets of one zone whose changes are remembered
 	sample      = 20              // RRsets of one zone that are asked for in one round
-	inFlight    = 64              // questions under way
+	inFlight    = 256             // questions under way
 	perServer   = 50              // questions a second to one address
 	remembered  = 1 * time.Hour   // for how long a change is remembered once caches are empty
 	confirm     = 2 * time.Second // how long a finding must hold, over two rounds at least
@@ -112,7 +112,7 @@ type Witness struct {
 	mu     sync.Mutex // guards what follows
 	zones  map[id]*zone
 	limits map[netip.AddrPort]*rate.Limiter
-	heard  [2]time.Time // when any server last answered over IPv4 and over IPv6
+	heard  [4]time.Time // when any server last answered, by reach
 }
 
 // id names a subject.
@@ -229,7 +229,7 @@ func (w *Witness) forget() {
 func (w *Witness) Status() []ZoneStatus {
 	var out []ZoneStatus
 	for _, z := range w.watched() {
-		out = append(out, z.show(time.Now()))
+		out = append(out, z.show())
 	}
 	return out
 }
@@ -265,24 +265,38 @@ func (h *Histogram) observe(d time.Duration) {
 	h.Sum += d.Seconds()
 }
 
-// answered notes that a server answered: its family of addresses works here.
+// answered notes that a server answered: what is like it can be reached from here.
 func (w *Witness) answered(a netip.Addr, at time.Time) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.heard[family(a)] = at
-}
-
-// deaf reports whether no server of a family has answered for a while: then silence says nothing of a server.
-func (w *Witness) deaf(a netip.Addr, now time.Time, since time.Duration) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	at := w.heard[family(a)]
-	return at.IsZero() || now.Sub(at) > since
-}
-
-func family(a netip.Addr) int {
-	if a.Unmap().Is4() {
-		return 0
+	if a.IsLoopback() {
+		return
 	}
-	return 1
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heard[reach(a)] = at
 }
+
+// heardSince reports whether any server like this one has answered since a time: then its silence is its own. Loopback needs no network.
+func (w *Witness) heardSince(a netip.Addr, since time.Time) bool {
+	if a.IsLoopback() {
+		return true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.heard[reach(a)].Before(since)
+}
+
+// reach sorts addresses by what they are reached over.
+func reach(a netip.Addr) int {
+	a = a.Unmap()
+	out := 0
+	if a.Is6() {
+		out = 1
+	}
+	if a.IsPrivate() || a.IsLinkLocalUnicast() {
+		out += 2
+	}
+	return out
+}
+
+// reaches names the values of reach.
+var reaches = [4]string{"IPv4", "IPv6", "private IPv4", "private IPv6"}

@@ -315,6 +315,37 @@ func TestBlind(t *testing.T) {
 	}
 }
 
+// A node that is cut off for an hour calls no server lame, neither then nor when it is back.
+func TestOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a, b := pair(w, before()...)
+		wit, _, end := watchIn(t, w, subject(expect(set("www.example.test", 300, "192.0.2.1", "192.0.2.2"))))
+		defer end()
+		time.Sleep(time.Minute)
+		w.change(func() { a.dead, b.dead = true, true })
+		for range 3600 {
+			time.Sleep(time.Second)
+			if got := codes(wit); len(got) > 0 {
+				t.Fatalf("cut off, and findings are %q", got)
+			}
+		}
+		if z := wit.Status()[0]; len(z.Blind) != 2 {
+			t.Errorf("blind: %q", z.Blind)
+		}
+		w.change(func() { a.dead, b.dead = false, false })
+		for range 900 {
+			time.Sleep(time.Second)
+			if got := codes(wit); len(got) > 0 {
+				t.Fatalf("back, and findings are %q", got)
+			}
+		}
+		if z := wit.Status()[0]; len(z.Blind) > 0 {
+			t.Errorf("blind: %q", z.Blind)
+		}
+	})
+}
+
 // What an address that was never followed left behind counts from when it is proven gone, with the TTL that it may have had.
 func TestAskGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -389,12 +420,14 @@ func TestDelegation(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		own   []string // NS of the zone itself
+		same  bool     // the parent's server has the zone too
 		ds    *dns.DS
 		keys  []string
 		want  []string
 		count int // servers
 	}{
 		{name: "as it should be", own: []string{"ns1", "ns2"}, count: 2},
+		{name: "parent and zone at one server", own: []string{"ns1", "ns2"}, same: true, count: 2},
 		{name: "signed", own: []string{"ns1", "ns2"}, ds: key.ToDS(dns.SHA256), keys: []string{key.String()}, count: 2},
 		{name: "another server in the zone", own: []string{"ns1", "ns3"}, want: []string{"delegation-mismatch", "lame ns3.example.test 192.0.2.53:53"}, count: 3},
 		{name: "a server without an address", own: []string{"ns1", "ns2", "ns4"}, want: []string{"delegation-mismatch", "lame ns4.example.test"}, count: 2},
@@ -411,6 +444,11 @@ func TestDelegation(t *testing.T) {
 				records = append(records, c.keys...)
 				pair(w, records...)
 				referral := func() *dns.Msg {
+					if c.same {
+						m := &dns.Msg{Answer: rrs([]string{"example.test. 300 IN NS ns1.example.test.", "example.test. 300 IN NS ns2.example.test."})}
+						m.Authoritative = true
+						return m
+					}
 					return &dns.Msg{
 						Ns:    rrs([]string{"example.test. 300 IN NS ns1.example.test.", "example.test. 300 IN NS ns2.example.test."}),
 						Extra: rrs([]string{"ns1.example.test. 300 IN A 192.0.2.51", "evil.test. 300 IN A 203.0.113.66"}),
@@ -437,7 +475,7 @@ func TestDelegation(t *testing.T) {
 				time.Sleep(time.Minute)
 				synctest.Wait()
 				z := wit.Status()[0]
-				if len(z.Servers) != c.count {
+				if len(z.Servers) != c.count || len(z.Blind) > 0 {
 					t.Fatalf("servers: %+v, blind: %q", z.Servers, z.Blind)
 				}
 				if got := codes(wit); !slices.Equal(got, c.want) {

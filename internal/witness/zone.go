@@ -44,6 +44,7 @@ type watched struct {
 	round  uint64 // of questions, counted when its answers are in
 	top    uint32 // the highest serial it showed
 	known  bool   // top is set
+	alone  bool   // in the last round nobody else was heard: its silence may be this machine\'s
 	sight  map[Transport]*Sight
 }
 
@@ -265,7 +266,7 @@ func (z *zone) run(ctx context.Context) {
 		}
 		wait := spread(subject.Every)
 		if err != nil || len(delegation.Blind) > 0 && len(subject.Servers) == 0 {
-			wait, again = min(spread(again), wait), again*2
+			wait, again = min(spread(again), wait), min(again*2, subject.Every)
 		} else {
 			again = locatePace
 		}
@@ -433,6 +434,8 @@ func (x *Sight) empty() bool { return !x.At.IsZero() && (x.Trouble != "" || !x.Z
 
 // look is one round at one server: the zone and what is awaited over UDP, and over TCP what UDP shows, or all when UDP says nothing.
 func (z *zone) look(ctx context.Context, s *watched, audit bool) {
+	begin := time.Now()
+	z.rouse(s)
 	z.over(ctx, UDP, s, audit)
 	if audit || len(z.todo(s, TCP, false)) > 0 || z.doubted(s) {
 		z.over(ctx, TCP, s, audit)
@@ -440,12 +443,26 @@ func (z *zone) look(ctx context.Context, s *watched, audit bool) {
 	if ctx.Err() != nil {
 		return
 	}
-	now, silence := time.Now(), 2*z.every()
-	deaf := [2]bool{z.w.deaf(netip.IPv4Unspecified(), now, silence), z.w.deaf(netip.IPv6Unspecified(), now, silence)}
+	alone := !z.w.heardSince(s.Addr.Addr(), begin)
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	s.round++
-	z.judge(now, deaf)
+	s.alone = alone
+	z.judge(time.Now())
+}
+
+// rouse has the other servers asked while one that is silent is: when none of them is heard either, this machine may be cut off.
+func (z *zone) rouse(s *watched) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if s.sight[UDP].Trouble != Silent {
+		return
+	}
+	for _, o := range z.servers {
+		if o.sight[UDP].Trouble != Silent {
+			o.wake()
+		}
+	}
 }
 
 // doubted reports whether something is wrong with a server, which both transports are to confirm.
