@@ -104,7 +104,7 @@ type DigitalOcean struct {
 // Proxied says what becomes of Cloudflare's proxying of addresses.
 type Proxied string
 
-// What becomes of it. ProxiedKeep leaves each record as it is, and new ones are not proxied.
+// What becomes of it: records that are there stay as they are, and new ones are as others of their name, proxied, or not.
 const (
 	ProxiedKeep Proxied = "keep"
 	ProxiedOn   Proxied = "on"

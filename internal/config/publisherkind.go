@@ -104,7 +104,7 @@ func publisherKinds() []publisherKind {
 		{word: "cloudflare", read: (*publisherReader).cloudflare, readEvery: faraway, minTTL: 60, aliases: true, fields: slices.Concat(address(cloudflareURL), []field{
 			token,
 			{key: "min_ttl", doc: "The least TTL of the zones' plan. Default: 1m.", shape: ttl},
-			{key: "proxied", doc: "keep (default): records stay proxied or not, new ones are not; on; off.", shape: word("keep", "on", "off")},
+			{key: "proxied", doc: "Whether new records are: keep (default): as others of their name; on; off.", shape: word("keep", "on", "off")},
 		}, zones)},
 		{word: "route53", read: (*publisherReader).route53, readEvery: faraway, maxRecords: route53Limit, fields: slices.Concat(address("that of the region"), []field{
 			{key: "role", doc: "ARN of a role to take on.", shape: scalar{want: "the ARN of a role", json: "string", pattern: roleForm.String(), parse: parseRole}},
