@@ -70,6 +70,7 @@ var forbidden = map[string]struct {
 	"github.com/danielgtaylor/huma": {"HTTP is internal/api's business", []string{"internal/api"}},
 	"google.golang.org/grpc":        {"nodes and agents speak over internal/link's port; gRPC is for the stock raftadmin", []string{"internal/raftadmin"}},
 	"github.com/Jille/raftadmin":    {"the stock raftadmin is internal/raftadmin's business", []string{"internal/raftadmin"}},
+	"github.com/libdns/libdns":      {"providers of libdns are a way to publish", []string{"internal/publish"}},
 }
 
 // bare rooms import no module at all, with the reason.

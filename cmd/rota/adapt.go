@@ -127,17 +127,39 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 			continue
 		}
 		out = append(out, publish.New(publish.Options{
-			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.held, MinGap: p.MinGap, Audit: p.ReadEvery,
+			Name: p.Name, Backend: backend, Source: source{n}, Hold: n.held,
+			DryRun: p.DryRun, MinGap: p.MinGap, Audit: p.ReadEvery, Registry: registryOf(cfg.Ownership),
 			Owner: func() string { return n.owner(cfg) }, Formerly: func() []string { return n.formerly(cfg) },
 			Record: func(ctx context.Context, done rota.Published) error {
 				_, err := n.raft.AppendHere(ctx, rota.Event{Kind: rota.EventPublished, Actor: cfg.Node.Name, Published: &done})
 				return err
 			},
+			Recent:  func(zone rota.Name) []publish.Past { return n.lately(p.Name, zone) },
 			Confirm: n.raft.Confirm, Frozen: n.whyFrozen,
 			Log: n.log.With("room", "publish"),
 		}))
 	}
 	return out, errors.Join(errs...)
+}
+
+// lately is what a publisher wrote to a zone in the time that the budget of changes may count over, oldest first, whoever led.
+func (n *node) lately(publisher string, zone rota.Name) []publish.Past {
+	var out []publish.Past
+	since := time.Now().Add(-rota.MaxChangePer)
+	for _, r := range n.raft.Records(0, 0) {
+		if p := r.Event.Published; p != nil && p.Publisher == publisher && p.Zone == zone && r.Event.At.After(since) && r.Refused == "" {
+			out = append(out, publish.Past{At: r.Event.At, Published: *p})
+		}
+	}
+	return out
+}
+
+// registryOf is the registry of ownership that a configuration asks for; nil: none.
+func registryOf(o config.Ownership) *publish.Registry {
+	if o.Registry != config.RegistryTXT {
+		return nil
+	}
+	return &publish.Registry{Prefix: o.Prefix}
 }
 
 // appliedWithin bounds how long an event that the leader ordered is waited for here: the state then shows what was asked for.
@@ -176,6 +198,8 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		VantageStats:  n.vantageStats,
 		Publishers:    n.publisherStatus,
 		Plan:          n.plan,
+		Proof:         n.proof,
+		Propagation:   n.propagation,
 		Cluster:       n.clusterStatus,
 		Probes:        n.probes,
 		Config:        func() []byte { return n.current.Load().cfg.Effective() },
@@ -323,7 +347,7 @@ func (n *node) plan(ctx context.Context, publisher string) ([]api.Plan, error) {
 	var out []api.Plan
 	for _, plan := range plans {
 		for _, z := range plan.Zones {
-			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged, Held: heldOf(z.Held)}
+			view := api.Plan{Publisher: plan.Publisher, Zone: z.Zone, Changes: z.Changes, Unchanged: z.Unchanged, Held: heldOf(z.Held), Owner: z.Owner, Offer: z.Offer}
 			var failing []string
 			for _, r := range z.Reasons {
 				view.Reasons = append(view.Reasons, api.PlanReason{Code: string(r.Code), Name: r.Name, Text: r.Error(), Transient: r.Transient})
@@ -361,9 +385,6 @@ func (n *node) trouble(s cluster.Status) []string {
 	}
 	if text := n.waits.Load(); text != nil {
 		out = append(out, *text)
-	}
-	if f := n.frozen.Load(); f != nil {
-		out = append(out, "FROZEN: this node publishes nothing, and its name server's answers stand, "+f.String()+"; `rota thaw` on it ends that")
 	}
 	if err := n.current.Load().failed; err != nil {
 		out = append(out, "the newest configuration file is not in force, and with it this node would not start: "+rota.CleanReason("%v", err))

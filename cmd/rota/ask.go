@@ -22,9 +22,9 @@ import (
 
 // asking is the flags of the verbs that ask something of publishers.
 type asking struct {
-	reason, publisher, output string
-	dryRun, yes               bool
-	wait                      time.Duration
+	reason, publisher string
+	dryRun, yes       bool
+	wait              time.Duration
 }
 
 func (q *asking) flags(c *cobra.Command, dry string) {
@@ -34,18 +34,27 @@ func (q *asking) flags(c *cobra.Command, dry string) {
 // patience is how long the verbs wait until the DNS says what is wanted, unless told otherwise.
 const patience = time.Minute
 
-// place reads PUBLISHER or PUBLISHER/ZONE.
-func place(args []string) url.Values {
+// place reads PUBLISHER or PUBLISHER/ZONE. The name of a publisher that was written as an address has slashes of its own.
+func (c *client) place(ctx context.Context, args []string) (url.Values, error) {
 	q := url.Values{}
 	if len(args) == 0 {
-		return q
+		return q, nil
 	}
-	publisher, zone, _ := strings.Cut(args[0], "/")
+	var l api.List[api.PublisherStatus]
+	if err := c.get(ctx, "/api/v1/publishers", nil, &l); err != nil {
+		return nil, err
+	}
+	publisher, zone := args[0], ""
+	if !slices.ContainsFunc(l.Items, func(p api.PublisherStatus) bool { return p.Publisher == publisher }) {
+		if i := strings.LastIndexByte(args[0], '/'); i >= 0 {
+			publisher, zone = args[0][:i], args[0][i+1:]
+		}
+	}
 	q.Set("publisher", publisher)
 	if zone != "" {
 		q.Set("zone", zone)
 	}
-	return q
+	return q, nil
 }
 
 func (c *client) plans(ctx context.Context, q url.Values) ([]api.Plan, error) {
@@ -100,7 +109,7 @@ func stopped(plans []api.Plan, all []api.PublisherStatus) bool {
 		still := false
 		for _, s := range all {
 			for _, z := range s.Zones {
-				if s.Publisher == p.Publisher && z.Zone == p.Zone && (z.State == "frozen" || z.State == "dry-run" || z.State == "released") {
+				if s.Publisher == p.Publisher && z.Zone == p.Zone && (z.State == "frozen" || z.State == "dry-run") {
 					p.Reasons = append(p.Reasons, api.PlanReason{Code: z.State, Text: z.Error})
 					still = true
 				}
@@ -123,10 +132,10 @@ func heldNames(p api.Plan) []string {
 
 // outcome says how plans stand after they were to be written.
 func (a *app) outcome(plans []api.Plan) error {
-	var open, held []string
+	var open, held, fine []string
 	for _, p := range plans {
 		where := strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " ")
-		person := slices.IndexFunc(p.Reasons, func(r api.PlanReason) bool { return r.Code == "frozen" || r.Code == "dry-run" || r.Code == "released" })
+		person := slices.IndexFunc(p.Reasons, func(r api.PlanReason) bool { return r.Code == "frozen" || r.Code == "dry-run" })
 		switch {
 		case person >= 0 && len(p.Changes) > 0:
 			held = append(held, where+": "+p.Reasons[person].Text)
@@ -134,12 +143,17 @@ func (a *app) outcome(plans []api.Plan) error {
 			open = append(open, where+": "+p.Error)
 		case len(p.Changes) > 0:
 			open = append(open, fmt.Sprintf("%s: %s not written yet", where, count(len(p.Changes), "change")))
+		case codes(p, "released"):
+			fine = append(fine, where+": released, so that nothing is written")
 		case len(p.Held) > 0:
 			held = append(held, fmt.Sprintf("%s: %s held: %s", where, count(len(p.Held), "change"), p.Held[0].Why))
 		default:
-			if _, err := fmt.Fprintln(a.out, printable(where+": in step")); err != nil {
-				return err
-			}
+			fine = append(fine, where+": in step")
+		}
+	}
+	for _, line := range fine {
+		if _, err := fmt.Fprintln(a.out, printable(line)); err != nil {
+			return err
 		}
 	}
 	switch {
@@ -178,7 +192,10 @@ func (a *app) applyCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		where := place(args)
+		where, err := cl.place(cmd.Context(), args)
+		if err != nil {
+			return err
+		}
 		plans, err := cl.plans(cmd.Context(), where)
 		if err != nil {
 			return err
@@ -273,7 +290,7 @@ func (a *app) refreshCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(a.out, "asked, event %d: `rota get changes` shows when it is done\n", done.Event)
+		_, err = fmt.Fprintf(a.out, "asked, event %d: %s is written again\n", done.Event, d.Service.Service)
 		return err
 	}
 	return c
@@ -338,7 +355,7 @@ func (a *app) importCommand() *cobra.Command {
 			_, err := fmt.Fprintln(a.out, "Nothing is to be taken over.")
 			return err
 		}
-		if codes(p, "conflict") && from == "" {
+		if codes(p, "conflict") && from == "" && p.Offer == "" {
 			return &coded{exitHeld, errors.New("somebody else owns the zone: name the owner that it is taken from with --from")}
 		}
 		in := api.InstructionRequest{Verb: string(rota.VerbImport), Publisher: p.Publisher, Zone: p.Zone.Short(), From: from, Reason: q.reason}
@@ -368,11 +385,16 @@ func (a *app) showWhole(p api.Plan) error {
 		return err
 	}
 	var b strings.Builder
-	if p.Owner != "" {
+	switch {
+	case p.Offer != "":
+		fmt.Fprintf(&b, "The zone is owned by %q, who offers it to %q.\n", p.Owner, p.Offer)
+	case p.Owner != "":
 		fmt.Fprintf(&b, "The zone is owned by %q.\n", p.Owner)
 	}
 	for _, r := range p.Reasons {
-		fmt.Fprintf(&b, "%s: %s\n", r.Code, r.Text)
+		if r.Code != "released" { // the plan says that
+			fmt.Fprintf(&b, "%s: %s\n", r.Code, r.Text)
+		}
 	}
 	_, err := fmt.Fprint(a.out, printable(b.String()))
 	return err
@@ -433,7 +455,7 @@ func (a *app) recordsCommand(drift bool) *cobra.Command {
 	c := &cobra.Command{
 		Use: "records [ZONE]", Short: "Show the records that rota keeps, as they stand in the DNS", Args: cobra.MaximumNArgs(1),
 		Long: "Ask the DNS for the records that rota keeps there. in-step: as wanted; pending: about to be written; HELD: a safety limit keeps it;\n" +
-			"drift: rota wrote what is wanted, and somebody changed it since.",
+			"DRIFT: rota wrote what is wanted, and somebody changed it since.",
 	}
 	path := "/api/v1/records"
 	if drift {
@@ -495,14 +517,11 @@ func (a *app) recordsCommand(drift bool) *cobra.Command {
 func recordTable(items []api.RecordView, now time.Time) *table {
 	t := &table{head: []string{"PUBLISHER", "ZONE", "NAME", "TYPE", "STATE", "TTL", "DATA", "WRITTEN", "WANTED", "WHY"}, wide: 8}
 	for _, r := range items {
-		state, want := r.State, ""
-		if state == "drift" {
-			state = "DRIFT"
-		}
-		if state != "in-step" {
+		want := ""
+		if r.State != "in-step" {
 			want = cmp.Or(few(r.Want, " "), "nothing")
 		}
-		t.add(r.Publisher, r.Zone.Short(), relative(r.Name, r.Zone), r.Type.String(), loud(state), fmt.Sprint(r.TTL),
+		t.add(r.Publisher, r.Zone.Short(), relative(r.Name, r.Zone), r.Type.String(), loud(r.State), fmt.Sprint(r.TTL),
 			cmp.Or(few(r.Data, " "), "nothing"), age(r.Written, now), want, r.Why)
 	}
 	return t

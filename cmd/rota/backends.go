@@ -32,6 +32,57 @@ func backendOf(p config.Publisher) (publish.Backend, error) {
 			Servers: updatesTo(p.NSUpdate.Servers, p.NSUpdate.Keys, p.NSUpdate.PlainReads, p.Zones),
 		})
 	}
+	b, err := providerOf(p)
+	if err == nil && len(p.Zones) > 0 {
+		b = keeping{b, p.Zones}
+	}
+	return b, err
+}
+
+// providerOf makes the way to those that find their zones by a list.
+func providerOf(p config.Publisher) (publish.Backend, error) {
+	switch {
+	case p.PowerDNS != nil:
+		return publish.NewPowerDNS(publish.PowerDNSOptions{URL: p.PowerDNS.URL, Key: p.PowerDNS.Token.Reveal(), Server: p.PowerDNS.ServerID})
+	case p.DeSEC != nil:
+		return publish.NewDeSEC(publish.DeSECOptions{URL: p.DeSEC.URL, Token: p.DeSEC.Token.Reveal(), MinTTL: p.MinTTL})
+	case p.AutoDNS != nil:
+		a := p.AutoDNS
+		return publish.NewAutoDNS(publish.AutoDNSOptions{URL: a.URL, User: a.User.Reveal(), Password: a.Password.Reveal(), Context: a.Context})
+	case p.Dynu != nil:
+		return publish.NewDynu(publish.DynuOptions{URL: p.Dynu.URL, Token: p.Dynu.Token.Reveal()})
+	case p.DigitalOcean != nil:
+		return publish.NewDigitalOcean(publish.DigitalOceanOptions{URL: p.DigitalOcean.URL, Token: p.DigitalOcean.Token.Reveal()})
+	case p.ExternalDNS != nil:
+		return publish.NewExternalDNS(publish.ExternalDNSOptions{URL: p.ExternalDNS.URL, Zones: p.Zones, Timeout: p.ExternalDNS.Timeout})
+	case p.Webhook != nil:
+		h := p.Webhook
+		return publish.NewWebhook(publish.WebhookOptions{
+			Name: p.Name, URL: h.URL, Secret: h.Secret.Reveal(), Signed: h.Signed, Zones: p.Zones, Timeout: h.Timeout,
+		})
+	case p.Exec != nil:
+		command, err := commandOf(p.Exec.Command)
+		if err != nil {
+			return nil, err
+		}
+		o := publish.ExecOptions{Name: p.Name, Command: command, Zones: p.Zones, Timeout: p.Exec.Timeout, Run: runCommand}
+		if p.Exec.Mode == config.ExecSimple {
+			o.Simple = &publish.RFC2136Options{Servers: p.Exec.Servers}
+		}
+		return publish.NewExec(o)
+	case p.ZoneFile != nil:
+		reload, err := commandOf(p.ZoneFile.Reload)
+		if err != nil {
+			return nil, err
+		}
+		o := publish.ZoneFileOptions{Path: p.ZoneFile.Path, Reload: reload, Timeout: p.ZoneFile.Timeout, Run: runCommand}
+		if len(p.Zones) > 0 {
+			o.Zone = p.Zones[0]
+		}
+		return publish.NewZoneFile(o)
+	case p.Mock != nil:
+		return publish.NewMock(publish.MockOptions{Zones: p.Mock.Zones, State: p.Mock.State})
+	}
 	return nil, fmt.Errorf("type %s is not supported yet", p.Type)
 }
 
@@ -123,7 +174,7 @@ func promises(c publish.Capabilities) string {
 		out = append(out, "additions happen before removals")
 	}
 	if c.Batch > 0 {
-		out = append(out, fmt.Sprintf("%s at once", count(c.Batch, "change")))
+		out = append(out, fmt.Sprintf("at most %s in a write", count(c.Batch, "change")))
 	}
 	if c.MinTTL > 0 {
 		out = append(out, fmt.Sprintf("no TTL below %ds", c.MinTTL))

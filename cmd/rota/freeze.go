@@ -43,7 +43,11 @@ type frozenHere struct {
 func readFreeze(dir string) *ownFreeze {
 	path := filepath.Join(dir, freezeFile)
 	unread := func(err error) *ownFreeze {
-		return &ownFreeze{rota.Freeze{Actor: "the file " + path, Reason: rota.CleanReason("it says nothing that can be read: %v", err)}, true}
+		f := rota.Freeze{Actor: "the file " + path, Reason: rota.CleanReason("it says nothing that can be read: %v", err)}
+		if info, err := os.Stat(path); err == nil {
+			f.At = info.ModTime().UTC()
+		}
+		return &ownFreeze{f, true}
 	}
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -37,6 +37,7 @@ type overview struct {
 	Vantages   api.VantageList               `json:"vantages"`
 	Publishers api.List[api.PublisherStatus] `json:"publishers"`
 	Overrides  api.List[rota.Override]       `json:"overrides"`
+	Proof      *api.Proof                    `json:"proof,omitempty"`
 	Freeze     api.FreezeView                `json:"freeze"`
 }
 
@@ -94,13 +95,15 @@ func (c *client) overview(ctx context.Context) (*overview, error) {
 	}
 	var cs api.ClusterStatus
 	var p *apiProblem
-	switch err := c.get(ctx, "/api/v1/cluster", nil, &cs); {
+	err := c.get(ctx, "/api/v1/cluster", nil, &cs)
+	switch {
 	case err == nil:
 		o.Cluster = &cs
 	case !errors.As(err, &p) || p.Status != 404:
 		return nil, err
 	}
-	return &o, nil
+	o.Proof, err = c.proof(ctx)
+	return &o, err
 }
 
 // severity orders the states of services, worst first.
@@ -148,6 +151,7 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 			b.WriteByte('\n')
 		}
 	}
+	seenOutside(&b, o.Proof, now)
 	if n := len(o.Overrides.Items); n > 0 {
 		fmt.Fprintf(&b, "%s under an override: see `rota get overrides`\n", count(n, "endpoint"))
 	}
@@ -409,7 +413,11 @@ func (a *app) planCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		b, err := cl.raw(cmd.Context(), "/api/v1/plan", place(args))
+		where, err := cl.place(cmd.Context(), args)
+		if err != nil {
+			return err
+		}
+		b, err := cl.raw(cmd.Context(), "/api/v1/plan", where)
 		if err != nil {
 			return err
 		}
@@ -437,7 +445,9 @@ func planCode(plans []api.Plan, detailed bool) error {
 			return &coded{exitFailed, fmt.Errorf("%s %s: %s", p.Publisher, p.Zone.Short(), p.Error)}
 		}
 		changes += len(p.Changes)
-		held += len(p.Held)
+		if !codes(p, "released") { // nobody waits for it
+			held += len(p.Held)
+		}
 	}
 	switch {
 	case held > 0:
@@ -509,6 +519,13 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 	for _, p := range plans {
 		if p.Limits != "" {
 			text += " " + p.Publisher + " " + p.Zone.Short() + ": " + p.Limits + "."
+		}
+	}
+	for _, p := range plans {
+		for _, r := range p.Reasons {
+			if r.Code == "frozen" || r.Code == "dry-run" || r.Code == "released" {
+				text += "\n" + strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " ") + ": " + strings.ToUpper(r.Code) + ", so that nothing is written: " + r.Text
+			}
 		}
 	}
 	_, err := fmt.Fprintln(w, printable(text))

@@ -165,7 +165,7 @@ func (a *app) commands() []*cobra.Command {
 		a.statusCommand(), a.getCommand(), a.explainCommand(), a.eventsCommand(),
 		a.planCommand(), a.applyCommand(), a.recordsCommand(false), a.recordsCommand(true),
 		a.importCommand(), a.releaseCommand(), a.refreshCommand(), a.freezeCommand(), a.thawCommand(),
-		a.overrideCommand("drain", "Send no new clients to endpoints", rota.ActionDrain),
+		a.propagationCommand(), a.drainCommand(),
 		a.overrideCommand("maint", "Take endpoints out while they are worked on", rota.ActionMaintenance),
 		a.forceCommand(), a.readyCommand(), a.registerCommand(), a.deregisterCommand(),
 		a.runCommand(), a.agentCommand(), a.demoCommand(), a.clusterCommand(),

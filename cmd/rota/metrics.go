@@ -38,6 +38,7 @@ func (r rooms) Collect(out chan<- prometheus.Metric) {
 	if r.n.dns != nil {
 		queries(m, r.n.dns.Stats())
 	}
+	seen(m, r.n.outside.Status(), r.n.disagreements())
 	r.cluster(m)
 	if r.n.net != nil {
 		port(m, r.n.net.port.Stats(), r.n.net.creds.Expires())

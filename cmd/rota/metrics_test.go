@@ -18,6 +18,7 @@ import (
 	"github.com/rota-dns/rota/internal/probe"
 	"github.com/rota-dns/rota/internal/publish"
 	"github.com/rota-dns/rota/internal/rota"
+	"github.com/rota-dns/rota/internal/witness"
 )
 
 // busy emits what a node of a cluster has that probes, publishes and answers.
@@ -30,6 +31,7 @@ func (b busy) Collect(out chan<- prometheus.Metric) {
 	rooms(b).probes(m, probe.Stats{Kinds: []probe.KindStats{{Kind: rota.KindTCP, Results: []probe.ResultCount{{Class: rota.ClassOK}}}}})
 	publishers(m, publish.Status{Publisher: "bind", Zones: []publish.ZoneStatus{{Zone: "example.org."}}})
 	queries(m, nameserver.Stats{Queries: []nameserver.QueryCount{{Zone: "example.org.", Proto: "udp", Rcode: "NOERROR"}}})
+	seen(m, []witness.ZoneStatus{{Publisher: "bind", Zone: "example.org.", Visible: witness.Histogram{Counts: []uint64{0}}}}, []witness.Disagreement{{Service: "www.example.org."}})
 	port(m, link.Stats{Refused: map[link.Reason]uint64{link.NotTLS: 1}}, time.Now())
 }
 

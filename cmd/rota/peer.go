@@ -351,6 +351,9 @@ func (n *node) describe(ctx context.Context, _ link.Identity, _ struct{}) (descr
 	id := n.net.creds.Identity()
 	st := n.raft.Status()
 	st.Trouble = n.trouble(st)
+	if f := n.ownFreeze(); f != nil {
+		st.Trouble = append(st.Trouble, "FROZEN: it publishes nothing, and its name server's answers stand, "+f.String()+"; `rota thaw` on it ends that")
+	}
 	d := description{
 		ID: st.NodeID, Name: st.Node, Site: n.net.site, Version: version(), Now: time.Now(), Expires: n.net.creds.Expires(), Status: st,
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/rota-dns/rota/internal/publish"
 	"github.com/rota-dns/rota/internal/raftadmin"
 	"github.com/rota-dns/rota/internal/rota"
+	"github.com/rota-dns/rota/internal/witness"
 )
 
 // reloadEvery is how often the configuration's files are looked at for a change of content.
@@ -130,6 +131,7 @@ type node struct {
 	inbox     *cluster.Inbox
 	prober    *probe.Prober
 	dns       *nameserver.Server // nil: answers no queries
+	outside   *fromOutside
 	api       *api.Server
 	collector *api.Collector
 	load      func() (*config.Config, error) // reads the configuration again; nil: it cannot change
@@ -257,6 +259,7 @@ func (n *node) open(cfg *config.Config) error {
 	if err := errors.Join(n.openHealthd(cfg), n.openRaftadmin(cfg.Cluster.RaftAdmin)); err != nil {
 		return err
 	}
+	n.outside = &fromOutside{Witness: witness.New(witness.Options{Log: n.log.With("room", "witness")})}
 	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.heard, Cluster: n.clusterStatus, VantageStats: n.vantageStats, Node: n.name, Version: version()})
 	options, err := n.apiOptions(cfg)
 	if err != nil {
@@ -295,6 +298,7 @@ func (n *node) run(ctx context.Context) error {
 		part{"uplink", n.watchUplink},
 		part{"reports", n.report},
 	)
+	parts = append(parts, part{"witness", n.outside.Run}, part{"outside", n.watchOutside})
 	if n.net != nil {
 		parts = append(parts, part{"configuration", n.speak})
 	}

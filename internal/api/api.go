@@ -48,6 +48,11 @@ type Options struct {
 	Reload       func(ctx context.Context) error             // reads the configuration again; the error is for people
 	Ready        func() error                                // nil: ready; else what is missing, for people
 
+	// Proof is what is seen from outside; nil: nothing is watched.
+	Proof func() Proof
+	// Propagation asks every server for a name, and proves gone, when set, gone. It wraps ErrUnseen.
+	Propagation func(ctx context.Context, name rota.Name, gone string) ([]Propagation, error)
+
 	Frozen func() *rota.Freeze                  // this node by itself; nil: it is not
 	Freeze func(f rota.Freeze, here bool) error // freezes this node, with nobody's help; with here not for the cluster's sake
 	Thaw   func(actor string) error             // ends that; nil error when it was not frozen
@@ -91,6 +96,7 @@ type Server struct {
 	dissents dissents
 
 	planning chan struct{} // holds one token while a plan is made
+	asking   chan struct{} // holds one token while servers are asked for a name
 	costly   chan struct{} // holds one token while the cluster is verified, saved or restored
 	streams  chan struct{} // one token an open event stream
 	closing  chan struct{} // closed when Run begins to stop: streams end
@@ -135,7 +141,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		o: o, log: o.Log, mux: http.NewServeMux(), access: map[string]Access{}, guard: g,
-		uploads: map[string]bool{}, planning: make(chan struct{}, 1), costly: make(chan struct{}, 1), streams: make(chan struct{}, maxStreams), closing: make(chan struct{}),
+		uploads: map[string]bool{}, planning: make(chan struct{}, 1), asking: make(chan struct{}, 1), costly: make(chan struct{}, 1), streams: make(chan struct{}, maxStreams), closing: make(chan struct{}),
 	}
 	a := s.newAPI()
 	s.routes(a)

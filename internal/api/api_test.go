@@ -456,6 +456,7 @@ func TestAccess(t *testing.T) {
 		"GET /api/v1/publishers": AccessRead, "GET /api/v1/changes": AccessRead, "GET /api/v1/overrides": AccessRead,
 		"GET /api/v1/cluster": AccessRead, "GET /api/v1/nameserver": AccessRead, "GET /api/v1/explain": AccessRead,
 		"GET /api/v1/events": AccessRead, "GET /metrics": AccessRead,
+		"GET /api/v1/proof": AccessRead, "GET /api/v1/propagation": AccessKnown,
 		"GET /api/v1/freeze": AccessRead, "GET /api/v1/instructions": AccessRead,
 		"GET /api/v1/records": AccessKnown, "GET /api/v1/drift": AccessKnown,
 		"POST /api/v1/instructions": AccessOperator, "POST /api/v1/freeze": AccessOperator, "DELETE /api/v1/freeze": AccessOperator,

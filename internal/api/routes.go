@@ -181,6 +181,7 @@ func (s *Server) routes(a huma.API) {
 	}, s.reload)
 
 	s.registerRoutes(a)
+	s.witnessRoutes(a)
 	s.clusterRoutes(a)
 
 	s.plain("GET /openapi.json", AccessPublic, func(w http.ResponseWriter, _ *http.Request) {

@@ -226,7 +226,8 @@ type Plan struct {
 	Held      []HeldChange  `json:"held" nullable:"false" doc:"What safety limits hold; a change may be held in part."`
 	Forced    []Forced      `json:"forced" nullable:"false" doc:"Names whose held changes may be written, because a person said so."`
 	Reasons   []PlanReason  `json:"reasons" nullable:"false" doc:"Why not everything is as it should be, or will not be written."`
-	Owner     string        `json:"owner,omitempty" doc:"Who owns the zone, by its fence record."`
+	Owner     string        `json:"owner,omitempty" doc:"Who owns the zone, by its fence record; absent: nobody, or it could not be read."`
+	Offer     string        `json:"offer,omitempty" doc:"To whom the owner offers it."`
 	Limits    string        `json:"limits,omitempty" doc:"How near the safety limits this comes, for people."`
 	Error     string        `json:"error,omitempty" doc:"Why there is no plan for this zone."`
 }

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -83,8 +82,8 @@ func parseExpiry(s string) error {
 		return nil
 	}
 	d, err := parseDuration(s)
-	if err == nil && (d < time.Minute || d > maxDuration) {
-		err = fmt.Errorf("%s is out of range: want never, or %s to %s", s, formatDuration(time.Minute), formatDuration(maxDuration))
+	if err == nil && (d < rota.MinLease || d > rota.MaxLease) {
+		err = fmt.Errorf("%s is out of range: want never, or %s to %s", s, formatDuration(rota.MinLease), formatDuration(rota.MaxLease))
 	}
 	return err
 }

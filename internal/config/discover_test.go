@@ -112,7 +112,7 @@ func TestBadRegister(t *testing.T) {
 		right + "\nalso: {host_record: \"{host}.lb.example.org\", ptr: {publish: bind}}":                          "has no zone",
 		right + "\nalso: {host_record: \"{host}.lb.example.org\", ptr: {zone: auto, publish: x}}":                 `unknown publisher "x"`,
 		right + "\nalso: {host: x}":                                                                               `unknown key "host"`,
-		right + "\nexpire_after: 1s":                                                                              "want never, or 1m to 3650d",
+		right + "\nexpire_after: 1s":                                                                              "want never, or 1m to 366d",
 		right + "\nexpire_after: soon":                                                                            `"soon" is no duration`,
 		right + "\nttl: -1":                                                                                       "out of range",
 		right + "\nnetworks: [192.0.2.1/24]":                                                                      "write 192.0.2.0/24",

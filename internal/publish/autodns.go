@@ -308,7 +308,7 @@ func (a *autoDNS) list(ctx context.Context, zone rota.Name, _ []rota.Name) ([]en
 		if err != nil {
 			continue // no name of ours
 		}
-		e := listed(name, r.Type, cmp.Or(r.TTL, z.SOA.TTL), autoDNSText(zone, r))
+		e := newEntry(name, r.Type, cmp.Or(r.TTL, z.SOA.TTL), autoDNSText(zone, r))
 		verbatim, err := json.Marshal(r)
 		if err != nil {
 			return nil, a.rest.malformed(false, "a record cannot be kept: %v", err)
@@ -317,7 +317,7 @@ func (a *autoDNS) list(ctx context.Context, zone rota.Name, _ []rota.Name) ([]en
 		out = append(out, e)
 	}
 	if z.Main.Address != "" {
-		e := listed(zone, "A", cmp.Or(z.Main.TTL, z.SOA.TTL), z.Main.Address)
+		e := newEntry(zone, "A", cmp.Or(z.Main.TTL, z.SOA.TTL), z.Main.Address)
 		e.ID = mainID
 		if z.WWW {
 			e.Locked = "is the zone's main address, which wwwInclude gives to www as well; to keep it, switch wwwInclude off there and make www a record of its own"
@@ -343,13 +343,17 @@ func autoDNSText(zone rota.Name, r autoDNSRecord) string {
 			return fmt.Sprintf("%d %s", r.Pref, target)
 		}
 		return target.String()
+	case "SRV":
+		if len(strings.Fields(r.Value)) == 3 {
+			return fmt.Sprintf("%d %s", r.Pref, r.Value)
+		}
 	}
 	return r.Value
 }
 
 // native turns data in the form of rota.RRset into a record of the API.
 func autoDNSNative(zone rota.Name, k rota.Key, ttl uint32, data string) (autoDNSRecord, error) {
-	r := autoDNSRecord{Name: relative(zone, k.Name), TTL: ttl, Type: k.Type.String(), Value: data}
+	r := autoDNSRecord{Name: relative(zone, k.Name), TTL: ttl, Type: mnemonic(k.Type), Value: data}
 	switch k.Type {
 	case rota.TypeTXT:
 		text, err := plainTXT(data)

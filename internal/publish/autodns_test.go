@@ -21,7 +21,8 @@ import (
 type fakeAutoDNS struct {
 	*apiFront
 	*books
-	www bool // wwwInclude
+	www   bool // wwwInclude
+	loops bool // the list of zones begins again and again
 }
 
 const autoDNSSecret = "autodns-s3cret"
@@ -46,8 +47,8 @@ func (f *fakeAutoDNS) records(string) []string             { return f.books.reco
 func (f *fakeAutoDNS) edit(_ string, add, remove []string) { f.books.edit(add, remove) }
 func (f *fakeAutoDNS) secret() string                      { return autoDNSSecret }
 func (f *fakeAutoDNS) fail(fault apiFault, n int) bool {
-	if fault == apiPartial {
-		return false // an update is whole
+	if fault == apiPartial || fault == apiLoop {
+		return false // an update is whole; only the list of zones has pages, see TestAutoDNSPages
 	}
 	f.calm = f.calm && fault == apiFine
 	return f.apiFront.fail(fault, n)
@@ -155,7 +156,7 @@ func (f *fakeAutoDNS) search(w http.ResponseWriter, body []byte) {
 	switch {
 	case f.playing(apiEmpty):
 		zones = nil
-	case f.playing(apiLoop):
+	case f.loops:
 		for i := len(zones); i < in.View.Limit; i++ {
 			zones = append(zones, map[string]any{"origin": fmt.Sprintf("z%d.test", i), "virtualNameServer": "a.ns14.net"})
 		}
@@ -433,6 +434,37 @@ func TestAutoDNSPace(t *testing.T) {
 	})
 }
 
+// Who waited for a turn has the whole time of a request all the same.
+func TestAPITurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeAutoDNS(t)
+		slow := &apiFront{changes: f.changes, handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(10 * time.Second)
+			f.ServeHTTP(w, r)
+		})}
+		b, err := NewAutoDNS(AutoDNSOptions{User: t.Name(), Password: autoDNSSecret, Rate: 0.1, Client: slow})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 3)
+		for range cap(done) {
+			go func() {
+				_, err := b.(*ledger).driver.zones(t.Context())
+				done <- err
+			}()
+		}
+		var bad []error
+		for range cap(done) {
+			if err := <-done; err != nil {
+				bad = append(bad, err)
+			}
+		}
+		if len(bad) != 1 || ReasonOf(bad[0]).Code != CodeRateLimited {
+			t.Errorf("of three, the third cannot wait: %v", bad)
+		}
+	})
+}
+
 func TestSecretsOfAPIsAreHidden(t *testing.T) {
 	for _, o := range []any{
 		AutoDNSOptions{User: "u", Password: "s3cret"},
@@ -445,5 +477,17 @@ func TestSecretsOfAPIsAreHidden(t *testing.T) {
 				t.Errorf("%T as %s: %s", o, verb, got)
 			}
 		}
+	}
+}
+
+func TestAutoDNSConformance(t *testing.T) {
+	apiConformance(t, true, func(t testing.TB) fakeAPI { return newFakeAutoDNS(t, apiForeign...) })
+}
+
+func TestAutoDNSPages(t *testing.T) {
+	f := newFakeAutoDNS(t)
+	f.loops = true
+	if _, err := f.backend(t).Zone(t.Context(), "www.example.test."); err == nil || ReasonOf(err).Code != CodeMalformed {
+		t.Errorf("a list of zones without end: %v", err)
 	}
 }

@@ -160,11 +160,14 @@ func (d *digitalOcean) list(ctx context.Context, zone rota.Name, _ []rota.Name) 
 		var page struct {
 			digitalOceanList
 			Records *[]struct {
-				ID   int64  `json:"id"`
-				Type string `json:"type"`
-				Name string `json:"name"` // relative, @ at the apex
-				Data string `json:"data"`
-				TTL  uint32 `json:"ttl"`
+				ID       int64  `json:"id"`
+				Type     string `json:"type"`
+				Name     string `json:"name"` // relative, @ at the apex
+				Data     string `json:"data"`
+				TTL      uint32 `json:"ttl"`
+				Priority uint16 `json:"priority"`
+				Weight   uint16 `json:"weight"`
+				Port     uint16 `json:"port"`
 			} `json:"domain_records"`
 		}
 		if err := d.rest.get(ctx, digitalOceanPath(zone), query, &page); err != nil {
@@ -181,7 +184,13 @@ func (d *digitalOcean) list(ctx context.Context, zone rota.Name, _ []rota.Name) 
 			if r.Data == "@" && !strings.EqualFold(r.Type, "TXT") {
 				r.Data = zone.String()
 			}
-			e := listed(name, r.Type, r.TTL, r.Data)
+			switch strings.ToUpper(r.Type) {
+			case "MX":
+				r.Data = fmt.Sprintf("%d %s", r.Priority, r.Data)
+			case "SRV":
+				r.Data = fmt.Sprintf("%d %d %d %s", r.Priority, r.Weight, r.Port, r.Data)
+			}
+			e := newEntry(name, r.Type, r.TTL, r.Data)
 			e.ID = strconv.FormatInt(r.ID, 10)
 			out = append(out, e)
 		}
@@ -200,7 +209,7 @@ func (d *digitalOcean) create(ctx context.Context, zone rota.Name, e entry) erro
 		Name string `json:"name"`
 		Data string `json:"data"`
 		TTL  uint32 `json:"ttl"`
-	}{e.Key.Type.String(), cmp.Or(relative(zone, e.Key.Name), "@"), e.Data, e.TTL}
+	}{mnemonic(e.Key.Type), cmp.Or(relative(zone, e.Key.Name), "@"), e.Data, e.TTL}
 	if e.Key.Type == rota.TypeTXT {
 		text, err := plainTXT(e.Data)
 		if err != nil {
@@ -223,7 +232,7 @@ func (d *digitalOcean) create(ctx context.Context, zone rota.Name, e entry) erro
 }
 
 func (d *digitalOcean) retime(ctx context.Context, zone rota.Name, e entry, ttl uint32) error {
-	return d.rest.do(ctx, http.MethodPatch, digitalOceanPath(zone)+"/"+e.ID, map[string]any{"type": e.Key.Type.String(), "ttl": ttl}, nil)
+	return d.rest.do(ctx, http.MethodPatch, digitalOceanPath(zone)+"/"+e.ID, map[string]any{"type": mnemonic(e.Key.Type), "ttl": ttl}, nil)
 }
 
 // remove removes a record by its number. Not found is what is wanted.

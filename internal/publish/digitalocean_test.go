@@ -18,6 +18,7 @@ import (
 type fakeDigitalOcean struct {
 	*apiFront
 	*books
+	token string
 	page  int  // records on one page, whatever is asked for; 0: as is asked for
 	grow  bool // a record is added between two pages
 	loops bool // links.pages.next leads back
@@ -26,13 +27,13 @@ type fakeDigitalOcean struct {
 const digitalOceanSecret = "dop_v1_s3cret"
 
 func newFakeDigitalOcean(t testing.TB, lines ...string) *fakeDigitalOcean {
-	f := &fakeDigitalOcean{books: newBooks(t, "example.test.", lines...)}
+	f := &fakeDigitalOcean{books: newBooks(t, "example.test.", lines...), token: digitalOceanSecret + t.Name()}
 	f.apiFront = &apiFront{handler: f, changes: func(r *http.Request, _ []byte) bool { return r.Method != http.MethodGet }}
 	return f
 }
 
 func (f *fakeDigitalOcean) backend(t testing.TB) Backend {
-	b, err := NewDigitalOcean(DigitalOceanOptions{URL: "https://api.digitalocean.test/v2", Token: digitalOceanSecret, Client: f.apiFront})
+	b, err := NewDigitalOcean(DigitalOceanOptions{URL: "https://api.digitalocean.test/v2", Token: f.token, Client: f.apiFront})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +43,7 @@ func (f *fakeDigitalOcean) backend(t testing.TB) Backend {
 
 func (f *fakeDigitalOcean) records(string) []string             { return f.books.records() }
 func (f *fakeDigitalOcean) edit(_ string, add, remove []string) { f.books.edit(add, remove) }
-func (f *fakeDigitalOcean) secret() string                      { return digitalOceanSecret }
+func (f *fakeDigitalOcean) secret() string                      { return f.token }
 func (f *fakeDigitalOcean) fail(fault apiFault, n int) bool {
 	f.calm = f.calm && fault == apiFine
 	return f.apiFront.fail(fault, n)
@@ -84,7 +85,7 @@ func (f *fakeDigitalOcean) wire(r bookRow) map[string]any {
 }
 
 func (f *fakeDigitalOcean) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Header.Get("Authorization") != "Bearer "+digitalOceanSecret {
+	if r.Header.Get("Authorization") != "Bearer "+f.token {
 		f.books.t.Errorf("%s %s without credentials", r.Method, r.URL)
 	}
 	body, _ := io.ReadAll(r.Body)
@@ -260,4 +261,8 @@ func TestDigitalOceanReset(t *testing.T) {
 			t.Errorf("ratelimit-reset %q: %+v", text, r)
 		}
 	}
+}
+
+func TestDigitalOceanConformance(t *testing.T) {
+	apiConformance(t, true, func(t testing.TB) fakeAPI { return newFakeDigitalOcean(t, apiForeign...) })
 }

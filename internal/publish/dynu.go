@@ -265,8 +265,8 @@ const (
 	dynuIPv6 = "ipv6Address"
 )
 
-// domain reads a zone and returns where it is.
-func (d *dynu) domain(ctx context.Context, zone rota.Name) (string, dynuDomain, error) {
+// domain reads a zone.
+func (d *dynu) domain(ctx context.Context, zone rota.Name) (dynuDomain, error) {
 	var out struct {
 		dynuStatus
 		dynuDomain
@@ -276,36 +276,43 @@ func (d *dynu) domain(ctx context.Context, zone rota.Name) (string, dynuDomain, 
 		err = d.call(ctx, http.MethodGet, path, nil, &out)
 	}
 	if err != nil {
-		if ReasonOf(err).Code == CodeNoZone {
-			d.forget(zone)
-		}
-		return path, out.dynuDomain, err
+		return dynuDomain{}, err
 	}
 	if n, err := rota.ParseName(out.Name); err != nil || n != zone {
 		d.forget(zone)
-		return path, out.dynuDomain, d.rest.malformed(false, "the answer is about the zone %q", out.Name)
+		return dynuDomain{}, d.rest.malformed(false, "the answer is about the zone %q", out.Name)
 	}
-	return path, out.dynuDomain, nil
+	return out.dynuDomain, nil
 }
 
-func (d *dynu) list(ctx context.Context, zone rota.Name, _ []rota.Name) ([]entry, error) {
-	out, err := d.all(ctx, zone)
+func (d *dynu) list(ctx context.Context, zone rota.Name, names []rota.Name) ([]entry, error) {
+	out, err := d.all(ctx, zone, slices.Contains(names, zone))
 	return slices.DeleteFunc(out, func(e entry) bool { return strings.HasPrefix(e.ID, dynuOff) }), err
 }
 
 // dynuOff marks records that are switched off: nobody is answered them, so they are as good as absent, and not rota's to remove.
 const dynuOff = "off "
 
-func (d *dynu) all(ctx context.Context, zone rota.Name) ([]entry, error) {
-	path, z, err := d.domain(ctx, zone)
+// all lists every record, and with apex the addresses that are fields of the zone.
+func (d *dynu) all(ctx context.Context, zone rota.Name, apex bool) ([]entry, error) {
+	path, err := d.path(ctx, zone)
 	if err != nil {
 		return nil, err
+	}
+	var z dynuDomain
+	if apex {
+		if z, err = d.domain(ctx, zone); err != nil {
+			return nil, err
+		}
 	}
 	var answer struct {
 		dynuStatus
 		Records *[]dynuRecord `json:"dnsRecords"`
 	}
 	if err := d.call(ctx, http.MethodGet, path+"/record", nil, &answer); err != nil {
+		if ReasonOf(err).Code == CodeNoZone {
+			d.forget(zone)
+		}
 		return nil, err
 	}
 	if answer.Records == nil {
@@ -317,7 +324,7 @@ func (d *dynu) all(ctx context.Context, zone rota.Name) ([]entry, error) {
 		if err != nil {
 			continue // no name of ours
 		}
-		e := listed(name, r.Type, r.TTL, r.data())
+		e := newEntry(name, r.Type, r.TTL, r.data())
 		e.ID = strconv.FormatInt(r.ID, 10)
 		if !r.State {
 			e.ID = dynuOff + e.ID
@@ -329,7 +336,7 @@ func (d *dynu) all(ctx context.Context, zone rota.Name) ([]entry, error) {
 		typ, text, id string
 	}{{z.Has4, "A", z.IPv4, dynuIPv4}, {z.Has6, "AAAA", z.IPv6, dynuIPv6}} {
 		if a.has && a.text != "" {
-			e := listed(zone, a.typ, z.TTL, a.text)
+			e := newEntry(zone, a.typ, z.TTL, a.text)
 			e.ID = a.id
 			out = append(out, e)
 		}
@@ -374,7 +381,7 @@ func (d *dynu) create(ctx context.Context, zone rota.Name, e entry) error {
 	if err != nil {
 		return err
 	}
-	in := map[string]any{"nodeName": relative(zone, e.Key.Name), "recordType": e.Key.Type.String(), "ttl": e.TTL, "state": true}
+	in := map[string]any{"nodeName": relative(zone, e.Key.Name), "recordType": mnemonic(e.Key.Type), "ttl": e.TTL, "state": true}
 	switch e.Key.Type {
 	case rota.TypeA:
 		in["ipv4Address"] = e.Data
@@ -393,7 +400,7 @@ func (d *dynu) create(ctx context.Context, zone rota.Name, e entry) error {
 	if err == nil || ReasonOf(err).Code != CodeUnsupported {
 		return err
 	}
-	there, rerr := d.all(ctx, zone)
+	there, rerr := d.all(ctx, zone, false)
 	if rerr != nil {
 		return rerr
 	}
@@ -425,7 +432,7 @@ func (d *dynu) remove(ctx context.Context, zone rota.Name, e entry) error {
 	if err == nil || ReasonOf(err).Code != CodeUnsupported && ReasonOf(err).Code != CodeNoZone {
 		return err
 	}
-	there, rerr := d.all(ctx, zone)
+	there, rerr := d.all(ctx, zone, false)
 	if rerr != nil {
 		return rerr
 	}

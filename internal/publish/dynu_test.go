@@ -19,19 +19,20 @@ import (
 type fakeDynu struct {
 	*apiFront
 	*books
+	token string
 	quota int // records that the account may have; 0: any
 }
 
 const dynuSecret = "dynu-s3cret"
 
 func newFakeDynu(t testing.TB, lines ...string) *fakeDynu {
-	f := &fakeDynu{books: newBooks(t, "example.test.", lines...)}
+	f := &fakeDynu{books: newBooks(t, "example.test.", lines...), token: dynuSecret + t.Name()}
 	f.apiFront = &apiFront{handler: f, changes: func(r *http.Request, _ []byte) bool { return r.Method != http.MethodGet }}
 	return f
 }
 
 func (f *fakeDynu) backend(t testing.TB) Backend {
-	b, err := NewDynu(DynuOptions{URL: "https://api.dynu.test/v2", Token: dynuSecret, Client: f.apiFront})
+	b, err := NewDynu(DynuOptions{URL: "https://api.dynu.test/v2", Token: f.token, Client: f.apiFront})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +42,8 @@ func (f *fakeDynu) backend(t testing.TB) Backend {
 
 func (f *fakeDynu) records(string) []string             { return f.books.records() }
 func (f *fakeDynu) edit(_ string, add, remove []string) { f.books.edit(add, remove) }
-func (f *fakeDynu) secret() string                      { return dynuSecret }
+func (f *fakeDynu) atApex() int                         { return 1 }
+func (f *fakeDynu) secret() string                      { return f.token }
 func (f *fakeDynu) fail(fault apiFault, n int) bool {
 	if fault == apiLoop {
 		return false // there are no pages
@@ -90,7 +92,7 @@ func (f *fakeDynu) apex(field string) (bookRow, bool) {
 }
 
 func (f *fakeDynu) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Header.Get("API-Key") != dynuSecret {
+	if r.Header.Get("API-Key") != f.token {
 		f.books.t.Errorf("%s %s without credentials", r.Method, r.URL)
 	}
 	body, _ := io.ReadAll(r.Body)
@@ -345,4 +347,8 @@ func TestDynuKeepsGroups(t *testing.T) {
 	if diff := cmp.Diff([]string{"www.example.test. 120 IN A 192.0.2.1"}, linesOf(f.records(""), "www.example.test.")); diff != "" {
 		t.Error(diff)
 	}
+}
+
+func TestDynuConformance(t *testing.T) {
+	apiConformance(t, true, func(t testing.TB) fakeAPI { return newFakeDynu(t, apiForeign...) })
 }

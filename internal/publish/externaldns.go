@@ -62,7 +62,7 @@ type externalDNSEndpoint struct {
 
 func (e *externalDNSEndpoint) key() (rota.Key, error) {
 	n, err := rota.ParseName(e.Name)
-	return rota.Key{Name: n, Type: listed(n, e.Type, 0, "").Key.Type}, err
+	return rota.Key{Name: n, Type: newEntry(n, e.Type, 0, "").Key.Type}, err
 }
 
 // zones asks who is there, as the protocol begins, and what it serves.
@@ -125,7 +125,7 @@ func (x *externalDNS) list(ctx context.Context, zone rota.Name, _ []rota.Name) (
 		forced, ok := x.forced[k]
 		x.mu.Unlock()
 		for _, target := range e.Targets {
-			r := listed(k.Name, e.Type, uint32(min(max(e.TTL, 0), 1<<31-1)), target)
+			r := newEntry(k.Name, e.Type, uint32(min(max(e.TTL, 0), 1<<31-1)), target)
 			r.ID = string(raw)
 			r.AnyTTL = e.TTL == 0 || ok && r.TTL == forced
 			if locked != "" {
@@ -240,7 +240,7 @@ func (x *externalDNS) endpoint(c rota.Change, old []json.RawMessage) (e external
 			return e, x.rest.malformed(false, "a record cannot be read: %v", err)
 		}
 	}
-	e.Name, e.Type, e.TTL, e.Targets = c.Key().Name.Short(), c.Key().Type.String(), int64(c.New.TTL), nil
+	e.Name, e.Type, e.TTL, e.Targets = c.Key().Name.Short(), mnemonic(c.Key().Type), int64(c.New.TTL), nil
 	for _, data := range c.New.Data {
 		if e.Type == "CNAME" {
 			data = strings.TrimSuffix(data, ".")
@@ -304,7 +304,7 @@ func externalDNSSame(k rota.Key, a, b []string) bool {
 	set := func(texts []string) []string {
 		var out []string
 		for _, text := range texts {
-			out = append(out, listed(k.Name, k.Type.String(), 0, text).Data)
+			out = append(out, newEntry(k.Name, mnemonic(k.Type), 0, text).Data)
 		}
 		slices.Sort(out)
 		return out

@@ -20,8 +20,7 @@ type fakeWebhook struct {
 	*apiFront
 	*books
 	filter map[string]any
-	least  int               // TTL that the provider sets as least when it adjusts
-	marks  map[string]string // set identifiers and labels of RRsets, by name and type
+	least  int // TTL that the provider sets as least when it adjusts
 	media  string
 }
 
@@ -261,4 +260,8 @@ func TestExternalDNSAdjust(t *testing.T) {
 	if got := f.records(""); len(got) != 1 {
 		t.Errorf("%q", got)
 	}
+}
+
+func TestExternalDNSConformance(t *testing.T) {
+	apiConformance(t, true, func(t testing.TB) fakeAPI { return newFakeWebhook(t, apiForeign...) })
 }

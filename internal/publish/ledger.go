@@ -2,7 +2,6 @@ package publish
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -40,7 +39,8 @@ type entry struct {
 }
 
 // newEntry makes an entry of what an API says: names and data as text. What rota cannot read is locked, so that it is neither lost nor
-// touched. Its key has type 0 when the type is none of the DNS's own.
+// touched. Its key has type 0 when the type is none of the DNS's own. Data of types that rota never writes is left as it is: APIs
+// shorten some of them.
 func newEntry(name rota.Name, kind string, ttl uint32, text string) entry {
 	t, ok := dns.StringToType[strings.ToUpper(kind)]
 	if !ok {
@@ -48,15 +48,20 @@ func newEntry(name rota.Name, kind string, ttl uint32, text string) entry {
 			t, ok = uint16(n), true
 		}
 	}
-	e := entry{Key: rota.Key{Name: name, Type: rota.Type(t)}, TTL: ttl}
+	e := entry{Key: rota.Key{Name: name, Type: rota.Type(t)}, TTL: ttl, Data: text}
 	if !ok {
 		e.Locked = fmt.Sprintf("is of the type %s, which is the provider's own", rota.CleanReason("%s", kind))
-		e.Data = text
+		return e
+	}
+	switch e.Key.Type {
+	case rota.TypeA, rota.TypeAAAA, rota.TypeCNAME, rota.TypeTXT, rota.TypePTR, rota.TypeNS, rota.TypeMX, rota.TypeSRV, rota.Type(dns.TypeDNAME):
+	default:
 		return e
 	}
 	data, err := canonical(e.Key.Type, text)
 	if err != nil {
-		e.Locked, data = fmt.Sprintf("cannot be read: %v", err), text
+		e.Locked = fmt.Sprintf("cannot be read: %v", err)
+		return e
 	}
 	e.Data = data
 	return e
@@ -168,12 +173,12 @@ func (l *ledger) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Rea
 	}
 }
 
-// withAncestors returns the names of the keys and those above them inside the zone, where a delegation would stand.
+// withAncestors returns the names of the keys and those above them, below the apex of the zone, where a delegation would stand.
 func withAncestors(zone rota.Name, keys []rota.Key) []rota.Name {
 	var out []rota.Name
 	seen := map[rota.Name]bool{}
 	for _, k := range keys {
-		for n := k.Name; n.In(zone) && !seen[n]; n = n.Parent() {
+		for n := k.Name; n.In(zone) && !seen[n] && (n != zone || n == k.Name); n = n.Parent() {
 			seen[n] = true
 			out = append(out, n)
 			if n == zone {
@@ -320,7 +325,11 @@ func (l *ledger) Write(ctx context.Context, b Batch) (int, error) {
 	if p, ok := l.driver.(packer); ok {
 		n = p.pack(b.Changes)
 	}
-	b.Changes = b.Changes[:n]
+	b.Changes = slices.Clone(b.Changes[:n])
+	for i := range b.Changes {
+		b.Changes[i].New.TTL = max(b.Changes[i].New.TTL, l.capabilities().MinTTL)
+	}
+	b.Fence.New.TTL = max(b.Fence.New.TTL, l.capabilities().MinTTL)
 	keys := []rota.Key{b.Fence.Key()}
 	for _, c := range b.Changes {
 		if t := c.Key().Type; !l.capabilities().Takes(t) {
@@ -343,11 +352,11 @@ func (l *ledger) Write(ctx context.Context, b Batch) (int, error) {
 	if ctx.Err() != nil {
 		return n, &Reason{Code: CodeUnreachable, Transient: true, Zone: b.Zone, Text: "reading took too long, so nothing was written"}
 	}
-	err = l.commit(ctx, b, entries)
-	if err == nil || !errors.Is(err, ErrMoved) && ReasonOf(err).InDoubt {
-		l.remember(b)
+	if err := l.commit(ctx, b, entries); err != nil {
+		return n, err
 	}
-	return n, err
+	l.remember(b)
+	return n, nil
 }
 
 // packer is a driver whose transactions are bounded by other things than the number of changes.
@@ -570,33 +579,6 @@ func inZone(zone rota.Name, text string) (rota.Name, error) {
 // relative returns a name without its zone, empty at the apex.
 func relative(zone, n rota.Name) string {
 	return strings.TrimSuffix(strings.TrimSuffix(n.String(), strings.TrimPrefix(zone.String(), ".")), ".")
-}
-
-// alienType stands for the types that only one provider knows, such as ALIAS. It is of the range for private use (RFC 6895 §3.1).
-const alienType rota.Type = 65534
-
-// listed makes an entry of a record that a provider lists. What is of a type that the DNS does not know, or no data of its type, locks
-// its name; it is no reason to know nothing of the others. The data of types that rota never writes is left as it is.
-func listed(name rota.Name, typ string, ttl uint32, text string) entry {
-	n, known := dns.StringToType[strings.ToUpper(typ)]
-	e := entry{Key: rota.Key{Name: name, Type: rota.Type(n)}, TTL: ttl, Data: text}
-	if !known {
-		e.Key.Type = alienType
-		e.Locked = rota.CleanReason("is of the provider's own kind, %s", typ)
-		return e
-	}
-	switch e.Key.Type {
-	case rota.TypeA, rota.TypeAAAA, rota.TypeCNAME, rota.TypeTXT, rota.TypePTR, rota.TypeNS, rota.TypeMX, rota.TypeSRV, rota.Type(dns.TypeDNAME):
-	default:
-		return e
-	}
-	data, err := canonical(e.Key.Type, text)
-	if err != nil {
-		e.Locked = rota.CleanReason("cannot be read: %v", err)
-		return e
-	}
-	e.Data = data
-	return e
 }
 
 // canonical turns a provider's text of a record's data into the form of rota.RRset. Names in it are relative to nothing: without a

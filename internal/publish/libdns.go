@@ -48,7 +48,7 @@ type libDNS struct {
 }
 
 // libDNSTimeout bounds one call of a provider.
-const libDNSTimeout = 30 * time.Second
+const libDNSTimeout = 15 * time.Second
 
 // NewLibDNS returns a Backend for the zones of a libdns provider.
 func NewLibDNS(o LibDNSOptions) (Backend, error) {
@@ -137,7 +137,7 @@ func (l *libDNS) all(ctx context.Context, zone rota.Name) ([]libDNSRecord, error
 				text = zone.String()
 			}
 		}
-		e := listed(name, rr.Type, ttl, text)
+		e := newEntry(name, rr.Type, ttl, text)
 		e.AnyTTL = ttl == 0 // it says none
 		out = append(out, libDNSRecord{e, own})
 	}
@@ -170,7 +170,7 @@ func (l *libDNS) commit(ctx context.Context, b Batch, held []entry) error {
 // own makes a libdns record, of the type that stands for its kind.
 func (l *libDNS) own(zone rota.Name, e entry) (libdns.Record, error) {
 	rr := libdns.RR{
-		Name: libdns.RelativeName(e.Key.Name.String(), zone.String()), TTL: time.Duration(e.TTL) * time.Second, Type: e.Key.Type.String(), Data: e.Data,
+		Name: libdns.RelativeName(e.Key.Name.String(), zone.String()), TTL: time.Duration(e.TTL) * time.Second, Type: mnemonic(e.Key.Type), Data: e.Data,
 	}
 	if e.Key.Type == rota.TypeTXT {
 		text, err := plainTXT(e.Data)

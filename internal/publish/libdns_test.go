@@ -47,7 +47,7 @@ func (m *memDNS) edit(_ string, add, remove []string) { m.books.edit(add, remove
 func (m *memDNS) secret() string                      { return libDNSSecret }
 
 func (m *memDNS) fail(f apiFault, n int) bool {
-	if !slices.Contains([]apiFault{apiFine, apiLost, apiDropped, apiSilent, api500, apiEmpty, apiStale, apiAlien, apiPartial}, f) {
+	if !slices.Contains([]apiFault{apiFine, apiLost, api502, apiDropped, apiSilent, api500, apiEmpty, apiStale, apiAlien, apiPartial}, f) {
 		return false
 	}
 	m.mu.Lock()
@@ -94,6 +94,8 @@ func (m *memDNS) next(changes bool) (apiFault, *heldRequest) {
 	f := m.state
 	if m.left == 0 {
 		f = apiFine
+	} else if !changes && (f == apiLost || f == api502) {
+		f = apiFine // of calls that change something
 	} else if m.left > 0 {
 		m.left--
 	}
@@ -129,7 +131,7 @@ func (m *memDNS) mutate(ctx context.Context, do func() error) error {
 		return ctx.Err()
 	case api500, apiPartial:
 		return fmt.Errorf("POST https://api.memory.test/?key=%s: internal server error", libDNSSecret)
-	case apiLost:
+	case apiLost, api502:
 		m.change(do)
 		return &net.OpError{Op: "read", Err: errors.New("unexpected EOF")}
 	}
@@ -176,7 +178,7 @@ func (m *memDNS) GetRecords(ctx context.Context, zone string) ([]libdns.Record, 
 	}
 	f, _ := m.next(false)
 	switch f {
-	case apiDropped, apiLost:
+	case apiDropped:
 		return nil, &net.OpError{Op: "read", Err: errors.New("connection reset by peer")}
 	case apiSilent:
 		<-ctx.Done()
@@ -293,4 +295,8 @@ func TestLibDNSRecords(t *testing.T) {
 	if err != nil || len(have.Sets) != 1 || have.Sets[0].Data[0] != `"a \"b\" \\ c"` {
 		t.Errorf("%+v, %v", have.Sets, err)
 	}
+}
+
+func TestLibDNSConformance(t *testing.T) {
+	apiConformance(t, true, func(t testing.TB) fakeAPI { return newMemDNS(t, apiForeign...) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -477,8 +478,8 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	defer r.mu.Unlock()
 	h := &webhook{secret: []byte(r.secret)}
 	var q scriptRequest
-	body := make([]byte, req.ContentLength)
-	if _, err := req.Body.Read(body); err != nil && len(body) == 0 {
+	body, err := io.ReadAll(req.Body)
+	if err != nil {
 		r.t.Error(err)
 	}
 	if err := h.verify(req.Header.Get("Rota-Signature"), body, time.Now()); err != nil {
@@ -615,7 +616,7 @@ func zoneFileStore(t *testing.T) *store {
 		records: load,
 		edit: func(remove, add []string) {
 			z := &ZoneFile{o: ZoneFileOptions{Path: path}}
-			err := z.locked(t.Context(), func(*os.File) error {
+			err := z.locked(t.Context(), func() error {
 				b, err := os.ReadFile(path)
 				if err != nil {
 					return err

@@ -19,10 +19,12 @@ type Plan struct {
 // ZonePlan is what a publisher would write to one zone now.
 type ZonePlan struct {
 	Zone      rota.Name     `json:"zone,omitempty"`
-	Changes   []rota.Change `json:"changes"`   // sorted by name and type; a registry's records around what they speak of
-	Held      []HeldChange  `json:"held"`      // what safety limits keep from being written, sorted likewise
-	Unchanged []rota.RRset  `json:"unchanged"` // that are as they should be
-	Reasons   []*Reason     `json:"reasons"`   // why the zone, or single names in it, cannot be made true
+	Changes   []rota.Change `json:"changes"`         // sorted by name and type; a registry's records around what they speak of
+	Held      []HeldChange  `json:"held"`            // what safety limits keep from being written, sorted likewise
+	Unchanged []rota.RRset  `json:"unchanged"`       // that are as they should be
+	Reasons   []*Reason     `json:"reasons"`         // why the zone, or single names in it, cannot be made true
+	Owner     string        `json:"owner,omitempty"` // whose the zone is, by its fence record; empty: nobody's, or it could not be read
+	Offer     string        `json:"offer,omitempty"` // to whom the owner offers it
 }
 
 // desire is what one zone should become, and the state that says so.

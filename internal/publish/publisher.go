@@ -344,15 +344,25 @@ func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) Zone
 	nothing := func(r *Reason) ZonePlan {
 		return ZonePlan{Zone: name, Changes: []rota.Change{}, Held: []HeldChange{}, Unchanged: []rota.RRset{}, Reasons: []*Reason{r}}
 	}
-	if d.orders.release != nil {
-		return nothing(releasedBy(name, d.orders.release))
-	}
 	have, err := p.o.Backend.Read(ctx, name, append(d.reads(), FenceKey(name)))
-	if err != nil {
+	switch {
+	case err != nil && d.orders.release != nil:
+		return nothing(releasedBy(name, d.orders.release))
+	case err != nil:
 		return nothing(ReasonOf(err))
 	}
 	plan := d.decide(name, have, p.leavings(name), time.Now())
-	if _, r := d.holder(name, &p.o, have.Sets); r != nil {
+	f, r := d.holder(name, &p.o, have.Sets)
+	plan.Owner, plan.Offer = f.Owner, f.Offer
+	switch {
+	case d.orders.release != nil:
+		r = releasedBy(name, d.orders.release)
+		for _, c := range plan.Changes {
+			plan.Held = append(plan.Held, HeldChange{c, r.Text})
+		}
+		plan.Changes = []rota.Change{}
+		fallthrough
+	case r != nil:
 		plan.Reasons = append(plan.Reasons, r)
 	}
 	return plan

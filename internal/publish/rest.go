@@ -133,22 +133,11 @@ type headed interface {
 
 // send sends a request, whose path is below base. changes says that it is one that changes something.
 func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out any) error {
-	if wait := time.Until(time.Unix(0, r.quiet.Load())); wait > 0 {
-		return &Reason{
-			Code: CodeRateLimited, Transient: true, After: min(wait, MaxAfter), Server: r.server,
-			Text: fmt.Sprintf("the API asked for a pause of another %v", wait.Round(time.Second)), Advice: "rota waits; see whether somebody else uses the same account",
-		}
+	if err := r.turn(ctx); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.o.timeout)
 	defer cancel()
-	if r.pace != nil {
-		if err := r.pace.Wait(ctx); err != nil {
-			return &Reason{
-				Code: CodeRateLimited, Transient: true, Server: r.server, Text: "too many requests wait for their turn",
-				Advice: "rota waits; raise min_gap if this goes on",
-			}
-		}
-	}
 	var sent atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent.Store(true) }})
 	req = req.WithContext(ctx)
@@ -195,6 +184,27 @@ func (r *rest) send(ctx context.Context, req *http.Request, changes bool, out an
 	}
 	if err := json.Unmarshal(body, out); err != nil {
 		return r.malformed(changes, "the answer is not the JSON that is expected: %v", err)
+	}
+	return nil
+}
+
+// turn waits until a request may be made, at most as long as a request may take. What waits has not been sent, and has its whole time yet.
+func (r *rest) turn(ctx context.Context) error {
+	if r.pace != nil && time.Now().UnixNano() >= r.quiet.Load() {
+		ctx, cancel := context.WithTimeout(ctx, r.o.timeout)
+		defer cancel()
+		if err := r.pace.Wait(ctx); err != nil {
+			return &Reason{
+				Code: CodeRateLimited, Transient: true, Server: r.server, Text: "too many requests wait for their turn",
+				Advice: "rota waits; raise min_gap if this goes on",
+			}
+		}
+	}
+	if wait := time.Until(time.Unix(0, r.quiet.Load())); wait > 0 {
+		return &Reason{
+			Code: CodeRateLimited, Transient: true, After: min(wait, MaxAfter), Server: r.server,
+			Text: fmt.Sprintf("the API asked for a pause of another %v", wait.Round(time.Second)), Advice: "rota waits; see whether somebody else uses the same account",
+		}
 	}
 	return nil
 }

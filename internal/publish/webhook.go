@@ -84,7 +84,7 @@ func (h *webhook) ask(ctx context.Context, q scriptRequest, body []byte) (script
 		return scriptReply{}, &r
 	}
 	if reply.Error != nil {
-		reply.Error.Text = h.rest.clean(reply.Error.Text)
+		return reply, h.said(reply.Error, changes)
 	}
 	return reply, nil
 }
@@ -155,13 +155,21 @@ func (h *webhook) verify(text string, body []byte, now time.Time) error {
 	return nil
 }
 
+// said is the reason that the other side gives, without our secret.
+func (h *webhook) said(e *scriptError, changes bool) *Reason {
+	e.Text, e.Advice = h.rest.clean(e.Text), h.rest.clean(e.Advice)
+	r := e.reason(changes)
+	r.Server = h.rest.server
+	return r
+}
+
 // explain reads why a request was refused.
 func (h *webhook) explain(a *restAnswer) *Reason {
 	reply, err := readReply(a.body)
 	if err != nil || reply.Error == nil {
 		return nil
 	}
-	r := reply.Error.reason(true)
+	r := h.said(reply.Error, true)
 	if a.status == http.StatusTooManyRequests {
 		r.Code, r.Transient = CodeRateLimited, true
 	}

@@ -32,7 +32,7 @@ type zone struct {
 	doubt   bool      // a message of ours may still arrive: the fence must move before anything is believed to stay
 	behind  int       // reads in a row that showed less than was written
 	fenced  int       // times in a row that another took the fence
-	taken   time.Time // when the fence was taken from another writer
+	late    time.Time // when the fence was taken from another writer, or a request of our own was left in doubt
 	last    desire    // that the DNS was seen to say
 	born    time.Time
 	pending []pending              // written and not yet read back, or in doubt
@@ -145,13 +145,14 @@ func (z *zone) wrote(start time.Time) bool {
 	return !z.status.LastWrite.Before(start)
 }
 
-// lateLook is how often a zone is looked at in which requests of a former writer may still arrive.
+// lateLook is how often a zone is looked at in which a late request may still arrive.
 const lateLook = 15 * time.Second
 
 // audit returns the time between two looks. Where writers alone keep the fence, what one sent before it was deposed is carried out when
-// it arrives: until that can no longer be, the zone is looked at more often, so that it is soon put right.
+// it arrives, and so is a request that was given up: until that can no longer be, the zone is looked at more often, so that it is soon
+// put right.
 func (z *zone) audit() time.Duration {
-	if z.o.Backend.Capabilities().Fence == FenceCompare && time.Since(z.taken) < 2*writeWithin {
+	if z.o.Backend.Capabilities().Fence == FenceCompare && time.Since(z.late) < 2*writeWithin {
 		return min(z.o.Audit, lateLook)
 	}
 	return z.o.Audit
@@ -505,7 +506,7 @@ func (z *zone) take(ctx context.Context, d desire) (*Reason, error) {
 		case now.same(mine):
 			z.fence, z.held, z.doubt = now, true, false
 			if old.Owner != "" {
-				z.taken = time.Now()
+				z.late = time.Now()
 			}
 			z.o.Log.Info("took the zone", "publisher", z.o.Name, "zone", z.name.Short(), "fence", now.String())
 			return nil, nil
@@ -764,7 +765,7 @@ func (z *zone) done(changes []rota.Change, next Fence, start time.Time) {
 
 // hold keeps what may have been written.
 func (z *zone) hold(changes []rota.Change, start time.Time) {
-	z.doubt = true
+	z.doubt, z.late = true, time.Now()
 	z.remember(changes, start, true)
 }
 

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,12 +33,12 @@ type ZoneFileOptions struct {
 }
 
 // ZoneFile is a Backend for servers that load one zone from a file, such as NSD or Unbound's auth-zone. What is not rota's stays byte
-// for byte as it is, the SOA's serial apart; what rota adds stands between two marks. Writers are kept apart by a lock on a file beside it,
-// which also remembers that a reload is due until one succeeds.
+// for byte as it is, the SOA's serial apart; what rota adds stands between two marks. Writers are kept apart by a lock on a file beside it.
 type ZoneFile struct {
 	*ledger
-	o  ZoneFileOptions
-	mu sync.Mutex // the lock of the file is between processes
+	o    ZoneFileOptions
+	mu   sync.Mutex  // the lock of the file is between processes
+	owes atomic.Bool // the server was not told of our last write
 }
 
 // The marks around what rota adds.
@@ -389,14 +390,12 @@ func (z *ZoneFile) failed(err error, doubt bool) *Reason {
 	return r
 }
 
-// Read reads the file. While the server could not be told of the last write it tries that first: until then what the file says is not
-// what the DNS says.
+// Read reads the file. While the server could not be told of our last write it tries that first: until then what the file says is not
+// what the DNS says. Whoever has not written only reads; a new leader tells the server when it takes the fence.
 func (z *ZoneFile) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Reading, error) {
-	if len(z.o.Reload) > 0 {
-		if due, err := os.ReadFile(z.lockPath()); err == nil && len(due) > 0 {
-			if err := z.locked(ctx, func(lock *os.File) error { return z.reload(ctx, lock) }); err != nil {
-				return Reading{}, err
-			}
+	if z.owes.Load() {
+		if err := z.locked(ctx, func() error { return z.reload(ctx) }); err != nil {
+			return Reading{}, err
 		}
 	}
 	return z.ledger.Read(ctx, zone, keys)
@@ -407,10 +406,10 @@ func (z *ZoneFile) lockPath() string {
 }
 
 // locked runs do while no other writer has the file.
-func (z *ZoneFile) locked(ctx context.Context, do func(lock *os.File) error) error {
+func (z *ZoneFile) locked(ctx context.Context, do func() error) error {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	lock, err := os.OpenFile(z.lockPath(), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := os.OpenFile(z.lockPath(), os.O_RDONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return z.failed(err, false)
 	}
@@ -418,7 +417,7 @@ func (z *ZoneFile) locked(ctx context.Context, do func(lock *os.File) error) err
 	for end := time.Now().Add(lockWait); ; {
 		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return do(lock)
+			return do()
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) || ctx.Err() != nil {
 			return &Reason{
@@ -435,24 +434,26 @@ func (z *ZoneFile) locked(ctx context.Context, do func(lock *os.File) error) err
 	}
 }
 
-// reload has the server read the file, and forgets that this is due. The lock is held.
-func (z *ZoneFile) reload(ctx context.Context, lock *os.File) error {
+// reload has the server read the file.
+func (z *ZoneFile) reload(ctx context.Context) error {
+	if len(z.o.Reload) == 0 {
+		return nil
+	}
+	z.owes.Store(true)
 	c := Command{Argv: z.o.Reload, Timeout: z.o.Timeout}
 	out, err := z.o.Run(ctx, c)
 	if err != nil || out.Code != 0 {
 		r := failedCommand(c, out, err, true)
-		r.Text = rota.CleanReason("the file is written, and the server was not told: %s", r.Text)
+		r.Text = "the file is written, and the server was not told: " + r.Text
 		r.InDoubt = true
 		return r
 	}
-	if err := lock.Truncate(0); err != nil {
-		return z.failed(err, true)
-	}
+	z.owes.Store(false)
 	return nil
 }
 
 // replace puts a new file in the place of the old one, with its owner and mode, if the old one is still what was read.
-func (z *ZoneFile) replace(old []byte, text string, lock *os.File) error {
+func (z *ZoneFile) replace(old []byte, text string) error {
 	path, err := filepath.EvalSymlinks(z.o.Path)
 	if err != nil {
 		return z.failed(err, false)
@@ -469,14 +470,6 @@ func (z *ZoneFile) replace(old []byte, text string, lock *os.File) error {
 	}
 	if now, err := readBounded(path); err != nil || !bytes.Equal(now, old) {
 		return ErrMoved
-	}
-	if len(z.o.Reload) > 0 {
-		if _, err := lock.WriteAt([]byte("reload\n"), 0); err != nil {
-			return z.failed(err, false)
-		}
-		if err := lock.Sync(); err != nil {
-			return z.failed(err, false)
-		}
 	}
 	if err := os.Rename(next, path); err != nil {
 		return z.failed(err, false)
@@ -553,7 +546,7 @@ func (z *zoneFileDriver) list(_ context.Context, zone rota.Name, _ []rota.Name) 
 // commit reads, compares and writes while it holds the lock, and tells the server.
 func (z *zoneFileDriver) commit(ctx context.Context, b Batch, _ []entry) error {
 	f := (*ZoneFile)(z)
-	return f.locked(ctx, func(lock *os.File) error {
+	return f.locked(ctx, func() error {
 		text, parsed, err := f.load()
 		if err != nil {
 			return err
@@ -575,12 +568,9 @@ func (z *zoneFileDriver) commit(ctx context.Context, b Batch, _ []entry) error {
 			r.Transient, r.Advice = false, "give the file a $TTL, and records a TTL of their own where they follow rota's"
 			return r
 		}
-		if err := f.replace(text, next, lock); err != nil {
+		if err := f.replace(text, next); err != nil {
 			return err
 		}
-		if len(z.o.Reload) == 0 {
-			return nil
-		}
-		return f.reload(ctx, lock)
+		return f.reload(ctx)
 	})
 }

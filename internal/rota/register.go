@@ -21,8 +21,10 @@ type RegisterTemplate struct {
 	ExpireAfter time.Duration  `json:"expire_after_ns"`       // since it was last renewed, MinLease to MaxLease; 0: never
 	Networks    []netip.Prefix `json:"networks,omitempty"`    // of addresses that may be claimed; empty: all that can be published
 
-	Service  Service  `json:"service"`  // what a service made of it has, but for Name and Endpoints; its TTL is also that of the other records
-	Endpoint Endpoint `json:"endpoint"` // what each of its endpoints has, but for Address and Monitor
+	Service Service `json:"service"` // what a service made of it has, but for Name and Endpoints; its TTL is also that of the other records
+	// Endpoint is what each of its endpoints has, but for Address and Monitor. A check whose Host or ServerName is the text of
+	// ServiceName asks by the name of the service.
+	Endpoint Endpoint `json:"endpoint"`
 
 	HostPublish []string `json:"host_publish,omitempty"` // publishers of the host's own record, as in Service
 	HostZone    Name     `json:"host_zone,omitempty"`    // of the host's own record; empty: found by the publisher
@@ -300,23 +302,24 @@ func (t *RegisterTemplate) refuses(all []netip.Addr) string {
 	return ""
 }
 
-// endpoint is what a host's address is in its service. A check that asks for the template of the service's name asks for the name.
+// endpoint is what a host's address is in its service.
 func (h *registered) endpoint(a netip.Addr) Endpoint {
 	e := h.template.Endpoint
 	e.Address = a
-	e.Checks = slices.Clone(e.Checks)
-	for i := range e.Checks {
-		for _, name := range []*string{&e.Checks[i].Check.Host, &e.Checks[i].Check.ServerName} {
-			if *name == h.template.ServiceName {
-				*name = h.service.Short()
-			}
-		}
-	}
 	labels := map[string]string{"host": h.Host}
 	for k, v := range e.Labels {
 		labels[k] = v
 	}
 	e.Labels = labels
+	// A check that asks by the service's name has the template in its place.
+	e.Checks = slices.Clone(e.Checks)
+	for i := range e.Checks {
+		for _, name := range []*string{&e.Checks[i].Check.Host, &e.Checks[i].Check.ServerName} {
+			if *name != "" && *name == h.template.ServiceName {
+				*name = h.service.Short()
+			}
+		}
+	}
 	return e
 }
 

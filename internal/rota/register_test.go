@@ -129,6 +129,25 @@ func TestRegistrations(t *testing.T) {
 	}
 }
 
+// Checks of a template ask by the name of the service that it makes.
+func TestChecksOfRegisteredHosts(t *testing.T) {
+	f := newFleet(t, hosts(func(s *Spec) {
+		e := &s.Registers[0].Endpoint
+		for _, host := range []string{"{service}.sky.test", "other.test", ""} {
+			e.Checks = append(e.Checks, Use{Check: Check{Kind: KindHTTPS, Port: 443, Host: host, ServerName: host, Timing: DefaultTiming()}})
+		}
+	}))
+	f.must(reg("a-web-sfo", "13.37.0.1"))
+	f.must(reg("b-db-sfo", "13.37.0.2"))
+	for name, want := range map[Name]string{"web.sky.test.": "web.sky.test", "db.sky.test.": "db.sky.test"} {
+		for i, host := range []string{want, "other.test", ""} {
+			if c := f.Service(name).Endpoints[0].Checks[i].Check; c.Host != host || c.ServerName != host {
+				t.Errorf("%s, check %d asks for %q and %q, want %q", name, i, c.Host, c.ServerName, host)
+			}
+		}
+	}
+}
+
 // A host joins a configured service, whose own endpoints and word on publishers stand.
 func TestRegisterToConfigured(t *testing.T) {
 	web := Service{Name: "web.sky.test.", TTL: 30, Publish: []string{"knot"}, Safety: DefaultSafety(), Endpoints: []Endpoint{{Address: netip.MustParseAddr("192.0.2.1"), Weight: 1}}}

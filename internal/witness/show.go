@@ -30,12 +30,15 @@ type ZoneStatus struct {
 // ServerStatus is how one server stands.
 type ServerStatus struct {
 	Server
-	State  string // in-step, behind, lame, silent, blind or unasked
+	State  string // one of States
 	Serial uint32
 	Known  bool // Serial was seen
 	Asked  time.Time
 	RTT    time.Duration
 }
+
+// States lists how a server may stand.
+func States() []string { return []string{"in-step", "behind", "lame", "silent", "blind", "unasked"} }
 
 func (z *zone) show(now time.Time) ZoneStatus {
 	deaf := [2]bool{z.w.deaf(netip.IPv4Unspecified(), now, 2*z.every()), z.w.deaf(netip.IPv6Unspecified(), now, 2*z.every())}

@@ -132,11 +132,18 @@ func compareKeys(a, b rota.Key) int {
 func (z *zone) follow(changes []Change, now time.Time) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	changes = slices.Clone(changes)
-	slices.SortStableFunc(changes, func(a, b Change) int { return cmp.Compare(explained(b), explained(a)) })
+	first := make([]int, len(changes))
+	for i := range first {
+		first[i] = i
+	}
+	slices.SortStableFunc(first, func(a, b int) int { return cmp.Compare(explained(changes[b]), explained(changes[a])) })
+	asked := map[int]bool{}
+	for _, i := range first[:min(len(first), sample)] {
+		asked[i] = true
+	}
 	for i, c := range changes {
 		k := c.Expect.Key
-		f := &follow{Change: c, told: now, asked: i < sample, seen: map[path]time.Time{}, cut: map[path]bool{}}
+		f := &follow{Change: c, told: now, asked: asked[i], seen: map[path]time.Time{}, cut: map[path]bool{}}
 		f.exact = slices.Equal(c.Old.Data, c.Expect.Data) && c.Old.TTL != c.Expect.TTL
 		if was := z.follows[k]; was != nil {
 			f.leaving = was.still(c.Expect)
@@ -144,7 +151,12 @@ func (z *zone) follow(changes []Change, now time.Time) {
 		}
 		f.Expect.Known = union(f.Expect.Known, c.Old.Data)
 		for _, d := range c.Old.Data {
-			if stays := slices.Contains(c.Expect.Data, d); !stays || c.Old.TTL != c.Expect.TTL {
+			stays := slices.Contains(c.Expect.Data, d)
+			if i := slices.IndexFunc(f.leaving, func(l *leaving) bool { return l.data == d && !l.stays }); i >= 0 && !stays {
+				f.leaving[i].ttl = max(f.leaving[i].ttl, c.Old.TTL)
+				continue
+			}
+			if !stays || c.Old.TTL != c.Expect.TTL {
 				f.leaving = append(f.leaving, &leaving{data: d, ttl: c.Old.TTL, stays: stays, absent: map[path]time.Time{}})
 			}
 		}

@@ -287,7 +287,10 @@ func TestConfigurations(t *testing.T) {
 	each(t, "yaml", func(t *testing.T, b block) {
 		dir := t.TempDir()
 		write(t, filepath.Join(dir, "tsig.key"), tsigKey)
-		write(t, filepath.Join(dir, "ops.token"), "0123456789abcdef0123456789abcdef\n")
+		for _, name := range []string{"ops.token", "provider.token"} {
+			write(t, filepath.Join(dir, name), "0123456789abcdef0123456789abcdef\n")
+		}
+		write(t, filepath.Join(dir, "zones.yaml"), "[{Name: example.org}]\n")
 		cert, key := certificate(t)
 		write(t, filepath.Join(dir, "ca.crt"), cert)
 		write(t, filepath.Join(dir, "ams.crt"), cert)

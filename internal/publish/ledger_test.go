@@ -1,0 +1,575 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
+	"pgregory.net/rapid"
+
+	"github.com/rota-dns/rota/internal/rota"
+)
+
+// shelf is an editor in memory. Each request waits for gate, which may end the goroutine that made it.
+type shelf struct {
+	gate func(changes bool, do func())
+
+	mu      sync.Mutex // guards what follows
+	entries []entry
+	next    int
+	zoned   []rota.Name
+	asked   int // times that zones was called
+	lists   int
+	fault   error
+}
+
+const shelfZone rota.Name = "example.test."
+
+func newShelf(entries ...entry) *shelf {
+	s := &shelf{zoned: []rota.Name{"test.", shelfZone}, gate: func(_ bool, do func()) { do() }}
+	for _, e := range entries {
+		s.put(e)
+	}
+	return s
+}
+
+func (s *shelf) put(e entry) {
+	s.next++
+	e.ID = strconv.Itoa(s.next)
+	s.entries = append(s.entries, e)
+}
+
+// do carries out one request when it is its turn.
+func (s *shelf) do(changes bool, f func()) error {
+	var err error
+	s.gate(changes, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if err = s.fault; err == nil {
+			f()
+		}
+	})
+	return err
+}
+
+func (s *shelf) capabilities() Capabilities { return Capabilities{Fence: FenceCompare, MinTTL: 30} }
+
+func (s *shelf) zones(context.Context) (out []rota.Name, _ error) {
+	err := s.do(false, func() { s.asked++; out = s.zoned })
+	return out, err
+}
+
+func (s *shelf) list(context.Context, rota.Name, []rota.Name) (out []entry, _ error) {
+	err := s.do(false, func() { s.lists++; out = slices.Clone(s.entries) })
+	return out, err
+}
+
+func (s *shelf) commit(ctx context.Context, b Batch, held []entry) error {
+	return stepwise(ctx, s, b, held)
+}
+
+func (s *shelf) create(_ context.Context, _ rota.Name, e entry) error {
+	return s.do(true, func() { s.put(e) })
+}
+
+func (s *shelf) retime(_ context.Context, _ rota.Name, e entry, ttl uint32) error {
+	return s.do(true, func() {
+		for i := range s.entries {
+			if s.entries[i].ID == e.ID {
+				s.entries[i].TTL = ttl
+			}
+		}
+	})
+}
+
+func (s *shelf) remove(_ context.Context, _ rota.Name, e entry) error {
+	return s.do(true, func() {
+		s.entries = slices.DeleteFunc(s.entries, func(o entry) bool { return o.ID == e.ID })
+	})
+}
+
+func (s *shelf) set(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+func (s *shelf) data(k rota.Key) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for _, e := range s.entries {
+		if e.Key == k {
+			out = append(out, e.Data)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+var www = rota.Key{Name: "www.example.test.", Type: rota.TypeA}
+
+func at(k rota.Key, data ...string) rota.RRset {
+	return rota.RRset{Name: k.Name, Type: k.Type, TTL: 60, Data: data}
+}
+
+func on(s rota.RRset) (out []entry) {
+	for _, d := range s.Data {
+		out = append(out, entry{Key: s.Key(), TTL: s.TTL, Data: d})
+	}
+	return out
+}
+
+// turns lets several writers make their requests one after the other, in an order that a test draws. A writer may be stopped for ever
+// at any request, which is then lost or arrives at some later time.
+type turns struct {
+	t     *rapid.T
+	want  chan turn
+	done  chan int
+	limbo []func()
+}
+
+type turn struct {
+	who     int
+	changes bool
+	do      func()
+	goOn    chan bool // false: the writer is no more
+}
+
+func (q *turns) start(who int, s *shelf, f func(mine *shelfOf)) {
+	go func() {
+		defer func() { q.done <- who }()
+		f(&shelfOf{s, func(changes bool, do func()) {
+			t := turn{who, changes, do, make(chan bool)}
+			q.want <- t
+			if !<-t.goOn {
+				runtime.Goexit()
+			}
+		}})
+	}()
+}
+
+// shelfOf is a shelf as one writer reaches it.
+type shelfOf struct {
+	*shelf
+	turn func(bool, func())
+}
+
+func (s *shelfOf) do(changes bool, f func()) {
+	s.turn(changes, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		f()
+	})
+}
+
+func (s *shelfOf) list(context.Context, rota.Name, []rota.Name) (out []entry, _ error) {
+	s.do(false, func() { out = slices.Clone(s.entries) })
+	return out, nil
+}
+
+func (s *shelfOf) commit(ctx context.Context, b Batch, held []entry) error {
+	return stepwise(ctx, s, b, held)
+}
+
+func (s *shelfOf) create(_ context.Context, _ rota.Name, e entry) error {
+	s.do(true, func() { s.put(e) })
+	return nil
+}
+
+func (s *shelfOf) remove(_ context.Context, _ rota.Name, e entry) error {
+	s.do(true, func() {
+		s.entries = slices.DeleteFunc(s.entries, func(o entry) bool { return o.ID == e.ID })
+	})
+	return nil
+}
+
+// run has n writers go on until all have ended.
+func (q *turns) run(n int, look func()) {
+	waiting := map[int]turn{}
+	for live := n; live > 0; {
+		for len(waiting) < live {
+			select {
+			case t := <-q.want:
+				waiting[t.who] = t
+			case <-q.done:
+				live--
+			}
+		}
+		if live == 0 {
+			return
+		}
+		var ids []int
+		for id := range waiting {
+			ids = append(ids, id)
+		}
+		slices.Sort(ids)
+		if len(q.limbo) > 0 && rapid.IntRange(0, 3).Draw(q.t, "arrives") == 0 {
+			q.arrive()
+			look()
+		}
+		t := waiting[rapid.SampledFrom(ids).Draw(q.t, "whose turn")]
+		delete(waiting, t.who)
+		switch rapid.IntRange(0, 19).Draw(q.t, "fate") {
+		case 0: // stopped, the request is lost
+			t.goOn <- false
+		case 1: // stopped, the request arrives later
+			if t.changes {
+				q.limbo = append(q.limbo, t.do)
+			}
+			t.goOn <- false
+		default:
+			t.do()
+			look()
+			t.goOn <- true
+		}
+	}
+}
+
+func (q *turns) arrive() {
+	i := rapid.IntRange(0, len(q.limbo)-1).Draw(q.t, "which")
+	q.limbo[i]()
+	q.limbo = slices.Delete(q.limbo, i, i+1)
+}
+
+// take makes what a new leader makes: it takes the fence and writes its own, and looks again when somebody was faster.
+func take(d driver, owner string, term uint64, data string) error {
+	l := newLedger(d, 0)
+	for range 5 {
+		have, err := l.Read(context.Background(), shelfZone, []rota.Key{FenceKey(shelfZone), www})
+		if err != nil {
+			return err
+		}
+		old := find(have.Sets, FenceKey(shelfZone))
+		var f Fence
+		if len(old.Data) > 0 {
+			if f, err = ParseFence(old); err != nil {
+				return err
+			}
+		}
+		_, err = l.Write(context.Background(), Batch{
+			Zone: shelfZone, Fence: rota.Change{Old: old, New: f.take(owner, term).RRset(shelfZone)},
+			Changes: []rota.Change{{Old: find(have.Sets, www), New: at(www, data)}},
+		})
+		if !errors.Is(err, ErrMoved) {
+			return err
+		}
+	}
+	return ErrMoved
+}
+
+// Of several that write at once on the same fence at most one goes on, whoever is stopped wherever and whatever arrives late; the others
+// change nothing. The name is never empty, and the next leader puts all right.
+func TestStepwiseRace(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		first := Fence{Owner: "test", Epoch: 1, By: "00"}
+		s := newShelf(append(on(first.RRset(shelfZone)), on(at(www, "192.0.2.1"))...)...)
+		q := &turns{t: t, want: make(chan turn), done: make(chan int)}
+		n := rapid.IntRange(2, 3).Draw(t, "writers")
+		results := make([]error, n)
+		for i := range n {
+			results[i] = errors.New("stopped")
+			mine := first.take("test", uint64(i)+2)
+			q.start(i, s, func(d *shelfOf) {
+				_, results[i] = newLedger(d, 0).Write(context.Background(), Batch{
+					Zone: shelfZone, Fence: rota.Change{Old: first.RRset(shelfZone), New: mine.RRset(shelfZone)},
+					Changes: []rota.Change{{Old: at(www, "192.0.2.1"), New: at(www, fmt.Sprintf("192.0.2.1%d", i))}},
+				})
+			})
+		}
+		q.run(n, func() {
+			if len(s.data(www)) == 0 {
+				t.Fatal("the name is empty")
+			}
+		})
+		went := 0
+		for i, err := range results {
+			data := fmt.Sprintf("192.0.2.1%d", i)
+			switch {
+			case err == nil:
+				went++
+			case errors.Is(err, ErrMoved) && slices.Contains(s.data(www), data):
+				t.Fatalf("writer %d gave way and changed the name all the same: %v", i, s.data(www))
+			}
+		}
+		if went > 1 {
+			t.Fatalf("%d writers went on", went)
+		}
+		for len(q.limbo) > 0 {
+			q.arrive()
+		}
+		if err := take(s, "test", 9, "192.0.2.99"); err != nil {
+			t.Fatalf("the next leader: %v", err)
+		}
+		if got := s.data(www); !slices.Equal(got, []string{"192.0.2.99"}) {
+			t.Fatalf("the next leader leaves %v", got)
+		}
+		if got := s.data(FenceKey(shelfZone)); len(got) != 1 || !strings.Contains(got[0], "epoch=9") {
+			t.Fatalf("the next leader leaves the fences %q", got)
+		}
+	})
+}
+
+// A writer that was deposed while it writes many names stops within seconds.
+func TestStepwiseDeposed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := Fence{Owner: "test", Epoch: 1, By: "00"}
+		s := newShelf(on(first.RRset(shelfZone))...)
+		s.gate = func(_ bool, do func()) { time.Sleep(time.Second); do() }
+		var changes []rota.Change
+		for i := range 50 {
+			k := rota.Key{Name: rota.Name(fmt.Sprintf("h%02d.example.test.", i)), Type: rota.TypeA}
+			changes = append(changes, rota.Change{Old: at(k), New: at(k, "192.0.2.1")})
+		}
+		deposed := 20 * time.Second
+		time.AfterFunc(deposed, func() {
+			s.set(func() { s.put(on(first.take("test", 7).RRset(shelfZone))[0]) })
+		})
+		start := time.Now()
+		_, err := newLedger(s, 0).Write(t.Context(), Batch{
+			Zone: shelfZone, Fence: rota.Change{Old: first.RRset(shelfZone), New: first.Next().RRset(shelfZone)}, Changes: changes,
+		})
+		if r := ReasonOf(err); err == nil || !r.InDoubt || r.Code != CodeMoving {
+			t.Errorf("%v", err)
+		}
+		if took := time.Since(start); took > deposed+lookEvery+2*time.Second {
+			t.Errorf("it went on for %v", took-deposed)
+		}
+	})
+}
+
+// A list that shows what stood there before our write is asked for again; one that shows something else is believed.
+func TestLedgerLag(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		shows []string // after a write of 192.0.2.1 → 192.0.2.2
+		takes time.Duration
+		fails Code
+	}{
+		{"the new", []string{"192.0.2.2"}, 0, ""},
+		{"the old for ever", []string{"192.0.2.1"}, 0, CodeMoving},
+		{"neither", []string{"192.0.2.3"}, 0, ""},
+		{"the old for a while", []string{"192.0.2.1"}, 5 * time.Second, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newShelf(on(at(www, "192.0.2.1"))...)
+				l := newLedger(s, time.Minute)
+				f := Fence{}.take("test", 1)
+				if _, err := l.Write(t.Context(), Batch{
+					Zone: shelfZone, Fence: rota.Change{Old: at(FenceKey(shelfZone)), New: f.RRset(shelfZone)},
+					Changes: []rota.Change{{Old: at(www, "192.0.2.1"), New: at(www, "192.0.2.2")}},
+				}); err != nil {
+					t.Fatal(err)
+				}
+				s.set(func() {
+					s.entries = append(on(f.RRset(shelfZone)), on(at(www, c.shows...))...)
+				})
+				if c.takes > 0 {
+					time.AfterFunc(c.takes, func() { s.set(func() { s.entries = append(on(f.RRset(shelfZone)), on(at(www, "192.0.2.2"))...) }) })
+				}
+				start := time.Now()
+				have, err := l.Read(t.Context(), shelfZone, []rota.Key{www})
+				took := time.Since(start)
+				switch {
+				case c.fails != "":
+					if err == nil || ReasonOf(err).Code != c.fails || took > readWithin+time.Second {
+						t.Errorf("%v after %v", err, took)
+					}
+					time.Sleep(time.Minute)
+					if have, err = l.Read(t.Context(), shelfZone, []rota.Key{www}); err != nil || !have.Sets[0].Equal(at(www, c.shows...)) {
+						t.Errorf("after the time to settle: %v, %v", have.Sets, err)
+					}
+				case err != nil || took < c.takes || took > c.takes+3*time.Second:
+					t.Errorf("%v after %v", err, took)
+				}
+			})
+		})
+	}
+}
+
+// A zone that had records and lists none is believed at the fourth time.
+func TestLedgerEmptyList(t *testing.T) {
+	s := newShelf(on(at(www, "192.0.2.1"))...)
+	l := newLedger(s, 0)
+	read := func() error {
+		_, err := l.Read(t.Context(), shelfZone, []rota.Key{www})
+		return err
+	}
+	if err := read(); err != nil {
+		t.Fatal(err)
+	}
+	kept := s.entries
+	for _, entries := range [][]entry{nil, nil, kept, nil, nil, nil} {
+		s.entries = entries
+		if err := read(); (err == nil) != (len(entries) > 0) {
+			t.Errorf("%d entries: %v", len(entries), err)
+		}
+	}
+	if err := read(); err != nil {
+		t.Errorf("the fourth time: %v", err)
+	}
+	if err := newLedger(newShelf(), 0).believable(shelfZone, nil); err != nil {
+		t.Errorf("a zone that never had records: %v", err)
+	}
+}
+
+func TestLedgerZone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		l := newLedger(s, 0)
+		ask := func(n rota.Name, want rota.Name, asked int) {
+			t.Helper()
+			z, err := l.Zone(t.Context(), n)
+			if z != want || (err == nil) != (want != "") || s.asked != asked {
+				t.Errorf("%s is in %q, %v, after asking %d times", n, z, err, s.asked)
+			}
+			if err != nil && ReasonOf(err).Code != CodeNoZone {
+				t.Error(err)
+			}
+		}
+		ask("www.example.test.", shelfZone, 1)
+		ask("wwwexample.test.", "test.", 1)
+		ask("example.org.", "", 1)
+		s.zoned = append(s.zoned, "example.org.")
+		ask("example.org.", "", 1) // asked a moment ago
+		time.Sleep(zonesRetry)
+		ask("example.org.", "example.org.", 2)
+		s.zoned = nil
+		ask("example.org.", "example.org.", 2)
+		time.Sleep(zonesAge)
+		ask("example.org.", "", 3)
+	})
+}
+
+// What a Write is planned on is compared before it; what is not right is written nowhere.
+func TestLedgerCompares(t *testing.T) {
+	f := Fence{}.take("test", 1)
+	txt := rota.Key{Name: www.Name, Type: rota.TypeTXT}
+	cname := rota.Key{Name: www.Name, Type: rota.TypeCNAME}
+	entries := slices.Concat(on(f.RRset(shelfZone)), on(at(www, "192.0.2.1")), on(at(txt, `"x"`)))
+	same := rota.Change{Old: f.RRset(shelfZone), New: f.Next().RRset(shelfZone)}
+	other := f
+	other.Seq = 9
+	cases := []struct {
+		name  string
+		fence rota.Change
+		c     rota.Change
+		fault error
+		want  Code // "moved": ErrMoved
+	}{
+		{"another fence", rota.Change{Old: other.RRset(shelfZone), New: other.Next().RRset(shelfZone)}, rota.Change{Old: at(www, "192.0.2.1"), New: at(www, "192.0.2.2")}, nil, "moved"},
+		{"other data", same, rota.Change{Old: at(www, "192.0.2.9"), New: at(www, "192.0.2.2")}, nil, "moved"},
+		{"a CNAME beside a TXT", same, rota.Change{Old: at(cname), New: at(cname, "example.org.")}, nil, CodeOther},
+		{"no list", same, rota.Change{Old: at(www, "192.0.2.1"), New: at(www, "192.0.2.2")}, &Reason{Code: CodeServfail, InDoubt: true}, CodeServfail},
+	}
+	for _, c := range cases {
+		s := newShelf(entries...)
+		s.fault = c.fault
+		before := slices.Clone(s.entries)
+		_, err := newLedger(s, 0).Write(t.Context(), Batch{Zone: shelfZone, Fence: c.fence, Changes: []rota.Change{c.c}})
+		switch {
+		case c.want == "moved" && !errors.Is(err, ErrMoved), c.want != "moved" && (ReasonOf(err).Code != c.want || ReasonOf(err).InDoubt):
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if diff := cmp.Diff(before, s.entries); diff != "" {
+			t.Errorf("%s: written:\n%s", c.name, diff)
+		}
+	}
+	// A TTL below the least that is taken is raised, of the fence too.
+	s := newShelf(entries...)
+	low := at(www, "192.0.2.1", "192.0.2.2")
+	low.TTL = 1
+	if _, err := newLedger(s, 0).Write(t.Context(), Batch{Zone: shelfZone, Fence: same, Changes: []rota.Change{{Old: at(www, "192.0.2.1"), New: low}}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range s.entries {
+		if e.TTL < 30 {
+			t.Errorf("%+v", e)
+		}
+	}
+}
+
+func TestReading(t *testing.T) {
+	e := func(name, kind, data string) entry {
+		return newEntry(rota.Name(name), kind, 60, data)
+	}
+	entries := []entry{
+		e("example.test.", "NS", "ns.example.org."), e("example.test.", "SOA", "1800"), e("sub.example.test.", "NS", "ns.example.org."), e("d.example.test.", "DNAME", "example.org."),
+		e("www.example.test.", "A", "192.0.2.2"), e("www.example.test.", "a", "192.0.2.1"), e("www.example.test.", "A", "192.0.2.1"),
+		e("x.example.test.", "ALIAS", "example.org"), e("bad.example.test.", "A", "nonsense"), e("caa.example.test.", "CAA", "cut short"), e("c.example.test.", "CNAME", "www.example.test"),
+	}
+	var keys []rota.Key
+	for _, n := range []rota.Name{
+		"www.example.test.", "sub.example.test.", "a.sub.example.test.", "d.example.test.", "a.d.example.test.", "x.example.test.", "bad.example.test.", "caa.example.test.",
+		"c.example.test.", "none.example.test.", "example.test.",
+	} {
+		keys = append(keys, rota.Key{Name: n, Type: rota.TypeA})
+	}
+	have := reading(shelfZone, keys, entries)
+	codes := map[rota.Name]Code{}
+	for n, r := range have.Blocked {
+		codes[n] = r.Code
+	}
+	if diff := cmp.Diff(map[rota.Name]Code{
+		"sub.example.test.": CodeDelegated, "a.sub.example.test.": CodeDelegated, "a.d.example.test.": CodeDNAME, "x.example.test.": CodeOther, "bad.example.test.": CodeOther,
+	}, codes); diff != "" {
+		t.Error(diff)
+	}
+	var sets []string
+	for _, s := range have.Sets {
+		sets = append(sets, s.Key().String()+" "+strings.Join(s.Data, " "))
+	}
+	if diff := cmp.Diff([]string{
+		"www.example.test A 192.0.2.1 192.0.2.2", "bad.example.test A nonsense", "c.example.test CNAME www.example.test.",
+	}, sets); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestInZone(t *testing.T) {
+	for text, want := range map[string]rota.Name{
+		"": "example.test.", "@": "example.test.", "www": "www.example.test.", "WWW": "www.example.test.", "www.example.org.": "www.example.org.",
+		"*": "*.example.test.", "_rota": "_rota.example.test.", "a..b": "", "..": "",
+	} {
+		n, err := inZone(shelfZone, text)
+		if n != want || (err == nil) != (want != "") {
+			t.Errorf("%q is %q, %v", text, n, err)
+		}
+		if err == nil && n.In(shelfZone) {
+			if back, err := inZone(shelfZone, relative(shelfZone, n)); back != n || err != nil {
+				t.Errorf("%q comes back as %q, %v", n, back, err)
+			}
+		}
+	}
+}
+
+// FuzzTXT holds what a text becomes on its way to a provider and back against the DNS library.
+func FuzzTXT(f *testing.F) {
+	for _, s := range []string{"", "v=spf1 -all", `quotes " and \ backslashes \000`, strings.Repeat("x", 600), "\x00\x7f\xff", `"quoted"`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		data := quoteTXT(text)
+		rr, err := dns.NewRR(". 0 IN TXT " + data)
+		if err != nil || rr == nil {
+			t.Fatalf("%q becomes %q, which is no data of a TXT record: %v", text, data, err)
+		}
+		if back, err := plainTXT(data); err != nil || back != text {
+			t.Errorf("%q comes back as %q, %v", text, back, err)
+		}
+		if whole, err := canonical(rota.TypeTXT, data); err != nil || whole != data {
+			t.Errorf("%q is not canonical: %q, %v", data, whole, err)
+		}
+	})
+}
