@@ -135,7 +135,7 @@ func (f *follower) subjects(st *rota.State, now *inForce) []witness.Subject {
 			})
 		}
 	}
-	maps.DeleteFunc(f.last, func(p published, _ rota.RRset) bool { return st.Service(p.key.Name) == nil })
+	maps.DeleteFunc(f.last, func(p published, _ rota.RRset) bool { return st.Service(p.key.Name) == nil && st.Claim(p.key) == nil })
 	return append(out, f.embedded(st, now.cfg)...)
 }
 
@@ -195,8 +195,12 @@ func (f *follower) embedded(st *rota.State, cfg *config.Config) []witness.Subjec
 	}
 	for w := range st.Wants(rota.Embedded) {
 		v, sel := st.Service(w.Service), st.Selection(w.Service)
-		zone, ok := embeddedZone(cfg, v)
-		if !ok || sel.Fallback() || w.Set.Type == rota.TypeCNAME {
+		zone, ok := embeddedZone(cfg, w.Service)
+		if ok && st.Claim(w.Set.Key()) != nil {
+			byZone[zone] = append(byZone[zone], witness.Expect{Key: w.Set.Key(), TTL: w.Set.TTL, Data: w.Set.Data, Known: w.Set.Data})
+			continue
+		}
+		if !ok || v == nil || sel.Fallback() || w.Set.Type == rota.TypeCNAME {
 			continue // an alias stands for the addresses
 		}
 		e := witness.Expect{Key: w.Set.Key(), TTL: w.Set.TTL, Drop: w.Drop, Known: known(v)}
@@ -216,12 +220,12 @@ func (f *follower) embedded(st *rota.State, cfg *config.Config) []witness.Subjec
 	return out
 }
 
-func embeddedZone(cfg *config.Config, v *rota.Service) (rota.Name, bool) {
+func embeddedZone(cfg *config.Config, name rota.Name) (rota.Name, bool) {
 	var zones []rota.Name
 	for _, z := range cfg.DNS.Zones {
 		zones = append(zones, z.Name)
 	}
-	return rota.LongestZone(v.Name, zones)
+	return rota.LongestZone(name, zones)
 }
 
 // changes returns what an event brought that is to be seen: what a publisher changed and read back, and what this node's own name
@@ -257,7 +261,7 @@ func (f *follower) changes(e rota.Event, moved []rota.Transition) []witness.Chan
 		if v == nil || !slices.Contains(v.Publish, rota.Embedded) || slices.Equal(t.Before, t.After) || st.Selection(t.Service).Fallback() {
 			continue
 		}
-		zone, ok := embeddedZone(cfg, v)
+		zone, ok := embeddedZone(cfg, v.Name)
 		if !ok {
 			continue
 		}
