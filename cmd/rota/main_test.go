@@ -86,7 +86,11 @@ func night() (*fold, []*rota.Report) {
 	}
 	spec := rota.Spec{Vantages: vantages, Services: []rota.Service{
 		svc("www.example.org", "192.0.2.10", "192.0.2.11", "192.0.2.12"), svc("one.example.org", "198.51.100.1"),
-	}}
+	}, Registers: []rota.RegisterTemplate{{
+		Name: "vms", HostName: "{id}-{service}-{env}", ServiceName: "{service}.sky.example.org", HostRecord: "{host}.sky.example.org", ExpireAfter: time.Hour,
+		Service:     rota.Service{TTL: 7200, Safety: rota.DefaultSafety(), Publish: []string{"cf"}, Zone: "sky.example.org."},
+		HostPublish: []string{"cf"}, Reverse: []rota.Reverse{{Publish: []string{"cf"}}}, Endpoint: rota.Endpoint{Weight: 1},
+	}}}
 	must(rota.Event{At: t0, Kind: rota.EventSpec, Actor: "ams1", Spec: &spec})
 	var up []rota.Verdict
 	reports := make([]*rota.Report, len(vantages))
@@ -194,7 +198,7 @@ func TestScripts(t *testing.T) {
 				}
 				args = slices.Clone(args[1:])
 				if !slices.ContainsFunc(args, func(s string) bool {
-					return strings.HasPrefix(s, "--data-dir") || strings.HasPrefix(s, "--addr") || s == "bootstrap" || s == "join"
+					return strings.HasPrefix(s, "--data-dir") || strings.HasPrefix(s, "--addr") && s != "--address" || s == "bootstrap" || s == "join"
 				}) {
 					args = append(args, "--data-dir="+ts.MkAbs("data"))
 				}

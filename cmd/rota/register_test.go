@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -464,5 +465,49 @@ func TestRegisterPublished(t *testing.T) {
 			settled()
 			until(t, "nothing is left over", func() bool { return len(h.n.raft.State().Leftovers()) == 0 })
 		})
+	}
+}
+
+// By a block of the configuration, straight to its publisher's server.
+func TestRegisterByConfiguration(t *testing.T) {
+	x := newRegistry(t, peers.BIND)
+	path := filepath.Join(t.TempDir(), "rota.yaml")
+	text := fmt.Sprintf("keys: {ddns: {file: %q}}\npublish: {bind: {type: rfc2136, servers: [%q], key: ddns}}\n"+hiveary, x.key, x.Addr(), "    publish: bind\n")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	does := func(args ...string) {
+		t.Helper()
+		var o, e bytes.Buffer
+		a := &app{out: &o, err: &e, getenv: func(string) string { return "" }, version: "v1.2.3", now: time.Now}
+		if code := a.main(t.Context(), append(args, "--direct", "--config", path)); code != exitOK {
+			t.Fatalf("rota %q: exit code %d\n%s%s", args, code, o.String(), e.String())
+		}
+	}
+	does("register", "--name", cyberdyne, "--address", "13.37.0.1")
+	x.adds(a(cyberdyne, "13.37.0.1"), a("web", "13.37.0.1"), ptr("1.0.37.13.in-addr.arpa.", cyberdyne))
+	does("deregister", "--name", cyberdyne)
+	x.adds()
+}
+
+// An answer that is lost on its way is found out: the update was carried out, and is not made again.
+func TestRegisterLostAnswer(t *testing.T) {
+	x := newRegistry(t, peers.BIND)
+	var answers atomic.Int32
+	x.road.Set(func(p peers.Packet) [][]byte {
+		if p.Update() && !p.Query {
+			if answers.Add(1) == 3 { // after those to the two questions whether the zones take updates
+				return nil
+			}
+		}
+		return peers.Pass(p)
+	})
+	out := x.does("register", "--name", cyberdyne, "--address", "13.37.0.1")
+	if n := answers.Load(); n < 4 {
+		t.Fatalf("of %d answers to updates none was lost: %s", n, out)
+	}
+	x.adds(a(cyberdyne, "13.37.0.1"), a("web", "13.37.0.1"), ptr("1.0.37.13.in-addr.arpa.", cyberdyne))
+	if n := x.Serial("skynet.test."); n != 2 {
+		t.Errorf("the serial is %d: the update was made more than once", n)
 	}
 }

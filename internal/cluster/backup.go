@@ -51,7 +51,8 @@ func (s *saved) backup() Backup {
 
 // RestoreFrom makes the configuration and the overrides of the cluster those of a file that Save wrote, as one event: verdicts stay what
 // is measured now, and serials and terms go on growing. Overrides that have expired are left out; nodes that the file knows as removed are, beside those that are
-// known now. A freeze in the file freezes, and the zones that were released then stay released. A file of another cluster is refused
+// known now. A freeze in the file freezes, the zones that were released then stay released, and hosts that
+// had registered then are taken in beside those of today. A file of another cluster is refused
 // with ErrForeign, unless foreign says that it is meant.
 func (n *Node) RestoreFrom(ctx context.Context, path string, foreign bool, actor string) (rota.Event, error) {
 	s, err := loadState(path)
@@ -70,6 +71,9 @@ func (n *Node) RestoreFrom(ctx context.Context, path string, foreign bool, actor
 		e.Removed = s.state.Removed()
 	}
 	e.Frozen, e.Instructed = s.state.Frozen(), s.state.Instructed()
+	for _, r := range s.state.Registrations() {
+		e.Registrations = append(e.Registrations, r.Registration)
+	}
 	for _, o := range s.state.Overrides() {
 		if o.At(e.At) {
 			e.Overrides = append(e.Overrides, o)

@@ -109,6 +109,7 @@ type registered struct {
 	template *RegisterTemplate // nil: with problem
 	service  Name
 	record   Name
+	claims   []Claim // sorted data, in no order
 	problem  string
 }
 
@@ -256,7 +257,7 @@ func placed(s Spec, hosts []*registered) []*registered {
 		t := &s.Registers[at]
 		var err error
 		if h.template == t {
-			n.template, n.service, n.record = t, h.service, h.record
+			n.template, n.service, n.record, n.claims = t, h.service, h.record, h.claims
 		} else if _, n.service, n.record, err = t.Names(h.Host); err != nil {
 			n.problem = CleanReason("%v", err)
 			continue
@@ -273,10 +274,13 @@ func placed(s Spec, hosts []*registered) []*registered {
 			}
 		}
 		if n.problem != "" {
-			n.template, n.service, n.record = nil, "", ""
+			n.template, n.service, n.record, n.claims = nil, "", "", nil
 			continue
 		}
-		n.template = t
+		if n.template == nil {
+			n.template = t
+			n.claims = n.claim()
+		}
 		records[n.record] = n
 	}
 	services := map[Name]bool{}
@@ -286,7 +290,7 @@ func placed(s Spec, hosts []*registered) []*registered {
 	for _, n := range out {
 		if n.record != "" && services[n.record] {
 			n.problem = fmt.Sprintf("%s is the service of other hosts", n.record.Short())
-			n.template, n.service, n.record = nil, "", ""
+			n.template, n.service, n.record, n.claims = nil, "", "", nil
 		}
 	}
 	return out
@@ -302,18 +306,10 @@ func (t *RegisterTemplate) refuses(all []netip.Addr) string {
 	return ""
 }
 
-// endpoint is what a host's address is in its service. A check that asks for the template of the service's name asks for the name.
+// endpoint is what a host's address is in its service.
 func (h *registered) endpoint(a netip.Addr) Endpoint {
 	e := h.template.Endpoint
 	e.Address = a
-	e.Checks = slices.Clone(e.Checks)
-	for i := range e.Checks {
-		for _, name := range []*string{&e.Checks[i].Check.Host, &e.Checks[i].Check.ServerName} {
-			if *name == h.template.ServiceName {
-				*name = h.service.Short()
-			}
-		}
-	}
 	labels := map[string]string{"host": h.Host}
 	for k, v := range e.Labels {
 		labels[k] = v
@@ -375,8 +371,8 @@ func join(services []Service, hosts []*registered) []Service {
 	return out
 }
 
-// claims are the RRsets that one host claims.
-func (h *registered) claims() []Claim {
+// claim works out the RRsets that a host claims.
+func (h *registered) claim() []Claim {
 	if h.record == "" {
 		return nil
 	}
@@ -404,6 +400,9 @@ func (h *registered) claims() []Claim {
 			claim(Key{n, TypePTR}, r.Zone, r.Publish, h.record.String())
 		}
 	}
+	for i := range out {
+		out[i].Set = out[i].Set.normal()
+	}
 	return out
 }
 
@@ -413,27 +412,27 @@ func compareKeys(a, b Key) int {
 
 // claimsOf returns what hosts claim, sorted by name and type. Hosts that share an address share its pointer.
 func claimsOf(hosts []*registered) []Claim {
-	var all []Claim
+	var all []*Claim
 	for _, h := range hosts {
-		all = append(all, h.claims()...)
+		for i := range h.claims {
+			all = append(all, &h.claims[i])
+		}
 	}
-	slices.SortStableFunc(all, func(a, b Claim) int { return compareKeys(a.Set.Key(), b.Set.Key()) })
-	var out []Claim
+	slices.SortStableFunc(all, func(a, b *Claim) int { return compareKeys(a.Set.Key(), b.Set.Key()) })
+	out := make([]Claim, 0, len(all))
 	for _, c := range all {
 		if n := len(out); n > 0 && out[n-1].Set.Key() == c.Set.Key() {
 			o := &out[n-1]
-			o.Set.Data = append(slices.Clone(o.Set.Data), c.Set.Data...)
+			o.Set.Data = slices.Concat(o.Set.Data, c.Set.Data)
+			o.Set = o.Set.normal()
 			o.Publish = slices.Compact(slices.Sorted(slices.Values(slices.Concat(o.Publish, c.Publish))))
 			o.Hosts = append(slices.Clone(o.Hosts), c.Hosts...)
 			if c.At.After(o.At) {
 				o.At = c.At
 			}
 		} else {
-			out = append(out, c)
+			out = append(out, *c)
 		}
-	}
-	for i := range out {
-		out[i].Set = out[i].Set.normal()
 	}
 	return out
 }
@@ -633,8 +632,8 @@ func (t *transaction) left(next *compiled, gone []*registered) []Leftover {
 	}
 	ended := map[Name]bool{}
 	for _, h := range gone {
-		for _, c := range h.claims() {
-			leave(c.Publish, Leftover{Zone: c.Zone, Key: c.Set.Key(), TTL: c.Set.TTL, Data: c.Set.normal().Data, Host: h.Host})
+		for _, c := range h.claims {
+			leave(c.Publish, Leftover{Zone: c.Zone, Key: c.Set.Key(), TTL: c.Set.TTL, Data: c.Set.Data, Host: h.Host})
 		}
 		v := t.Service(h.service)
 		if v == nil || next.services[h.service] != nil || ended[h.service] {
