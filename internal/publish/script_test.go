@@ -107,7 +107,7 @@ func TestExecProtocol(t *testing.T) {
 	}
 	want := []string{
 		`{"version":1,"id":"ID","action":"zones","publisher":"script"}`,
-		`{"version":1,"id":"ID","action":"read","publisher":"script","zone":"example.test.","names":["_rota.example.test.","example.test.","www.example.test."]}`,
+		`{"version":1,"id":"ID","action":"read","publisher":"script","zone":"example.test.","names":["_rota.example.test.","www.example.test."]}`,
 		`{"version":1,"id":"ID","action":"write","publisher":"script","zone":"example.test.","fence":{"old":{"name":"_rota.example.test.","type":"TXT","ttl":0,"data":[]},` +
 			`"new":{"name":"_rota.example.test.","type":"TXT","ttl":60,"data":["\"owner=test epoch=1 seq=0 by=00\""]}},` +
 			`"changes":[{"old":{"name":"www.example.test.","type":"A","ttl":30,"data":["192.0.2.1"]},` +
