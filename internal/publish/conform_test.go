@@ -455,6 +455,7 @@ func staleWriter(t *testing.T, x *target) {
 	x.road.Set(held.rule(true))
 	a.down("192.0.2.1")
 	eventually(t, "A's update is held", func() bool { _, n := held.count(); return n > 0 })
+	a.apply(rota.Event{Kind: rota.EventLead, Lead: &rota.Lead{Node: "b", Term: 6}})
 
 	// B comes to the same conclusion as the DNS already says: it has nothing to write but the fence.
 	b := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2", "192.0.2.3")).up("192.0.2.1", "192.0.2.2", "192.0.2.3")
@@ -470,7 +471,6 @@ func staleWriter(t *testing.T, x *target) {
 	if got := x.server.Lookup("www.example.test.", dns.TypeA); len(got) != 3 {
 		t.Errorf("www is %v after A's late update", got)
 	}
-	a.apply(rota.Event{Kind: rota.EventLead, Lead: &rota.Lead{Node: "b", Term: 6}})
 	x.road.Set(peers.Pass)
 	<-pa.done
 	if !errors.Is(pa.err, ErrFenced) {

@@ -109,7 +109,7 @@ func (r *road) transfer(ctx context.Context, zone rota.Name, keys []rota.Key) (R
 	if err := send(conn, true, wire); err != nil {
 		return Reading{}, r.unreachable(m, err, true)
 	}
-	in := intake{zone: zone, most: min(transferRecords, transferShare*len(keys)), sets: map[rota.Key]*rota.RRset{}, cuts: map[rota.Name]dns.RR{}}
+	in := intake{zone: zone, most: min(transferRecords, transferShare*len(keys)), sets: make(map[rota.Key]*rota.RRset, 2*len(keys)), cuts: map[rota.Name]dns.RR{}}
 	for _, k := range keys {
 		in.want(k)
 		in.want(rota.Key{Name: k.Name, Type: rota.TypeCNAME})
@@ -269,7 +269,7 @@ func (in *intake) take(rrs []dns.RR) error {
 
 // reading is what the transfer says of the keys.
 func (in *intake) reading(server string, keys []rota.Key) Reading {
-	out := Reading{Blocked: map[rota.Name]*Reason{}}
+	out := Reading{Sets: make([]rota.RRset, 0, len(keys)), Blocked: map[rota.Name]*Reason{}}
 	for _, k := range keys {
 		for n := k.Name; n != in.zone; n = n.Parent() {
 			switch rr := in.cuts[n].(type) {

@@ -434,7 +434,7 @@ func (z *zone) plan(d desire, have Reading) ZonePlan {
 	now := time.Now()
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	if len(z.pending) == 0 {
+	if len(z.pending) == 0 && len(z.left) > 0 {
 		z.left.forget(indexOf(have.Sets), now)
 	}
 	plan := d.decide(z.name, have, z.left, now)
@@ -558,7 +558,7 @@ const patience = 3
 
 // admit leaves out the names that the server refused lately and whose changes are the same.
 func (z *zone) admit(plan ZonePlan, g registry) (todo []rota.Change, names []*Reason) {
-	names = plan.Reasons
+	names, todo = plan.Reasons, make([]rota.Change, 0, len(plan.Changes))
 	for changes := range g.bySubject(plan.Changes) {
 		n := g.subject(changes[0].Key())
 		if r := z.refused[n]; r != nil {
@@ -779,6 +779,7 @@ func (z *zone) remember(changes []rota.Change, start time.Time, doubt bool) {
 	}
 	z.mu.Unlock()
 	z.pending = slices.DeleteFunc(z.pending, func(p pending) bool { return again[p.change.Key()] })
+	z.pending = slices.Grow(z.pending, len(changes))
 	for _, c := range changes {
 		z.pending = append(z.pending, pending{change: c, start: start, epoch: z.fence.Epoch, doubt: doubt})
 	}
@@ -794,7 +795,7 @@ func (z *zone) settle(ctx context.Context, d desire, have Reading) (names []*Rea
 	for _, s := range have.Sets {
 		index[s.Key()] = s
 	}
-	out := rota.Published{Publisher: z.o.Name, Zone: z.name}
+	out := rota.Published{Publisher: z.o.Name, Zone: z.name, Changes: make([]rota.Change, 0, len(z.pending))}
 	start := time.Now()
 	var open []pending
 	for _, p := range z.pending {
