@@ -67,6 +67,7 @@ var forbidden = map[string]struct {
 	"github.com/hashicorp/raft":     {"order is internal/cluster's business", []string{"internal/cluster", "internal/sim"}},
 	"github.com/spf13/cobra":        {"the command line is cmd/rota's business", []string{"cmd/rota"}},
 	"go.yaml.in/yaml/v4":            {"text becomes values in internal/config; cmd/rota prints; a mock's zones are a YAML file", []string{"internal/config", "internal/publish", "cmd/rota"}},
+	"github.com/aws/aws-sdk-go-v2":  {"providers are internal/publish's business", []string{"internal/publish"}},
 	"github.com/danielgtaylor/huma": {"HTTP is internal/api's business", []string{"internal/api"}},
 	"google.golang.org/grpc":        {"nodes and agents speak over internal/link's port; gRPC is for the stock raftadmin", []string{"internal/raftadmin"}},
 	"github.com/Jille/raftadmin":    {"the stock raftadmin is internal/raftadmin's business", []string{"internal/raftadmin"}},
@@ -390,6 +391,7 @@ func TestImportLawBites(t *testing.T) {
 		{"internal/raftadmin/service.go", module + "/internal/cluster"},
 		{"internal/cluster/node.go", "google.golang.org/grpc"},
 		{"cmd/rota/run.go", "github.com/Jille/raftadmin/proto"},
+		{"cmd/rota/backends.go", "github.com/aws/aws-sdk-go-v2/config"},
 	} {
 		f := file{name: c.file, dir: path.Dir(c.file), test: strings.HasSuffix(c.file, "_test.go")}
 		if breaks(f, c.imports) == "" {

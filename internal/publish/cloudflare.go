@@ -45,11 +45,11 @@ func NewCloudflare(o CloudflareOptions) (Backend, error) {
 	o.Proxied = cmp.Or(o.Proxied, ProxiedKeep)
 	switch {
 	case o.Token == "":
-		return nil, errors.New("Cloudflare needs a token")
+		return nil, errors.New("a token is needed: one of Cloudflare's that may read zones and edit DNS")
 	case !slices.Contains([]Proxied{ProxiedKeep, ProxiedOn, ProxiedOff}, o.Proxied):
 		return nil, fmt.Errorf("proxied is %q; want keep, on or off", o.Proxied)
 	case o.Batch < 0 || o.Batch > 3500:
-		return nil, fmt.Errorf("Cloudflare takes at most 3500 records in one batch, not %d", o.Batch)
+		return nil, fmt.Errorf("a batch of %d records is more than the 3500 that Cloudflare takes", o.Batch)
 	}
 	r, err := newREST(restOptions{
 		base: cmp.Or(o.URL, "https://api.cloudflare.com/client/v4"), secrets: []string{o.Token}, timeout: o.Timeout, client: o.client,

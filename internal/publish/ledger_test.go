@@ -698,3 +698,67 @@ func TestLateRequest(t *testing.T) {
 		})
 	}
 }
+
+// FuzzAPIAnswer answers every request of a Backend with the same nonsense. Whatever it is, there is a Reason or a reading, and nothing
+// but questions is sent before the lists can be read.
+func FuzzAPIAnswer(f *testing.F) {
+	makers := []func(http.RoundTripper) (Backend, error){
+		func(c http.RoundTripper) (Backend, error) {
+			return NewAutoDNS(AutoDNSOptions{User: "u", Password: "p", Rate: 1e9, Client: c})
+		},
+		func(c http.RoundTripper) (Backend, error) { return NewDynu(DynuOptions{Token: "t", Client: c}) },
+		func(c http.RoundTripper) (Backend, error) {
+			return NewDigitalOcean(DigitalOceanOptions{Token: "t", Client: c})
+		},
+		func(c http.RoundTripper) (Backend, error) {
+			return NewExternalDNS(ExternalDNSOptions{URL: "http://127.0.0.1:8888", Client: c})
+		},
+	}
+	for _, s := range []string{
+		``, `null`, `[]`, `{}`, `{"statusCode":200,"domains":[{"id":1,"name":"example.test"}],"dnsRecords":[{"nodeName":"www","recordType":"A","state":true}]}`,
+		`{"status":{"type":"SUCCESS"},"data":[{"origin":"example.test","virtualNameServer":"a","main":{"address":"x"},"wwwInclude":true,"resourceRecords":[{"type":"MX"}]}]}`,
+		`{"domains":[{"name":"example.test"}],"domain_records":[{"type":"MX","name":"@"}],"links":{"pages":{"next":"::"}},"meta":{"total":1}}`,
+		`[{"dnsName":"www.example.test","recordType":"A","targets":["192.0.2.1"],"recordTTL":-1}]`, `{"include":["example.test"]}`,
+	} {
+		for i := range makers {
+			f.Add(uint8(i), []byte(s))
+		}
+	}
+	f.Fuzz(func(t *testing.T, which uint8, body []byte) {
+		sent := 0
+		b, err := makers[int(which)%len(makers)](roundTrip(func(r *http.Request) (*http.Response, error) {
+			if sent++; sent > 50 || r.Method == http.MethodDelete || r.Method == http.MethodPatch {
+				t.Errorf("request %d: %s %s", sent, r.Method, r.URL)
+			}
+			return answer(r, 200, externalDNSMedia, string(body)), nil
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch d := b.(*ledger).driver.(type) {
+		case *dynu:
+			d.rest.pace.SetLimit(1e9)
+		case *digitalOcean:
+			d.rest.pace.SetLimit(1e9)
+		}
+		_, err = b.Zone(t.Context(), www.Name)
+		if _, ok := errors.AsType[*Reason](err); err != nil && !ok {
+			t.Errorf("no reason: %v", err)
+		}
+		if have, err := b.Read(t.Context(), shelfZone, []rota.Key{www, FenceKey(shelfZone)}); err != nil {
+			if _, ok := errors.AsType[*Reason](err); !ok {
+				t.Errorf("no reason: %v", err)
+			}
+		} else {
+			for _, s := range have.Sets {
+				if s.Key().Name != www.Name && s.Key() != FenceKey(shelfZone) && s.Key().Name != FenceKey(shelfZone).Name {
+					t.Errorf("it reads %v", s)
+				}
+			}
+		}
+	})
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

@@ -220,3 +220,18 @@ func TestRESTOptions(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What an API says about an error is anything at all.
+func FuzzExplain(f *testing.F) {
+	f.Add(422, []byte(`{"error": "RRset a. IN CNAME: Conflicts with pre-existing RRset"}`))
+	f.Add(400, []byte(`[{}, {"non_field_errors": ["RRset with conflicting type present: database (TXT)."]}]`))
+	f.Add(404, []byte(`{"success": false, "errors": [{"code": 81044, "message": "Record does not exist."}]}`))
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		a := &restAnswer{status: status, body: body}
+		for _, explain := range []func(*restAnswer) *Reason{explainPowerDNS, explainDeSEC, explainCloudflare} {
+			if r := explain(a); r != nil && r.Text == "" {
+				t.Errorf("%q is explained by nothing", body)
+			}
+		}
+	})
+}

@@ -51,10 +51,10 @@ type Route53Options struct {
 // for when they are needed.
 func NewRoute53(o Route53Options) (Backend, error) {
 	if (o.AccessKey == "") != (o.SecretKey == "") {
-		return nil, errors.New("Route 53 needs both parts of an access key, or neither")
+		return nil, errors.New("one part of an access key is missing: Route 53 needs both, or neither and credentials from elsewhere")
 	}
 	if o.Wait < 0 || o.Wait > route53Wait {
-		return nil, fmt.Errorf("Route 53 is waited for at most %v, not %v", route53Wait, o.Wait)
+		return nil, fmt.Errorf("waiting for %v is not possible: Route 53 is waited for at most %v", o.Wait, route53Wait)
 	}
 	o.Timeout = cmp.Or(o.Timeout, 15*time.Second)
 	// What is written where is the configuration's word alone: no proxy and no redirect.
@@ -137,7 +137,7 @@ type hostedZone struct {
 	private bool
 }
 
-// capabilities: Route 53 has no type for TXT registries to worry about, but none beyond this list either.
+// capabilities list the types that Route 53 has; there are more limits than one on a transaction, see pack.
 func (d *amazon) capabilities() Capabilities {
 	return Capabilities{Fence: FenceServer, Atomic: true, Types: []rota.Type{
 		rota.TypeA, rota.TypeAAAA, rota.TypeCNAME, rota.TypeTXT, rota.TypePTR, rota.TypeMX, rota.TypeSRV, rota.TypeNS, typeCAA, typeHTTPS, typeSVCB,
@@ -153,8 +153,8 @@ const (
 
 func (d *amazon) pack(changes []rota.Change) int {
 	const each = route53Chars / route53Sets
-	spare := 2 * 300 // for the fence
-	return fitting(changes, route53Chars-spare, func(c rota.Change) int {
+	const fence = 2 * 256
+	return fitting(changes, route53Chars-fence, func(c rota.Change) int {
 		n := 0
 		for _, data := range slices.Concat(c.Old.Data, c.New.Data) {
 			n += max(each, len(data))

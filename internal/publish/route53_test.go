@@ -366,3 +366,17 @@ func TestOctets(t *testing.T) {
 		}
 	}
 }
+
+func FuzzOctets(f *testing.F) {
+	f.Add(`\052.a\100b.`)
+	f.Add(`"a\"b\\c\351"`)
+	f.Fuzz(func(t *testing.T, text string) {
+		if len(text) > 1000 {
+			return
+		}
+		there := octets(text, 8, 10)
+		if back := octets(there, 10, 8); octets(back, 8, 10) != there {
+			t.Errorf("%q is %q is %q", text, there, back)
+		}
+	})
+}
