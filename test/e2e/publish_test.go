@@ -245,8 +245,15 @@ func TestDryRun(t *testing.T) {
 		return strings.Contains(out, three[0]) && strings.Contains(out, three[2])
 	})
 	for _, args := range [][]string{
-		{"status"}, {"drift"}, {"records"}, {"apply", "--yes", "--wait", "1s"}, {"refresh", service, "--reason", "x"}, {"get", "publishers"},
-		{"release", zoneName, "--reason", "x", "--dry-run"}, {"import", zoneName, "--reason", "x", "--dry-run"}, {"import", zoneName, "--reason", "x", "--yes", "--wait", "1s"},
+		{"status"},
+		{"drift"},
+		{"records"},
+		{"apply", "--yes", "--wait", "1s"},
+		{"refresh", service, "--reason", "x"},
+		{"get", "publishers"},
+		{"release", zoneName, "--reason", "x", "--dry-run"},
+		{"import", zoneName, "--reason", "x", "--dry-run"},
+		{"import", zoneName, "--reason", "x", "--yes", "--wait", "1s"},
 	} {
 		out, _ := n.try(args...)
 		if out == "" {
