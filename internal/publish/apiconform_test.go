@@ -820,10 +820,15 @@ func apiPause(t *testing.T, x *apiTarget) {
 // apiVirtual reports whether the test lives in virtual time, which begins in the year 2000.
 func apiVirtual(testing.TB) bool { return time.Now().Year() < 2020 }
 
-// apiPlanOnly asks for a plan, which must not write.
+// apiPlanOnly lets a publisher run dry, and asks for its plan: neither may write.
 func apiPlanOnly(t *testing.T, x *apiTarget) {
 	w := newWorld(t, apiService("app.example.test", "192.0.2.1")).up("192.0.2.1")
-	p := New(x.options(w))
+	o := x.options(w)
+	o.DryRun = true
+	p := run(t, o, 1)
+	eventually(t, "rounds", func() bool { return len(p.Status().Zones) == 1 && !p.Status().Zones[0].LastTry.IsZero() })
+	w.down("192.0.2.1").up("192.0.2.1")
+	time.Sleep(300 * time.Millisecond)
 	plan, err := p.Plan(t.Context())
 	if err != nil || len(plan.Zones) != 1 || len(plan.Zones[0].Changes) != 1 {
 		t.Errorf("plan %+v, %v", plan, err)

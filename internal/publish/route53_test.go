@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -27,7 +28,10 @@ type fakeRoute53 struct {
 	sets    map[string]r53Set
 	listed  bool
 	changes int
-	asked   int // for a change
+	asked   int       // for a change
+	pending int       // times that a change is not everywhere yet
+	trouble [3]string // HTTP status, code and message that every request is answered with; empty: none
+	pause   string    // Retry-After of trouble
 }
 
 type r53Set struct {
@@ -127,6 +131,12 @@ func (f *fakeRoute53) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	path := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/2013-04-01"), "/")
 	switch {
+	case f.trouble[0] != "":
+		status, _ := strconv.Atoi(f.trouble[0])
+		if f.pause != "" {
+			w.Header().Set("Retry-After", f.pause)
+		}
+		f.refuse(w, status, f.trouble[1], f.trouble[2])
 	case r.Method == http.MethodGet && path == "/hostedzone":
 		f.answer(w, `<ListHostedZonesResponse xmlns="https://route53.amazonaws.com/doc/2013-04-01/"><HostedZones>`+
 			`<HostedZone><Id>/hostedzone/Z1</Id><Name>example.test.</Name><CallerReference>a</CallerReference><Config><PrivateZone>false</PrivateZone></Config></HostedZone>`+
@@ -140,7 +150,11 @@ func (f *fakeRoute53) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.change(w, r)
 	case r.Method == http.MethodGet && strings.HasPrefix(path, "/change/C"):
 		f.asked++
-		f.answer(w, `<GetChangeResponse><ChangeInfo><Id>/change/C1</Id><Status>INSYNC</Status><SubmittedAt>2026-01-01T00:00:00Z</SubmittedAt></ChangeInfo></GetChangeResponse>`)
+		status := "INSYNC"
+		if f.asked <= f.pending {
+			status = "PENDING"
+		}
+		f.answer(w, `<GetChangeResponse><ChangeInfo><Id>/change/C1</Id><Status>`+status+`</Status><SubmittedAt>2026-01-01T00:00:00Z</SubmittedAt></ChangeInfo></GetChangeResponse>`)
 	default:
 		f.refuse(w, 404, "NoSuchHostedZone", "No hosted zone found with ID: "+path)
 	}
@@ -346,6 +360,84 @@ func TestRoute53Locked(t *testing.T) {
 	}
 	if s := find(got.Sets, keys[3]); !cmp.Equal(s.Data, []string{"198.51.100.80"}) {
 		t.Errorf("the wildcard is %v", s)
+	}
+}
+
+func TestRoute53Reasons(t *testing.T) {
+	for _, c := range []struct {
+		trouble   [3]string
+		code      Code
+		transient bool
+	}{
+		{[3]string{"400", "Throttling", "Rate exceeded"}, CodeRateLimited, true},
+		{[3]string{"400", "PriorRequestNotComplete", "The request was rejected because Route 53 was still processing a prior request."}, CodeRateLimited, true},
+		{[3]string{"403", "AccessDenied", "User: arn:aws:iam::1:user/x is not authorized to perform: route53:ListResourceRecordSets"}, CodeDenied, false},
+		{[3]string{"403", "SignatureDoesNotMatch", "The request signature we calculated does not match"}, CodeDenied, false},
+		{[3]string{"403", "InvalidClientTokenId", "The security token included in the request is invalid."}, CodeDenied, false},
+		{[3]string{"400", "RequestExpired", "Request timestamp expired"}, CodeBadTime, true},
+		{[3]string{"404", "NoSuchHostedZone", "No hosted zone found with ID: Z1"}, CodeNoZone, false},
+		{[3]string{"400", "LimitsExceeded", "Limit exceeded"}, CodeQuota, false},
+		{[3]string{"400", "InvalidInput", "Invalid XML"}, CodeUnsupported, false},
+		{[3]string{"503", "ServiceUnavailable", "Service is unavailable"}, CodeServfail, true},
+	} {
+		f := newFakeRoute53(t).(*fakeRoute53)
+		f.trouble = c.trouble
+		_, err := f.backend(t).Read(t.Context(), "example.test.", []rota.Key{{Name: "app.example.test.", Type: rota.TypeA}})
+		if r := ReasonOf(err); err == nil || r.Code != c.code || r.Transient != c.transient || r.InDoubt || r.Advice == "" || !strings.Contains(r.Text, c.trouble[2]) {
+			t.Errorf("%v: %+v", c.trouble, err)
+		}
+	}
+}
+
+// A Write waits until the change is everywhere, and not for ever; that it may not look is no failure.
+func TestRoute53Wait(t *testing.T) {
+	for _, c := range []struct {
+		pending  int
+		min, max time.Duration
+	}{{0, time.Second, 2 * time.Second}, {2, 6 * time.Second, 9 * time.Second}, {1000, 30 * time.Second, 32 * time.Second}} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFakeRoute53(t).(*fakeRoute53)
+			f.pending = c.pending
+			b, err := NewRoute53(Route53Options{AccessKey: "AKIAROTA", SecretKey: f.secret(), Wait: 30 * time.Second, client: f.apiFront})
+			if err != nil {
+				t.Fatal(err)
+			}
+			zone := rota.Name("example.test.")
+			none := rota.RRset{Name: FenceKey(zone).Name, Type: rota.TypeTXT}
+			start := time.Now()
+			_, err = b.Write(t.Context(), Batch{Zone: zone, Fence: rota.Change{Old: none, New: Fence{}.take("test", 1).RRset(zone)}})
+			if took := time.Since(start); err != nil || took < c.min || took > c.max {
+				t.Errorf("pending %d times: %v after %v", c.pending, err, took)
+			}
+		})
+	}
+}
+
+// A batch stays below 1,000 records and 32,000 characters, and no name is parted.
+func TestRoute53Pack(t *testing.T) {
+	d := &amazon{}
+	for _, c := range []struct{ names, records, length, want int }{
+		{1000, 1, 9, 984}, {1000, 10, 9, 98}, {10, 4, 4000, 1}, {1, 1, 40000, 1}, {3, 1, 10, 3}, {0, 0, 0, 0},
+	} {
+		var changes []rota.Change
+		for i := range c.names {
+			s := rota.RRset{Name: rota.Name(fmt.Sprintf("s%d.example.test.", i)), Type: rota.TypeTXT}
+			for range c.records {
+				s.Data = append(s.Data, strings.Repeat("x", c.length))
+			}
+			changes = append(changes, rota.Change{Old: rota.RRset{Name: s.Name, Type: s.Type}, New: s})
+		}
+		if got := d.pack(changes); got != c.want {
+			t.Errorf("%d names of %d records of %d characters: %d fit, want %d", c.names, c.records, c.length, got, c.want)
+		}
+	}
+}
+
+func TestRoute53Options(t *testing.T) {
+	for _, o := range []Route53Options{{AccessKey: "AKIA"}, {SecretKey: "hush"}, {Wait: time.Hour}, {Wait: -1}, {Profile: "none-of-this-name"}} {
+		if _, err := NewRoute53(o); err == nil || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%+v: %v", o, err)
+		}
 	}
 }
 
