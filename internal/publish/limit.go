@@ -255,10 +255,10 @@ func (l *limiter) rankSites(units [][]rota.Change) {
 		return
 	}
 	for _, w := range l.wants {
-		if w.Set.Type != rota.TypeA && w.Set.Type != rota.TypeAAAA {
-			continue
-		}
 		sel := l.state.Selection(w.Service)
+		if sel == nil || w.Set.Type != rota.TypeA && w.Set.Type != rota.TypeAAAA {
+			continue // of a host that registered, or no address
+		}
 		for i := range sel.Family(w.Set.Type).Members {
 			m := &sel.Family(w.Set.Type).Members[i]
 			if r := (record{w.Set.Key(), m.Address.String()}); byHealth(m) && !l.have.holds(r) {
@@ -290,7 +290,7 @@ func (l *limiter) rankSites(units [][]rota.Change) {
 	}
 }
 
-// safety is the service's own; of a name without a service, which is there no more, the default.
+// safety is the service's own; of a name without a service, which a host registered, the default.
 func (l *limiter) safety(name rota.Name) rota.Safety {
 	if v := l.state.Service(name); v != nil {
 		return v.Safety

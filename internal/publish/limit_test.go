@@ -317,13 +317,26 @@ func TestBudgetOracle(t *testing.T) {
 				for _, x := range c.Added() {
 					delete(left, x)
 				}
-				out := 0
-				for _, at := range left {
-					if time.Since(at) < 10*time.Minute {
-						out++
+				held := map[string]bool{}
+				for k, set := range f.zone {
+					for _, x := range set.Data {
+						held[x] = k.Type == rota.TypeA
 					}
 				}
-				if base := services * each; len(c.Removed()) > 0 && out > max(1, int(math.Floor(share*float64(base)+1e-9))) {
+				out := 0
+				for x, at := range left {
+					if time.Since(at) < 10*time.Minute {
+						out++
+						held[x] = true
+					}
+				}
+				base := 0
+				for _, address := range held {
+					if address {
+						base++
+					}
+				}
+				if len(c.Removed()) > 0 && base >= 10 && out > max(1, int(math.Floor(share*float64(base)+1e-9))) {
 					return fmt.Errorf("%d of at most %d records are out after %v", out, base, c)
 				}
 				alive := 0
@@ -379,4 +392,23 @@ func TestBudgetOracle(t *testing.T) {
 			rt.Fatalf("share %v, steps %v", share, steps)
 		}
 	})
+}
+
+// What hosts registered belongs to no service: it counts, and what they left goes by the usual budget.
+func TestLimitWithoutService(t *testing.T) {
+	w := newWorld(t, fleet(3, func(s *rota.Safety) { s.MaxSites = 1 }, "192.0.2.1", "192.0.2.2")...).up("192.0.2.1", "192.0.2.2")
+	d := desire{state: w.State(), wants: slices.Collect(w.State().Wants(testPublisher))}
+	r := Reading{Sets: wanted(w)}
+	for i := range 8 {
+		name := rota.Name(fmt.Sprintf("t%d.example.test.", i))
+		for typ, data := range map[rota.Type]string{rota.TypeA: "198.51.100.1", rota.TypePTR: "x.example.test."} {
+			s := rota.RRset{Name: name, Type: typ, TTL: 30, Data: []string{data}}
+			r.Sets = append(r.Sets, s)
+			d.wants = append(d.wants, rota.Want{Service: name, Set: rota.RRset{Name: name, Type: typ, TTL: 30}, Drop: s.Data})
+		}
+	}
+	p := d.decide("example.test.", r, leavings{}, time.Now())
+	if gone(p.Changes) != 6 || heldOf(p) != 10 || !strings.Contains(p.Held[0].Why, "6 of 22 records") {
+		t.Errorf("%d records leave and %d are held, want 6 and 10: %v", gone(p.Changes), heldOf(p), p)
+	}
 }
