@@ -534,7 +534,9 @@ func TestOneTroubleIsLoggedOnce(t *testing.T) {
 		o := usual(newWorld(t, v).up("192.0.2.1"), f)
 		o.Log = slog.New(slog.NewTextHandler(&lines, nil))
 		end := time.Now().Add(20 * time.Minute)
-		patient := func() error { return &Reason{Code: CodeRateLimited, Transient: true, After: time.Until(end), Text: "429"} }
+		patient := func() error {
+			return &Reason{Code: CodeRateLimited, Transient: true, After: time.Until(end), Text: "429"}
+		}
 		o.Backend = nothingBut{f, patient}
 		p := run(t, o, 1)
 		time.Sleep(19 * time.Minute)
@@ -582,7 +584,7 @@ func TestForgetsNames(t *testing.T) {
 			time.Sleep(time.Minute)
 		}
 		w.respec(func(s *rota.Spec) { s.Services[0].Name = v.Name })
-		time.Sleep(time.Minute)
+		time.Sleep(5 * time.Minute)
 		p.stop()
 		if n, m := len(p.zoneOf), len(p.zones["example.test."].refused); n != 1 || m != 0 {
 			t.Errorf("it knows the zones of %d names and what was refused of %d", n, m)

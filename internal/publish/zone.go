@@ -418,7 +418,7 @@ func releasedBy(zone rota.Name, x *rota.Instructed) *Reason {
 func (z *zone) release(ctx context.Context, d desire) (*Reason, []*Reason, error) {
 	done := releasedBy(z.name, d.orders.release)
 	to := d.orders.release.To
-	have, err := z.o.Backend.Read(ctx, z.name, append(d.reads(), FenceKey(z.name)))
+	have, err := z.o.Backend.Read(ctx, z.name, []rota.Key{FenceKey(z.name)}) // that is all there is to see once it is done
 	if err != nil {
 		return z.because(err), nil, nil
 	}
@@ -435,7 +435,11 @@ func (z *zone) release(ctx context.Context, d desire) (*Reason, []*Reason, error
 		if whole, err := z.take(ctx, d); whole != nil || err != nil {
 			return whole, nil, err
 		}
-	} else if whole := z.still(have.Sets); whole != nil {
+	}
+	if have, err = z.o.Backend.Read(ctx, z.name, append(d.reads(), FenceKey(z.name))); err != nil {
+		return z.because(err), nil, nil
+	}
+	if whole := z.still(have.Sets); whole != nil {
 		return whole, nil, nil
 	}
 	z.settle(ctx, d, have)
