@@ -69,25 +69,47 @@ func (f Fence) take(owner string, term uint64) Fence {
 }
 
 // ParseFence reads what stands in a zone. Fields of a later version are passed over. Of several records of one owner, which a writer
-// leaves that was stopped between two steps, the newest counts. It fails when the records do not say who owns the zone: then somebody
-// else put them there.
-func ParseFence(set rota.RRset) (Fence, error) {
+// leaves that was stopped between two steps, the newest counts; so does that of an installation which took up the offer of the other. It
+// fails when the records do not say who owns the zone: then somebody else put them there.
+func ParseFence(set rota.RRset) (Fence, error) { return parseFences(set, nil) }
+
+// parseFences is ParseFence for one who takes over from the owners named: all of these are one to it.
+func parseFences(set rota.RRset, one []string) (Fence, error) {
 	if len(set.Data) == 0 {
 		return Fence{}, fmt.Errorf("%s has no record", set.Name.Short())
 	}
-	var newest Fence
+	var all []Fence
 	for _, data := range set.Data {
 		f, err := parseFence(set.Name, data)
-		switch {
-		case err != nil:
+		if err != nil {
 			return Fence{}, err
-		case newest.Owner != "" && f.Owner != newest.Owner:
+		}
+		all = append(all, f)
+	}
+	var newest Fence
+	for _, f := range all {
+		both := slices.Contains(one, f.Owner) && slices.Contains(one, newest.Owner)
+		switch {
+		case f.yielded(all):
+		case newest.Owner != "" && f.Owner != newest.Owner && !both:
 			return Fence{}, fmt.Errorf("%s names two owners, %q and %q", set.Name.Short(), rota.CleanReason("%s", newest.Owner), rota.CleanReason("%s", f.Owner))
-		case newest.Owner == "" || f.Epoch > newest.Epoch || f.Epoch == newest.Epoch && f.Seq > newest.Seq:
+		case newest.Owner == "" || f.newer(newest):
 			newest = f
 		}
 	}
 	return newest, nil
+}
+
+// newer reports whether f was written after o.
+func (f Fence) newer(o Fence) bool { return f.Epoch > o.Epoch || f.Epoch == o.Epoch && f.Seq > o.Seq }
+
+// yielded reports whether the owner of f has since offered the zone to one whose later fence stands beside it.
+func (f Fence) yielded(all []Fence) bool {
+	return slices.ContainsFunc(all, func(offer Fence) bool {
+		return offer.Owner == f.Owner && !f.newer(offer) && slices.ContainsFunc(all, func(next Fence) bool {
+			return next.Owner == offer.Offer && next.Owner != f.Owner && next.Epoch > offer.Epoch
+		})
+	})
 }
 
 func parseFence(name rota.Name, data string) (Fence, error) {

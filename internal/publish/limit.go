@@ -36,16 +36,13 @@ type leavings map[record]time.Time
 // counts reports whether records of a type are counted: CNAMEs come in place of addresses and make room for them, texts are no answers.
 func counts(t rota.Type) bool { return t != rota.TypeCNAME && t != rota.TypeTXT }
 
-// note takes in a change made at a time.
+// note takes in what a change made at a time takes out, or may take out. What it adds is seen when it is there.
 func (l leavings) note(c rota.Change, at time.Time) {
 	if !counts(c.Key().Type) {
 		return
 	}
 	for _, d := range c.Removed() {
 		l[record{c.Key(), d}] = at
-	}
-	for _, d := range c.Added() {
-		delete(l, record{c.Key(), d})
 	}
 }
 

@@ -222,6 +222,27 @@ func TestMinPublished(t *testing.T) {
 	}
 }
 
+// What should have come back and did not is still out: a DNS in trouble lets no more go than one that works.
+func TestBudgetInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		addrs := []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}
+		w := newWorld(t, fleet(10, nil, addrs...)...).up(addrs...)
+		f := newFake(t)
+		run(t, usual(w, f), 1)
+		time.Sleep(time.Minute)
+		w.down(addrs[0])
+		time.Sleep(10 * time.Second)
+		f.set(func() { f.faults = []fault{failed} })
+		w.up(addrs[0])
+		time.Sleep(50 * time.Millisecond)
+		w.down(addrs[0], addrs[1])
+		time.Sleep(time.Minute)
+		if n := strings.Count(f.dump(), "192.0.2."); n < 21 {
+			t.Errorf("%d records are left, want at least 21 of 30", n)
+		}
+	})
+}
+
 // A budget is the zone's, not the leader's: a new one goes on where the old one stopped, a plan shows the same, and time frees it.
 func TestBudgetSurvivesLeaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -153,6 +153,13 @@ func (r *Reason) ours() bool {
 	return false
 }
 
+// same reports whether there is nothing new in o: how long it is to wait says nothing of why.
+func (r *Reason) same(o *Reason) bool {
+	x, y := *r, *o
+	x.After, y.After = 0, 0
+	return x == y
+}
+
 // after is how long to wait at least because of reasons.
 func after(reasons ...*Reason) time.Duration {
 	var wait time.Duration

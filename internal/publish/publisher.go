@@ -166,7 +166,11 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 	out := map[rota.Name]desire{}
 	caps := p.o.Backend.Capabilities()
 	var lost []rota.Name
+	homeless, missing := map[rota.Name]bool{}, map[rota.Name]bool{} // without a configured zone, and without any
 	for w := range st.Wants(p.o.Name) {
+		if w.Zone == "" {
+			homeless[w.Service] = true
+		}
 		if p.o.Hold != nil && p.o.Hold(w.Service) {
 			continue
 		}
@@ -175,7 +179,8 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 			zone = p.zoneOf[w.Service]
 		}
 		if zone == "" {
-			if len(lost) == 0 || lost[len(lost)-1] != w.Service {
+			if !missing[w.Service] {
+				missing[w.Service] = true
 				lost = append(lost, w.Service)
 			}
 			continue
@@ -196,7 +201,8 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 		d.registry = p.o.registry(zone)
 		out[zone] = d
 	}
-	maps.DeleteFunc(p.lost, func(n rota.Name, _ *Reason) bool { return !slices.Contains(lost, n) })
+	maps.DeleteFunc(p.lost, func(n rota.Name, _ *Reason) bool { return !missing[n] })
+	maps.DeleteFunc(p.zoneOf, func(n, _ rota.Name) bool { return !homeless[n] })
 	return out, lost
 }
 
@@ -274,7 +280,7 @@ func (p *Publisher) look(ctx context.Context, names []rota.Name, pace backoff.Ba
 		}
 		r := ReasonOf(err)
 		p.mu.Lock()
-		if old := p.lost[n]; old == nil || *old != *r {
+		if old := p.lost[n]; old == nil || !old.same(r) {
 			p.o.Log.Warn("cannot find the zone of a name", "publisher", p.o.Name, "name", n.Short(), "reason", r.Error())
 		}
 		p.lost[n] = r
@@ -352,7 +358,7 @@ func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) Zone
 		return nothing(ReasonOf(err))
 	}
 	plan := d.decide(name, have, p.leavings(name), time.Now())
-	f, r := d.holder(name, &p.o, have.Sets)
+	f, r := d.holder(name, &p.o, have.Sets, 0)
 	plan.Owner, plan.Offer = f.Owner, f.Offer
 	switch {
 	case d.orders.release != nil:
@@ -406,9 +412,11 @@ func (o *Options) formerly() []string {
 }
 
 // holder is heldBy, but for a zone that a person told this installation to take over.
-func (d desire) holder(zone rota.Name, o *Options, sets []rota.RRset) (Fence, *Reason) {
-	f, r := heldBy(zone, o.Owner(), o.formerly(), sets)
-	if r != nil && d.orders.takes(f, o.Owner()) {
+// done is the newest such order that was carried out.
+func (d desire) holder(zone rota.Name, o *Options, sets []rota.RRset, done uint64) (Fence, *Reason) {
+	open := d.orders.after(done)
+	f, r := heldBy(zone, o.Owner(), slices.Concat(o.formerly(), open.from()), sets)
+	if r != nil && len(open.imports) > 0 && f.Offer == o.Owner() {
 		return f, nil
 	}
 	return f, r
@@ -420,7 +428,7 @@ func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) 
 	if len(set.Data) == 0 {
 		return Fence{}, nil
 	}
-	f, err := ParseFence(set)
+	f, err := parseFences(set, append(formerly[:len(formerly):len(formerly)], owner))
 	switch {
 	case err != nil:
 		return Fence{}, &Reason{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -473,6 +474,120 @@ func TestHold(t *testing.T) {
 		time.Sleep(time.Minute)
 		if got := f.data("held.example.test.", rota.TypeA); len(got) != 1 {
 			t.Errorf("after the hold it has %v, want its address", got)
+		}
+	})
+}
+
+// slow is a DNS that takes its time for each write.
+type slow struct {
+	*fake
+	takes time.Duration
+}
+
+func (s slow) Write(ctx context.Context, b Batch) (int, error) {
+	time.Sleep(s.takes)
+	return s.fake.Write(ctx, b)
+}
+
+// A DNS that takes long for what was wanted is not kept from what is wanted now.
+func TestNewestWinsInALongWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var services []rota.Service
+		for i := range 200 {
+			services = append(services, service(fmt.Sprintf("s%03d.example.test", i), "192.0.2.1", "192.0.2.2"))
+		}
+		f := newFake(t)
+		w := newWorld(t, services...).up("192.0.2.1", "192.0.2.2")
+		f.caps.Batch = 1
+		p := run(t, usual(w, slow{f, 5 * time.Second}), 1)
+		time.Sleep(time.Hour)
+		holding := func(a string) int { return strings.Count(f.dump(), a) }
+		if n := holding("192.0.2.1"); n != 200 {
+			t.Fatalf("%d names, want 200", n)
+		}
+		w.down("192.0.2.1")
+		time.Sleep(time.Minute)
+		w.up("192.0.2.1").down("192.0.2.2")
+		time.Sleep(40 * time.Second)
+		if n, m := holding("192.0.2.1"), holding("192.0.2.2"); n < 180 || m == 200 {
+			t.Errorf("%d names have what lives again and %d what died since", n, m)
+		}
+		if s := p.Status().Zones[0]; s.LastSuccess.After(time.Now().Add(-time.Minute)) {
+			t.Errorf("what is half done is called a success of %v", s.LastSuccess)
+		}
+		time.Sleep(30 * time.Minute)
+		if n, m := holding("192.0.2.1"), holding("192.0.2.2"); n != 200 || m != 0 {
+			t.Errorf("in the end %d names have what lives and %d what does not", n, m)
+		}
+		if s := p.Status().Zones[0]; len(s.Reasons) > 0 || s.Drift > 0 {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+// What is wrong is logged when it begins, not at each try: not even where the time to wait shrinks.
+func TestOneTroubleIsLoggedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		var lines strings.Builder
+		v := service("www.example.test", "192.0.2.1")
+		o := usual(newWorld(t, v).up("192.0.2.1"), f)
+		o.Log = slog.New(slog.NewTextHandler(&lines, nil))
+		end := time.Now().Add(20 * time.Minute)
+		patient := func() error {
+			return &Reason{Code: CodeRateLimited, Transient: true, After: time.Until(end), Text: "429"}
+		}
+		o.Backend = nothingBut{f, patient}
+		p := run(t, o, 1)
+		time.Sleep(19 * time.Minute)
+		p.stop()
+		if n := strings.Count(lines.String(), "429"); n != 1 {
+			t.Errorf("logged %d times:\n%s", n, lines.String())
+		}
+		lines.Reset()
+		v.Zone = ""
+		o.Source = newWorld(t, v).up("192.0.2.1")
+		end = time.Now().Add(20 * time.Minute)
+		p = run(t, o, 2)
+		time.Sleep(19 * time.Minute)
+		p.stop()
+		if n := strings.Count(lines.String(), "429"); n != 1 {
+			t.Errorf("a zone that is not found is logged %d times:\n%s", n, lines.String())
+		}
+	})
+}
+
+// nothingBut is a DNS that answers nothing but an error.
+type nothingBut struct {
+	*fake
+	why func() error
+}
+
+func (r nothingBut) Zone(context.Context, rota.Name) (rota.Name, error) { return "", r.why() }
+
+func (r nothingBut) Read(context.Context, rota.Name, []rota.Key) (Reading, error) {
+	return Reading{}, r.why()
+}
+
+// Names that come and go leave nothing behind.
+func TestForgetsNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		v := service("www.example.test", "192.0.2.1")
+		v.Zone = ""
+		w := newWorld(t, v).up("192.0.2.1")
+		p := run(t, usual(w, f), 1)
+		time.Sleep(time.Minute)
+		for i := range 50 {
+			w.respec(func(s *rota.Spec) { s.Services[0].Name = rota.MustParseName(fmt.Sprintf("s%d.example.test", i)) })
+			f.set(func() { f.poison = rota.Name(fmt.Sprintf("s%d.example.test.", i)) })
+			time.Sleep(time.Minute)
+		}
+		w.respec(func(s *rota.Spec) { s.Services[0].Name = v.Name })
+		time.Sleep(5 * time.Minute)
+		p.stop()
+		if n, m := len(p.zoneOf), len(p.zones["example.test."].refused); n != 1 || m != 0 {
+			t.Errorf("it knows the zones of %d names and what was refused of %d", n, m)
 		}
 	})
 }

@@ -331,6 +331,116 @@ func TestHandOver(t *testing.T) {
 	}
 }
 
+// What stands in the fence record after a writer was stopped between two steps is settled by whoever may take the zone, and by nobody else.
+func TestFencesOfTwo(t *testing.T) {
+	a, b := Fence{Owner: "a", Epoch: 3, Seq: 7, By: "00"}, Fence{Owner: "b", Epoch: 4, By: "01"}
+	offer := a.Next()
+	offer.Offer = "b"
+	later := Fence{Owner: "a", Epoch: 5, By: "02"}
+	for _, x := range []struct {
+		name   string
+		fences []Fence
+		one    []string // taken together
+		want   Fence    // zero: nobody can say
+	}{
+		{"one", []Fence{a}, nil, a},
+		{"two of one", []Fence{a, later}, nil, later},
+		{"two", []Fence{a, b}, nil, Fence{}},
+		{"an offer that was taken up", []Fence{offer, b}, nil, b},
+		{"and what stood beside it", []Fence{offer, b, a}, nil, b},
+		{"an offer to another", []Fence{offer, {Owner: "c", Epoch: 9, By: "03"}}, nil, Fence{}},
+		{"an offer that was taken back", []Fence{offer, later, b}, nil, Fence{}},
+		{"a claim from before the offer", []Fence{offer, {Owner: "b", Epoch: 2, By: "04"}}, nil, Fence{}},
+		{"an offer to itself", []Fence{{Owner: "a", Epoch: 3, By: "05", Offer: "a"}, later}, nil, later},
+		{"a former name", []Fence{a, b}, []string{"a", "b"}, b},
+		{"two former names", []Fence{later, b}, []string{"a", "b", "c"}, later},
+		{"a former name and a stranger", []Fence{a, b, {Owner: "d", Epoch: 1, By: "06"}}, []string{"a", "b"}, Fence{}},
+	} {
+		for range 2 {
+			slices.Reverse(x.fences)
+			set := rota.RRset{Name: "_rota.example.test.", Type: rota.TypeTXT}
+			for _, f := range x.fences {
+				set.Data = append(set.Data, quoteTXT(f.String()))
+			}
+			if got, err := parseFences(set, x.one); got != x.want || (err != nil) != (x.want == Fence{}) {
+				t.Errorf("%s: %v, %v, want %v", x.name, got, err, x.want)
+			}
+		}
+	}
+}
+
+// A take-over that was cut off in its middle, by a crash or a lost answer, goes on by itself, or with the order that it had.
+func TestHandOverIsCutOff(t *testing.T) {
+	const zone = "example.test."
+	for _, x := range []struct {
+		name     string
+		offer    string
+		formerly []string
+		from     string
+		heals    bool
+	}{
+		{"offered", "b", nil, "", true},
+		{"renamed", "", []string{"a"}, "", true},
+		{"named", "", nil, "a", true},
+		{"nobody asked", "", nil, "", false},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				old := Fence{Owner: "a", Epoch: 3, By: "00", Offer: x.offer}
+				both := old.RRset(zone)
+				both.Data = append(both.Data, old.take("b", 1).RRset(zone).Data...)
+				slices.Sort(both.Data)
+				f := newFake(t, both)
+				w := newWorld(t, service("www.example.test", "192.0.2.1")).up("192.0.2.1")
+				if x.from != "" {
+					w.order(rota.Instruction{Verb: rota.VerbImport, From: x.from})
+				}
+				o := usual(w, f)
+				o.Owner, o.Formerly = named("b"), func() []string { return x.formerly }
+				p := run(t, o, 1)
+				time.Sleep(time.Minute)
+				got := f.data("_rota.example.test.", rota.TypeTXT)
+				if healed := len(got) == 1 && strings.Contains(got[0], "owner=b ") && len(f.dump()) > 2; healed != x.heals {
+					t.Errorf("%v, zone %v", got, f.dump())
+				}
+				if c := reasonCode(p.Publisher); x.heals == (c == CodeConflict) {
+					t.Errorf("it says %q", c)
+				}
+			})
+		})
+	}
+}
+
+// Two installations that were told to take the zone from each other do it once each: the later word counts.
+func TestHandOverThereAndBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		wa := newWorld(t, service("www.example.test", "192.0.2.1")).up("192.0.2.1")
+		wb := newWorld(t, service("www.example.test", "192.0.2.2")).up("192.0.2.2")
+		oa, ob := usual(wa, f), usual(wb, f)
+		oa.Owner, ob.Owner = named("a"), named("b")
+		run(t, oa, 1)
+		time.Sleep(time.Minute)
+		b := run(t, ob, 1)
+		wb.order(rota.Instruction{Verb: rota.VerbImport, From: "a"})
+		time.Sleep(time.Minute)
+		if got := f.data("www.example.test.", rota.TypeA); !slices.Equal(got, []string{"192.0.2.2"}) {
+			t.Fatalf("after the import www is %v", got)
+		}
+		wa.order(rota.Instruction{Verb: rota.VerbImport, From: "b"})
+		time.Sleep(10 * time.Second)
+		for range 8 {
+			if got := f.data("www.example.test.", rota.TypeA); !slices.Equal(got, []string{"192.0.2.1"}) {
+				t.Fatalf("after it was taken back www is %v", got)
+			}
+			time.Sleep(time.Minute)
+		}
+		if c := reasonCode(b.Publisher); c != CodeConflict {
+			t.Errorf("who lost the zone says %q", c)
+		}
+	})
+}
+
 // A released zone is anybody's, and comes back by an import.
 func TestRelease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

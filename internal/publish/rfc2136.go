@@ -140,6 +140,7 @@ type RFC2136 struct {
 	current atomic.Int64 // road that brought an answer last
 	since   atomic.Int64 // unix nanoseconds of when current left the first one
 	whole   transfers
+	total   func(keys int) time.Duration // that one Read may take
 }
 
 // serverRest is how long a server that did not answer is passed over.
@@ -166,7 +167,7 @@ func NewRFC2136(o RFC2136Options) (*RFC2136, error) {
 			return nil, fmt.Errorf("rfc2136: %w", err)
 		}
 	}
-	b := &RFC2136{o: o, whole: transfers{off: o.NoTransfer}}
+	b := &RFC2136{o: o, whole: transfers{off: o.NoTransfer}, total: readTime}
 	for _, s := range o.Servers {
 		addr, err := serverAddress(s)
 		if err != nil {
@@ -303,9 +304,27 @@ func (b *RFC2136) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
 // readers is how many queries are under way at once.
 const readers = 16
 
+// readTime bounds one Read in all: a server that answers each question just in time must not keep a zone from its newest state for hours.
+func readTime(keys int) time.Duration { return readWithin + time.Duration(keys)*20*time.Millisecond }
+
 // Read asks for each key by itself: no transfer has to be allowed, and its cost grows with what rota keeps, not with the zone. Where a
 // transfer is allowed and costs less it is one message for all.
 func (b *RFC2136) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (Reading, error) {
+	total := b.total(len(keys))
+	end := time.Now().Add(total)
+	bounded, cancel := context.WithDeadline(ctx, end)
+	defer cancel()
+	out, err := b.readAll(bounded, zone, keys)
+	if err != nil && ctx.Err() == nil && !time.Now().Before(end) {
+		return Reading{}, &Reason{
+			Code: CodeUnreachable, Transient: true, Zone: zone, Text: fmt.Sprintf("%d RRsets could not be read within %v", len(keys), total),
+			Advice: "the server or the way to it is slow: allow transfers of the zone, or ask a server that is nearer",
+		}
+	}
+	return out, err
+}
+
+func (b *RFC2136) readAll(ctx context.Context, zone rota.Name, keys []rota.Key) (Reading, error) {
 	whole, single := b.whole.worth(zone, keys)
 	if len(whole) > 0 {
 		out, err := b.reads[b.first()].transfer(ctx, zone, whole)

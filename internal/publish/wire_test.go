@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -184,5 +185,54 @@ func TestStrayAnswers(t *testing.T) {
 		if answer, why := r.judge(ask, wire, ""); (answer != nil) != (name == "") || why != nil {
 			t.Errorf("another %s: %v, %v", name, answer, why)
 		}
+	}
+}
+
+// A server that answers each question just in time does not hold a reader for the sum of them.
+func TestReadIsBounded(t *testing.T) {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	go func() {
+		buf := make([]byte, maxDatagram)
+		for {
+			n, from, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			m := new(dns.Msg)
+			if m.Unpack(buf[:n]) != nil {
+				continue
+			}
+			reply := new(dns.Msg)
+			reply.SetReply(m)
+			reply.Authoritative = true
+			time.Sleep(20 * time.Millisecond)
+			if wire, err := reply.Pack(); err == nil {
+				_, _ = conn.WriteTo(wire, from)
+			}
+		}
+	}()
+	b, err := NewRFC2136(RFC2136Options{Servers: []string{conn.LocalAddr().String()}, NoTransfer: true, Timeout: 20 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys []rota.Key
+	for i := range 1000 {
+		keys = append(keys, rota.Key{Name: rota.Name(fmt.Sprintf("s%d.example.test.", i)), Type: rota.TypeA})
+	}
+	if got := b.total(len(keys)); got != readWithin+20*time.Second {
+		t.Errorf("a read of %d keys may take %v", len(keys), got)
+	}
+	b.total = func(int) time.Duration { return 200 * time.Millisecond }
+	start := time.Now()
+	_, err = b.Read(t.Context(), "example.test.", keys)
+	if r := ReasonOf(err); r.Code != CodeUnreachable || !r.Transient || r.InDoubt || !strings.Contains(r.Text, "1000 RRsets could not be read within 200ms") {
+		t.Errorf("%+v", r)
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("it took %v", took)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -38,6 +39,8 @@ type zone struct {
 	pending []pending              // written and not yet read back, or in doubt
 	refused map[rota.Name]*refusal // names the server does not take
 	renewed uint64                 // the newest refresh whose additions were made
+	// imported is the newest order when the zone was last taken.
+	imported uint64
 }
 
 // pending is a change whose effect has not been seen yet.
@@ -110,9 +113,12 @@ func (z *zone) run(ctx context.Context) error {
 		if len(d.wants) > 0 || d.orders.release != nil {
 			start := time.Now()
 			whole, names, err := z.round(ctx, d)
-			if ctx.Err() != nil {
+			switch {
+			case ctx.Err() != nil:
 				return nil
-			} else if err != nil {
+			case errors.Is(err, errNewer):
+				continue
+			case err != nil:
 				return err
 			}
 			wait = spread(z.audit(), 0.1)
@@ -136,6 +142,23 @@ func (z *zone) run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// errNewer says that a round gave way to a newer desire before it had written all.
+var errNewer = errors.New("something else is wanted now")
+
+// freshEvery is how long one desire is written before a newer one is looked at: with a DNS that takes an hour for a thousand changes, the
+// newest must not wait for the hour.
+const freshEvery = 30 * time.Second
+
+// newer reports whether something else than d is wanted by now.
+func (z *zone) newer(d desire) bool {
+	z.mu.Lock()
+	now := z.desired
+	z.mu.Unlock()
+	return now.state != d.state && (now.orders.index != d.orders.index || !slices.EqualFunc(now.wants, d.wants, func(a, b rota.Want) bool {
+		return a.Set.Equal(b.Set) && slices.Equal(a.Drop, b.Drop)
+	}))
 }
 
 // wrote reports whether the DNS has agreed to a write since start.
@@ -221,7 +244,7 @@ func (z *zone) note(d desire, whole *Reason, names []*Reason) []*Reason {
 	}
 	z.status.Reasons = reasons
 	for _, r := range reasons {
-		if !slices.ContainsFunc(was, func(o *Reason) bool { return *o == *r }) {
+		if !slices.ContainsFunc(was, r.same) {
 			z.o.Log.Warn("the DNS is not as it should be", "publisher", z.o.Name, "zone", z.name.Short(), "code", string(r.Code), "reason", r.Error())
 		}
 	}
@@ -289,7 +312,7 @@ func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error
 	z.settle(ctx, d, have)
 	plan := z.plan(d, have)
 	if stopped != nil {
-		if _, conflict := d.holder(z.name, &z.o, have.Sets); conflict != nil {
+		if _, conflict := d.holder(z.name, &z.o, have.Sets, z.imported); conflict != nil {
 			return conflict, plan.Reasons, nil
 		}
 		return stopped.would(plan.Changes), plan.Reasons, nil
@@ -348,8 +371,9 @@ func (z *zone) carry(ctx context.Context, d desire, changes []rota.Change, start
 	if len(changes) == 0 {
 		return nil, nil, nil
 	}
-	whole, names, err = z.write(ctx, changes, d.registry, start)
-	if err != nil || len(z.pending) == 0 {
+	whole, names, err = z.write(ctx, d, changes, start)
+	cut := errors.Is(err, errNewer)
+	if err != nil && !cut || len(z.pending) == 0 {
 		return whole, names, err
 	}
 	keys := []rota.Key{FenceKey(z.name)}
@@ -370,7 +394,11 @@ func (z *zone) carry(ctx context.Context, d desire, changes []rota.Change, start
 	before := z.status.Records
 	z.mu.Unlock()
 	z.saw(before, slices.DeleteFunc(keys, func(k rota.Key) bool { return k == FenceKey(z.name) || d.registry.subject(k) != k.Name }), back.Sets)
-	return whole, append(names, z.settle(ctx, d, back)...), nil
+	names = append(names, z.settle(ctx, d, back)...)
+	if cut {
+		return nil, nil, errNewer
+	}
+	return whole, names, nil
 }
 
 // releasedBy says who gave the zone up.
@@ -390,7 +418,7 @@ func releasedBy(zone rota.Name, x *rota.Instructed) *Reason {
 func (z *zone) release(ctx context.Context, d desire) (*Reason, []*Reason, error) {
 	done := releasedBy(z.name, d.orders.release)
 	to := d.orders.release.To
-	have, err := z.o.Backend.Read(ctx, z.name, append(d.reads(), FenceKey(z.name)))
+	have, err := z.o.Backend.Read(ctx, z.name, []rota.Key{FenceKey(z.name)}) // that is all there is to see once it is done
 	if err != nil {
 		return z.because(err), nil, nil
 	}
@@ -407,7 +435,11 @@ func (z *zone) release(ctx context.Context, d desire) (*Reason, []*Reason, error
 		if whole, err := z.take(ctx, d); whole != nil || err != nil {
 			return whole, nil, err
 		}
-	} else if whole := z.still(have.Sets); whole != nil {
+	}
+	if have, err = z.o.Backend.Read(ctx, z.name, append(d.reads(), FenceKey(z.name))); err != nil {
+		return z.because(err), nil, nil
+	}
+	if whole := z.still(have.Sets); whole != nil {
 		return whole, nil, nil
 	}
 	z.settle(ctx, d, have)
@@ -481,7 +513,7 @@ func (z *zone) take(ctx context.Context, d desire) (*Reason, error) {
 	if err != nil {
 		return z.because(err), nil
 	}
-	old, conflict := d.holder(z.name, &z.o, have.Sets)
+	old, conflict := d.holder(z.name, &z.o, have.Sets, z.imported)
 	if conflict != nil {
 		return conflict, nil
 	}
@@ -499,12 +531,15 @@ func (z *zone) take(ctx context.Context, d desire) (*Reason, error) {
 		if rerr != nil {
 			return z.because(rerr), nil
 		}
-		now, conflict := d.holder(z.name, &z.o, have.Sets)
+		now, conflict := d.holder(z.name, &z.o, have.Sets, z.imported)
 		switch {
 		case conflict != nil:
 			return conflict, nil
 		case now.same(mine):
 			z.fence, z.held, z.doubt = now, true, false
+			if len(find(have.Sets, FenceKey(z.name)).Data) == 1 {
+				z.imported = d.orders.index
+			}
 			if old.Owner != "" {
 				z.late = time.Now()
 			}
@@ -524,7 +559,7 @@ func (z *zone) take(ctx context.Context, d desire) (*Reason, error) {
 
 // still looks whether the fence is ours, and follows a write of our own that arrived late.
 func (z *zone) still(sets []rota.RRset) *Reason {
-	now, conflict := heldBy(z.name, z.o.Owner(), nil, sets)
+	now, conflict := heldBy(z.name, z.o.Owner(), z.o.formerly(), sets)
 	switch {
 	case conflict != nil:
 		z.held = false
@@ -559,10 +594,11 @@ const patience = 3
 // admit leaves out the names that the server refused lately and whose changes are the same.
 func (z *zone) admit(plan ZonePlan, g registry) (todo []rota.Change, names []*Reason) {
 	names, todo = plan.Reasons, make([]rota.Change, 0, len(plan.Changes))
+	maps.DeleteFunc(z.refused, func(_ rota.Name, r *refusal) bool { return !time.Now().Before(r.until) })
 	for changes := range g.bySubject(plan.Changes) {
 		n := g.subject(changes[0].Key())
 		if r := z.refused[n]; r != nil {
-			if r.changes == fmt.Sprint(changes) && time.Now().Before(r.until) {
+			if r.changes == fmt.Sprint(changes) {
 				names = append(names, r.reason)
 				continue
 			}
@@ -625,12 +661,21 @@ func (g registry) portions(changes []rota.Change, limit int) [][]rota.Change {
 // searchLimit bounds the messages that a round spends on finding the names which the server refuses.
 const searchLimit = 40
 
-// write writes the changes in as few transactions as the backend needs. When the server refuses a transaction and yet lets the fence
+// write writes the changes in as few transactions as the backend needs; when something else is wanted meanwhile it stops between two of
+// them with errNewer. When the server refuses a transaction and yet lets the fence
 // move, single names are at fault: they are found by halving, so that the others are written.
-func (z *zone) write(ctx context.Context, changes []rota.Change, g registry, start time.Time) (whole *Reason, names []*Reason, err error) {
+func (z *zone) write(ctx context.Context, d desire, changes []rota.Change, start time.Time) (whole *Reason, names []*Reason, err error) {
+	g := d.registry
 	todo := g.portions(changes, z.o.Backend.Capabilities().Batch)
 	budget, searching := searchLimit, false
+	fresh := time.Now()
 	for len(todo) > 0 {
+		if time.Since(fresh) >= freshEvery {
+			if z.newer(d) {
+				return nil, nil, errNewer
+			}
+			fresh = time.Now()
+		}
 		part := todo[0]
 		todo = todo[1:]
 		n, err := z.transact(ctx, part, start)
