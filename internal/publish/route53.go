@@ -117,6 +117,7 @@ const (
 	route53Wait   = 45 * time.Second // changes are usually everywhere within a minute
 	route53Sets   = 1000             // records in a ChangeBatch
 	route53Chars  = 32000            // characters of all their values
+	route53Note   = 256              // characters of a comment
 	route53PerSet = 4                // names that are listed one by one rather than with all of the zone
 )
 
@@ -413,7 +414,7 @@ func (d *amazon) commit(ctx context.Context, b Batch, held []entry) error {
 		return err
 	}
 	answer, err := d.api.ChangeResourceRecordSets(turn, &route53.ChangeResourceRecordSetsInput{
-		HostedZoneId: &id, ChangeBatch: &types.ChangeBatch{Changes: append(goes, comes...), Comment: aws.String("rota " + b.Fence.New.Data[0])},
+		HostedZoneId: &id, ChangeBatch: &types.ChangeBatch{Changes: append(goes, comes...), Comment: aws.String(route53Comment(b.Fence.New))},
 	})
 	cancel()
 	if err != nil {
@@ -426,6 +427,15 @@ func (d *amazon) commit(ctx context.Context, b Batch, held []entry) error {
 	}
 	d.await(ctx, answer.ChangeInfo)
 	return nil
+}
+
+// route53Comment says whose a change is, to those who read Amazon's log.
+func route53Comment(fence rota.RRset) string {
+	if len(fence.Data) == 0 {
+		return "rota gives the zone up"
+	}
+	text := "rota " + fence.Data[0]
+	return text[:min(len(text), route53Note)]
 }
 
 // await waits until all of Amazon's name servers have a change, as long as the options say. That it takes longer is no failure: the
