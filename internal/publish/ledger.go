@@ -435,8 +435,8 @@ type editor interface {
 }
 
 // stepwise makes a batch true record by record: the fence first, then name by name what is new before what goes, so that no name is
-// ever without records; but a CNAME and the addresses of its name, which cannot stand together, the other way round. An error after the
-// fence has moved is in doubt.
+// ever without records; but a CNAME and the addresses of its name, which cannot stand together, the other way round (see flip). An error
+// after the fence has moved is in doubt.
 func stepwise(ctx context.Context, d editor, b Batch, held []entry) error {
 	s := steps{ctx: ctx, d: d, zone: b.Zone, held: map[rota.Key][]entry{}}
 	for _, e := range held {
@@ -449,17 +449,27 @@ func stepwise(ctx context.Context, d editor, b Batch, held []entry) error {
 		if err := s.lookAgain(b.Fence); err != nil {
 			return err
 		}
-		first, then := s.add, s.drop
+		var err error
 		if slices.ContainsFunc(changes, func(c rota.Change) bool { return c.Key().Type == rota.TypeCNAME }) {
-			first, then = s.drop, s.add
+			err = s.flip(b.Fence, changes)
+		} else {
+			err = each(changes, s.add, s.drop)
 		}
-		for _, step := range []func(rota.Change) error{first, then} {
-			for _, c := range changes {
-				if err := step(c); err != nil {
-					r := inDoubt(err)
-					r.Name = c.Key().Name
-					return r
-				}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// each takes steps one after the other, each for all changes of a name. Its error is in doubt.
+func each(changes []rota.Change, steps ...func(rota.Change) error) error {
+	for _, step := range steps {
+		for _, c := range changes {
+			if err := step(c); err != nil {
+				r := inDoubt(err)
+				r.Name = c.Key().Name
+				return r
 			}
 		}
 	}
@@ -531,6 +541,50 @@ func (s *steps) lookAgain(c rota.Change) error {
 		return inDoubt(err)
 	}
 	return nil
+}
+
+// flipWithin bounds a flip, and what puts it right when it failed.
+const flipWithin = 15 * time.Second
+
+// flip puts a CNAME in the place of a name's addresses, or the reverse. Once begun it goes on when the batch's context ends, and what went is
+// put back when what should come instead did not: a name without records waits for nobody.
+func (s *steps) flip(fence rota.Change, changes []rota.Change) error {
+	if s.ctx.Err() != nil {
+		return inDoubt(s.ctx.Err())
+	}
+	now := *s
+	var cancel context.CancelFunc
+	now.ctx, cancel = context.WithTimeout(context.WithoutCancel(s.ctx), flipWithin)
+	err := each(changes, now.drop, now.add)
+	cancel()
+	if err != nil {
+		now.ctx, cancel = context.WithTimeout(context.WithoutCancel(s.ctx), flipWithin)
+		defer cancel()
+		now.restore(fence, changes)
+	}
+	return err
+}
+
+// restore puts back what a failed flip has taken, where the name is seen to be bare and the fence to be ours. The publisher looks again,
+// whatever comes of it.
+func (s *steps) restore(fence rota.Change, changes []rota.Change) {
+	there, err := s.d.list(s.ctx, s.zone, []rota.Name{changes[0].Key().Name, fence.Key().Name})
+	if err != nil {
+		return
+	}
+	for _, e := range there {
+		foreign := e.Key == fence.Key() && !slices.Contains(fence.New.Data, e.Data)
+		if foreign || slices.ContainsFunc(changes, func(c rota.Change) bool { return c.Key() == e.Key }) {
+			return
+		}
+	}
+	for _, c := range changes {
+		for _, e := range s.held[c.Key()] {
+			if s.d.create(s.ctx, s.zone, e) != nil {
+				return
+			}
+		}
+	}
 }
 
 // inDoubt returns the reason of an error that came after something was written.

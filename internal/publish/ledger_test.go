@@ -350,6 +350,94 @@ func TestStepwiseDeposed(t *testing.T) {
 	})
 }
 
+// aliasShelf is a shelf that does something else with a new CNAME.
+type aliasShelf struct {
+	*shelf
+	alias func(ctx context.Context, put func()) error
+}
+
+func (s aliasShelf) create(ctx context.Context, zone rota.Name, e entry) error {
+	if e.Key.Type != rota.TypeCNAME {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return s.shelf.create(ctx, zone, e)
+	}
+	return s.alias(ctx, func() { s.shelf.create(ctx, zone, e) })
+}
+
+// Between its addresses and its CNAME a name is bare. Whatever fails there, it does not stay so; but a writer that was deposed meanwhile
+// touches nothing more.
+func TestStepwiseFlip(t *testing.T) {
+	refused := &Reason{Code: CodeUnsupported, Text: "no CNAMEs today"}
+	first := Fence{Owner: "test", Epoch: 1, By: "00"}
+	alias := rota.Key{Name: www.Name, Type: rota.TypeCNAME}
+	six := rota.Key{Name: www.Name, Type: rota.TypeAAAA}
+	for name, tt := range map[string]struct {
+		alias func(ctx context.Context, s *shelf, stop func(), put func()) error
+		four  []string
+		cname []string
+		fails bool
+	}{
+		"done": {func(_ context.Context, _ *shelf, _, put func()) error { put(); return nil }, nil, []string{"sorry.example.test."}, false},
+		"refused": {
+			func(context.Context, *shelf, func(), func()) error { return refused }, []string{"192.0.2.1", "192.0.2.2"}, nil, true,
+		},
+		"done, and the answer lost": {
+			func(_ context.Context, _ *shelf, _, put func()) error { put(); return refused }, nil, []string{"sorry.example.test."}, true,
+		},
+		"the writer is to end": {
+			func(ctx context.Context, _ *shelf, stop, put func()) error {
+				if stop(); ctx.Err() == nil {
+					put()
+				}
+				return ctx.Err()
+			}, nil, []string{"sorry.example.test."}, false,
+		},
+		"the writer is to end, and it is refused": {
+			func(_ context.Context, _ *shelf, stop, _ func()) error { stop(); return refused }, []string{"192.0.2.1", "192.0.2.2"}, nil, true,
+		},
+		"no answer": {
+			func(ctx context.Context, _ *shelf, _, _ func()) error { <-ctx.Done(); return ctx.Err() }, []string{"192.0.2.1", "192.0.2.2"}, nil, true,
+		},
+		"deposed": {
+			func(_ context.Context, s *shelf, _, _ func()) error {
+				s.set(func() { s.put(on(first.take("test", 7).RRset(shelfZone))[0]) })
+				return refused
+			}, nil, nil, true,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newShelf(slices.Concat(on(first.RRset(shelfZone)), on(at(www, "192.0.2.1", "192.0.2.2")), on(at(six, "2001:db8::1")))...)
+				ctx, stop := context.WithCancel(t.Context())
+				d := aliasShelf{s, func(ctx context.Context, put func()) error { return tt.alias(ctx, s, stop, put) }}
+				start := time.Now()
+				err := stepwise(ctx, d, Batch{
+					Zone: shelfZone, Fence: rota.Change{Old: first.RRset(shelfZone), New: first.Next().RRset(shelfZone)},
+					Changes: []rota.Change{
+						{Old: at(www, "192.0.2.1", "192.0.2.2"), New: at(www)},
+						{Old: at(six, "2001:db8::1"), New: at(six)},
+						{Old: at(alias), New: at(alias, "sorry.example.test.")},
+					},
+				}, slices.Clone(s.entries))
+				if tt.fails != (err != nil) || err != nil && (!ReasonOf(err).InDoubt || ReasonOf(err).Name != www.Name) {
+					t.Errorf("%+v", err)
+				}
+				if got := s.data(www); !slices.Equal(got, tt.four) || len(s.data(six)) != min(1, len(tt.four)) {
+					t.Errorf("its addresses are %v and %v, want %v", got, s.data(six), tt.four)
+				}
+				if got := s.data(alias); !slices.Equal(got, tt.cname) {
+					t.Errorf("its CNAME is %v, want %v", got, tt.cname)
+				}
+				if took := time.Since(start); took > 2*flipWithin {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
+	}
+}
+
 // A list that shows what stood there before our write is asked for again; one that shows something else is believed.
 func TestLedgerLag(t *testing.T) {
 	for _, c := range []struct {
