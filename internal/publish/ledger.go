@@ -80,6 +80,8 @@ type ledger struct {
 	mu      sync.Mutex // guards what follows
 	found   []rota.Name
 	asked   time.Time // when zones was asked last
+	refused *Reason   // of the last list of zones, when it will not pass by itself
+	until   time.Time // refused is not asked for again
 	written map[rota.Name]map[rota.Key]written
 	blank   map[rota.Name]blank
 }
@@ -98,11 +100,13 @@ type blank struct {
 
 // How long what a provider lists is taken for true.
 const (
-	zonesAge    = 10 * time.Minute // the list of zones
-	zonesRetry  = 30 * time.Second // the list of zones, when a name is in none of them
-	settleFor   = 30 * time.Second // the usual time in which a list catches up with a write
-	writeWithin = time.Minute      // one Write in all
-	readWithin  = 30 * time.Second // one Read in all, however often it looks
+	zonesAge     = 10 * time.Minute // the list of zones
+	zonesRetry   = 30 * time.Second // the list of zones, when a name is in none of them
+	zonesRefused = 5 * time.Second  // that the list of zones is refused, which many names in a row ask for
+	settleFor    = 30 * time.Second // the usual time in which a list catches up with a write
+	zonesWithin  = time.Minute      // one list of all zones
+	writeWithin  = time.Minute      // one Write in all
+	readWithin   = 30 * time.Second // one Read in all, however often it looks
 )
 
 func newLedger(d driver, settle time.Duration) *ledger {
@@ -113,20 +117,35 @@ func newLedger(d driver, settle time.Duration) *ledger {
 func (l *ledger) Capabilities() Capabilities { return l.capabilities() }
 
 // Zones lists the zones of the account, as the provider says it now.
-func (l *ledger) Zones(ctx context.Context) ([]rota.Name, error) { return l.zones(ctx) }
+func (l *ledger) Zones(ctx context.Context) ([]rota.Name, error) {
+	ctx, cancel := context.WithTimeout(ctx, zonesWithin)
+	defer cancel()
+	return l.zones(ctx)
+}
 
 // Zone returns the longest zone of the account that holds the name.
 func (l *ledger) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
 	l.mu.Lock()
-	found, age := l.found, time.Since(l.asked)
+	found, age, refused := l.found, time.Since(l.asked), l.refused
+	if !time.Now().Before(l.until) {
+		refused = nil
+	}
 	l.mu.Unlock()
 	z, ok := rota.LongestZone(name, found)
 	if ok && age < zonesAge {
 		return z, nil
 	}
 	if ok || age >= zonesRetry {
-		fresh, err := l.zones(ctx)
+		if refused != nil {
+			return "", refused
+		}
+		fresh, err := l.Zones(ctx)
 		if err != nil {
+			if r := ReasonOf(err); !r.Transient {
+				l.mu.Lock()
+				l.refused, l.until = r, time.Now().Add(zonesRefused)
+				l.mu.Unlock()
+			}
 			return "", err
 		}
 		l.mu.Lock()

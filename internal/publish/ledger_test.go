@@ -567,6 +567,60 @@ func TestLedgerZone(t *testing.T) {
 	})
 }
 
+// endlessZones is a driver whose list of zones has one page more each time, each after a moment.
+type endlessZones struct{ *shelf }
+
+func (endlessZones) zones(ctx context.Context) ([]rota.Name, error) {
+	for range maxPages {
+		select {
+		case <-time.After(10 * time.Second):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return nil, nil
+}
+
+// A list of zones that goes on and on is given up, also for whoever waits without a limit of his own.
+func TestLedgerZonesEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(endlessZones{newShelf()}, 0)
+		start := time.Now()
+		if _, err := l.Zone(context.Background(), www.Name); ReasonOf(err).Code != CodeUnreachable || time.Since(start) > zonesWithin {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+	})
+}
+
+// That the credentials are wrong is asked for once, not once for each of many names.
+func TestLedgerZoneDenied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		asked := 0
+		s.gate = func(_ bool, do func()) { asked++; do() }
+		l := newLedger(s, 0)
+		for i := range 1000 {
+			s.fault = &Reason{Code: CodeDenied, Text: "no"}
+			n := rota.MustParseName(fmt.Sprintf("h%d.example.test", i))
+			if _, err := l.Zone(t.Context(), n); ReasonOf(err).Code != CodeDenied {
+				t.Fatal(err)
+			}
+		}
+		if asked != 1 {
+			t.Errorf("asked %d times", asked)
+		}
+		time.Sleep(zonesRefused)
+		s.fault = &Reason{Code: CodeUnreachable, Transient: true, Text: "not now"}
+		if _, err := l.Zone(t.Context(), www.Name); ReasonOf(err).Code != CodeUnreachable {
+			t.Error(err)
+		}
+		s.fault = nil
+		if z, err := l.Zone(t.Context(), www.Name); err != nil || z != shelfZone {
+			t.Errorf("%s, %v", z, err)
+		}
+	})
+}
+
 // What a Write is planned on is compared before it; what is not right is written nowhere.
 func TestLedgerCompares(t *testing.T) {
 	f := Fence{}.take("test", 1)
