@@ -841,6 +841,86 @@ func TestLateRequest(t *testing.T) {
 	}
 }
 
+// An answer that leaves its list out, or says null, does not say that there are no records.
+func TestNoListIsNotEmpty(t *testing.T) {
+	zone := rota.Name("example.test.")
+	for name, tt := range map[string]struct {
+		make    func(http.RoundTripper) (Backend, error)
+		answers map[string][]string // by the end of a path
+	}{
+		"Cloudflare": {
+			func(c http.RoundTripper) (Backend, error) {
+				return NewCloudflare(CloudflareOptions{Token: "t", client: c})
+			},
+			map[string][]string{
+				"/zones":       {`{"success": true, "result": [{"id": "z", "name": "example.test"}], "result_info": {"page": 1, "total_pages": 1}}`},
+				"/dns_records": {`{"success": true, "result": null, "result_info": {"page": 1}}`, `{"success": true, "result_info": {"page": 1}}`},
+			},
+		},
+		"PowerDNS": {
+			func(c http.RoundTripper) (Backend, error) {
+				return NewPowerDNS(PowerDNSOptions{URL: "http://127.0.0.1:8081", Key: "k", client: c})
+			},
+			map[string][]string{"/example.test.": {`{"name": "example.test.", "kind": "Native"}`, `{"name": "example.test.", "rrsets": null}`}},
+		},
+		"deSEC": {
+			func(c http.RoundTripper) (Backend, error) { return NewDeSEC(DeSECOptions{Token: "t", client: c}) },
+			map[string][]string{"/rrsets/": {`null`}},
+		},
+		"AutoDNS": {
+			func(c http.RoundTripper) (Backend, error) {
+				return NewAutoDNS(AutoDNSOptions{User: "u", Password: "p", Rate: 1e9, Client: c})
+			},
+			map[string][]string{
+				"/_search":         {`{"status": {"type": "SUCCESS"}, "data": [{"origin": "example.test", "virtualNameServer": "ns"}]}`},
+				"/example.test/ns": {`{"status": {"type": "SUCCESS"}, "data": null}`},
+			},
+		},
+		"Dynu": {
+			func(c http.RoundTripper) (Backend, error) { return NewDynu(DynuOptions{Token: "t", Client: c}) },
+			map[string][]string{
+				"/dns":    {`{"statusCode": 200, "domains": [{"id": 1, "name": "example.test"}]}`},
+				"/record": {`{"statusCode": 200}`, `{"statusCode": 200, "dnsRecords": null}`},
+			},
+		},
+		"DigitalOcean": {
+			func(c http.RoundTripper) (Backend, error) {
+				return NewDigitalOcean(DigitalOceanOptions{Token: "t", Client: c})
+			},
+			map[string][]string{"/records": {`{}`, `{"domain_records": null}`}},
+		},
+		"webhook": {
+			func(c http.RoundTripper) (Backend, error) {
+				return NewWebhook(WebhookOptions{URL: "https://hook.example.test/x", Secret: strings.Repeat("s", 16), Client: c})
+			},
+			map[string][]string{"/x": {`{}`, `{"rrsets": null}`}},
+		},
+	} {
+		last := 0
+		for i := 0; i <= last; i++ {
+			asked := ""
+			b, err := tt.make(roundTrip(func(r *http.Request) (*http.Response, error) {
+				for end, bodies := range tt.answers {
+					if strings.HasSuffix(r.URL.Path, end) {
+						last = max(last, len(bodies)-1)
+						asked = bodies[min(i, len(bodies)-1)]
+						return answer(r, 200, "application/json", asked), nil
+					}
+				}
+				t.Errorf("%s: asked for %s", name, r.URL)
+				return nil, errors.New("no")
+			}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			have, err := b.Read(t.Context(), zone, []rota.Key{www, FenceKey(zone)})
+			if err == nil || ReasonOf(err).Code != CodeMalformed {
+				t.Errorf("%s: %s is read as %v, %v", name, asked, have.Sets, err)
+			}
+		}
+	}
+}
+
 // FuzzAPIAnswer answers every request of a Backend with the same nonsense. Whatever it is, there is a Reason or a reading, and nothing
 // but questions is sent before the lists can be read.
 func FuzzAPIAnswer(f *testing.F) {
@@ -855,12 +935,25 @@ func FuzzAPIAnswer(f *testing.F) {
 		func(c http.RoundTripper) (Backend, error) {
 			return NewExternalDNS(ExternalDNSOptions{URL: "http://127.0.0.1:8888", Client: c})
 		},
+		func(c http.RoundTripper) (Backend, error) {
+			return NewCloudflare(CloudflareOptions{Token: "t", client: c})
+		},
+		func(c http.RoundTripper) (Backend, error) {
+			return NewPowerDNS(PowerDNSOptions{URL: "http://127.0.0.1:8081", Key: "k", client: c})
+		},
+		func(c http.RoundTripper) (Backend, error) { return NewDeSEC(DeSECOptions{Token: "t", client: c}) },
+		func(c http.RoundTripper) (Backend, error) {
+			return NewWebhook(WebhookOptions{URL: "https://hook.example.test", Secret: strings.Repeat("s", 16), Client: c})
+		},
 	}
 	for _, s := range []string{
 		``, `null`, `[]`, `{}`, `{"statusCode":200,"domains":[{"id":1,"name":"example.test"}],"dnsRecords":[{"nodeName":"www","recordType":"A","state":true}]}`,
 		`{"status":{"type":"SUCCESS"},"data":[{"origin":"example.test","virtualNameServer":"a","main":{"address":"x"},"wwwInclude":true,"resourceRecords":[{"type":"MX"}]}]}`,
 		`{"domains":[{"name":"example.test"}],"domain_records":[{"type":"MX","name":"@"}],"links":{"pages":{"next":"::"}},"meta":{"total":1}}`,
 		`[{"dnsName":"www.example.test","recordType":"A","targets":["192.0.2.1"],"recordTTL":-1}]`, `{"include":["example.test"]}`,
+		`{"success":true,"result":[{"id":"1","name":"example.test","type":"A","content":"x"}],"result_info":{"page":1,"total_pages":9}}`,
+		`[{"name":"example.test.","subname":"www","type":"A","records":["x"]}]`, `{"name":"example.test.","kind":"Native","rrsets":[{"name":"www.example.test."}]}`,
+		`{"zones":["example.test."],"rrsets":[{"name":"www.example.test.","type":"A","data":["192.0.2.1"]}]}`,
 	} {
 		for i := range makers {
 			f.Add(uint8(i), []byte(s))
@@ -881,6 +974,10 @@ func FuzzAPIAnswer(f *testing.F) {
 		case *dynu:
 			d.rest.pace.SetLimit(1e9)
 		case *digitalOcean:
+			d.rest.pace.SetLimit(1e9)
+		case *cloudflare:
+			d.rest.pace.SetLimit(1e9)
+		case *deSEC:
 			d.rest.pace.SetLimit(1e9)
 		}
 		_, err = b.Zone(t.Context(), www.Name)

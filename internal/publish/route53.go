@@ -46,6 +46,11 @@ type Route53Options struct {
 	client http.RoundTripper
 }
 
+func (o Route53Options) String() string { return "Route 53" }
+
+// GoString hides the key from %#v.
+func (o Route53Options) GoString() string { return o.String() }
+
 // NewRoute53 returns a Backend that writes to Route 53. A ChangeBatch deletes exactly what was listed and creates what comes instead, the
 // fence included: Route 53 refuses it whole when anything differs. It fails when the options cannot work; credentials are first looked
 // for when they are needed.
