@@ -582,7 +582,7 @@ func route53Reason(err error, changes bool) error {
 		r.Transient = false
 	case "AccessDenied", "AccessDeniedException", "InvalidClientTokenId", "SignatureDoesNotMatch", "ExpiredToken", "UnrecognizedClientException",
 		"IncompleteSignature", "MissingAuthenticationToken", "OptInRequired":
-		say(CodeDenied, "check the credentials and their policy: route53:ListHostedZones, ListResourceRecordSets, ChangeResourceRecordSets and GetChange")
+		say(CodeDenied, "check the credentials and their policy: route53:ListHostedZones (GetHostedZone with a zone's id), ListResourceRecordSets, ChangeResourceRecordSets and GetChange")
 		r.Transient = false
 	case "RequestExpired":
 		say(CodeBadTime, "clock skew: check this host's clock")
