@@ -292,6 +292,7 @@ func apiConformance(t *testing.T, virtual bool, start func(testing.TB) fakeAPI) 
 		{"done, and the answer lost", apiAnswerLost},
 		{"hand edit", apiHandEdit},
 		{"other owner", apiOtherOwner},
+		{"given up", apiGivenUp},
 		{"names in the way", apiInTheWay},
 		{"types and TTLs", apiTypesAndTTLs},
 		{"1,000 names", apiManyNames},
@@ -547,6 +548,20 @@ func apiRequestHeld(t *testing.T, x *apiTarget) {
 	eventually(t, "B's state", func() bool {
 		return settled(pb.Publisher, b.State().At()) && x.holds("app.example.test.", "A", "192.0.2.1", "192.0.2.3")()
 	})
+}
+
+// apiGivenUp has a person release the zone: the fence goes, and what was served stays.
+func apiGivenUp(t *testing.T, x *apiTarget) {
+	w := newWorld(t, apiService("app.example.test", "192.0.2.1")).up("192.0.2.1")
+	p := run(t, x.options(w), 1)
+	eventually(t, "the write", func() bool { return settled(p.Publisher, w.State().At()) && len(x.data("app.example.test.", "A")) == 1 })
+	w.order(rota.Instruction{Verb: rota.VerbRelease, Publisher: testPublisher, Zone: "example.test."})
+	eventually(t, "the end of it", func() bool { return reasonCode(p.Publisher) == CodeReleased && x.holds("_rota.example.test.", "TXT")() })
+	w.down("192.0.2.1")
+	time.Sleep(time.Second)
+	if !x.holds("app.example.test.", "A", "192.0.2.1")() {
+		t.Errorf("app is %v", x.data("app.example.test.", "A"))
+	}
 }
 
 // apiReplay sends every request again after the DNS has gone full circle, so that the old values are back.

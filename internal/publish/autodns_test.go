@@ -470,6 +470,14 @@ func TestSecretsOfAPIsAreHidden(t *testing.T) {
 		AutoDNSOptions{User: "u", Password: "s3cret"},
 		DynuOptions{Token: "s3cret"},
 		DigitalOceanOptions{Token: "s3cret"},
+		CloudflareOptions{Token: "s3cret"},
+		PowerDNSOptions{URL: "https://u:s3cret@127.0.0.1", Key: "s3cret"},
+		DeSECOptions{Token: "s3cret"},
+		Route53Options{AccessKey: "s3cret", SecretKey: "s3cret"},
+		WebhookOptions{Name: "x", Secret: "s3cret"},
+		&WebhookOptions{Name: "x", Secret: "s3cret"},
+		RFC2136Options{Key: &Key{Name: "k", Secret: "s3cret"}, OldKey: &Key{Name: "k", Secret: "s3cret"}},
+		NSUpdateOptions{Servers: RFC2136Options{Key: &Key{Name: "k", Secret: "s3cret"}}},
 		LibDNSOptions{Name: "x", Provider: struct{ Token string }{"s3cret"}, Secrets: []string{"s3cret"}},
 	} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {

@@ -29,6 +29,11 @@ type CloudflareOptions struct {
 	client http.RoundTripper
 }
 
+func (o CloudflareOptions) String() string { return "Cloudflare" }
+
+// GoString hides the token from %#v.
+func (o CloudflareOptions) GoString() string { return o.String() }
+
 // Proxied says whether Cloudflare answers with its own addresses and passes the traffic on.
 type Proxied string
 
@@ -143,6 +148,9 @@ func cloudflareList[T any](ctx context.Context, r *rest, path string, query url.
 		}
 		if a.Success == nil || !*a.Success {
 			return "", cloudflareUnsuccessful(r, a.Errors, false)
+		}
+		if a.Result == nil {
+			return "", r.malformed(false, "the answer has no list")
 		}
 		if want := cmp.Or(mark, "1"); want != strconv.Itoa(a.Info.Page) {
 			return "", r.malformed(false, "asked for page %s of a list and got page %d", want, a.Info.Page)

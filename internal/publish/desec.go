@@ -25,6 +25,11 @@ type DeSECOptions struct {
 	client http.RoundTripper
 }
 
+func (o DeSECOptions) String() string { return "deSEC" }
+
+// GoString hides the token from %#v.
+func (o DeSECOptions) GoString() string { return o.String() }
+
 // deSECMinTTL is what new accounts have.
 const deSECMinTTL = 3600
 
@@ -97,6 +102,9 @@ func deSECList[T any](ctx context.Context, r *rest, path string) ([]T, error) {
 		var p deSECPage[T]
 		if err := r.get(ctx, path, url.Values{"cursor": {mark}}, &p); err != nil {
 			return "", err
+		}
+		if p.items == nil {
+			return "", r.malformed(false, "the answer is no list")
 		}
 		all = append(all, p.items...)
 		return p.next(), nil

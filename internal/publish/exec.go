@@ -134,11 +134,13 @@ func entriesOf(sets []rota.RRset) []entry {
 // simpleEditor changes single records by the script.
 type simpleEditor struct{ b *simple }
 
-// list reads the TXT records of the names, which is where a fence is.
+// list reads the addresses and aliases of the names, and their TXT records, which is where a fence is.
 func (e simpleEditor) list(ctx context.Context, zone rota.Name, names []rota.Name) ([]entry, error) {
-	keys := make([]rota.Key, len(names))
-	for i, n := range names {
-		keys[i] = rota.Key{Name: n, Type: rota.TypeTXT}
+	var keys []rota.Key
+	for _, n := range names {
+		for _, t := range []rota.Type{rota.TypeTXT, rota.TypeA, rota.TypeAAAA, rota.TypeCNAME} {
+			keys = append(keys, rota.Key{Name: n, Type: t})
+		}
 	}
 	have, err := e.b.Read(ctx, zone, keys)
 	return entriesOf(have.Sets), err

@@ -80,6 +80,8 @@ type ledger struct {
 	mu      sync.Mutex // guards what follows
 	found   []rota.Name
 	asked   time.Time // when zones was asked last
+	refused *Reason   // of the last list of zones, when it will not pass by itself
+	until   time.Time // refused is not asked for again
 	written map[rota.Name]map[rota.Key]written
 	blank   map[rota.Name]blank
 }
@@ -98,11 +100,13 @@ type blank struct {
 
 // How long what a provider lists is taken for true.
 const (
-	zonesAge    = 10 * time.Minute // the list of zones
-	zonesRetry  = 30 * time.Second // the list of zones, when a name is in none of them
-	settleFor   = 30 * time.Second // the usual time in which a list catches up with a write
-	writeWithin = time.Minute      // one Write in all
-	readWithin  = 30 * time.Second // one Read in all, however often it looks
+	zonesAge     = 10 * time.Minute // the list of zones
+	zonesRetry   = 30 * time.Second // the list of zones, when a name is in none of them
+	zonesRefused = 5 * time.Second  // that the list of zones is refused, which many names in a row ask for
+	settleFor    = 30 * time.Second // the usual time in which a list catches up with a write
+	zonesWithin  = time.Minute      // one list of all zones
+	writeWithin  = time.Minute      // one Write in all
+	readWithin   = 30 * time.Second // one Read in all, however often it looks
 )
 
 func newLedger(d driver, settle time.Duration) *ledger {
@@ -113,20 +117,35 @@ func newLedger(d driver, settle time.Duration) *ledger {
 func (l *ledger) Capabilities() Capabilities { return l.capabilities() }
 
 // Zones lists the zones of the account, as the provider says it now.
-func (l *ledger) Zones(ctx context.Context) ([]rota.Name, error) { return l.zones(ctx) }
+func (l *ledger) Zones(ctx context.Context) ([]rota.Name, error) {
+	ctx, cancel := context.WithTimeout(ctx, zonesWithin)
+	defer cancel()
+	return l.zones(ctx)
+}
 
 // Zone returns the longest zone of the account that holds the name.
 func (l *ledger) Zone(ctx context.Context, name rota.Name) (rota.Name, error) {
 	l.mu.Lock()
-	found, age := l.found, time.Since(l.asked)
+	found, age, refused := l.found, time.Since(l.asked), l.refused
+	if !time.Now().Before(l.until) {
+		refused = nil
+	}
 	l.mu.Unlock()
 	z, ok := rota.LongestZone(name, found)
 	if ok && age < zonesAge {
 		return z, nil
 	}
 	if ok || age >= zonesRetry {
-		fresh, err := l.zones(ctx)
+		if refused != nil {
+			return "", refused
+		}
+		fresh, err := l.Zones(ctx)
 		if err != nil {
+			if r := ReasonOf(err); !r.Transient {
+				l.mu.Lock()
+				l.refused, l.until = r, time.Now().Add(zonesRefused)
+				l.mu.Unlock()
+			}
 			return "", err
 		}
 		l.mu.Lock()
@@ -435,8 +454,8 @@ type editor interface {
 }
 
 // stepwise makes a batch true record by record: the fence first, then name by name what is new before what goes, so that no name is
-// ever without records; but a CNAME and the addresses of its name, which cannot stand together, the other way round. An error after the
-// fence has moved is in doubt.
+// ever without records; but a CNAME and the addresses of its name, which cannot stand together, the other way round (see flip). An error
+// after the fence has moved is in doubt.
 func stepwise(ctx context.Context, d editor, b Batch, held []entry) error {
 	s := steps{ctx: ctx, d: d, zone: b.Zone, held: map[rota.Key][]entry{}}
 	for _, e := range held {
@@ -449,17 +468,27 @@ func stepwise(ctx context.Context, d editor, b Batch, held []entry) error {
 		if err := s.lookAgain(b.Fence); err != nil {
 			return err
 		}
-		first, then := s.add, s.drop
+		var err error
 		if slices.ContainsFunc(changes, func(c rota.Change) bool { return c.Key().Type == rota.TypeCNAME }) {
-			first, then = s.drop, s.add
+			err = s.flip(b.Fence, changes)
+		} else {
+			err = each(changes, s.add, s.drop)
 		}
-		for _, step := range []func(rota.Change) error{first, then} {
-			for _, c := range changes {
-				if err := step(c); err != nil {
-					r := inDoubt(err)
-					r.Name = c.Key().Name
-					return r
-				}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// each takes steps one after the other, each for all changes of a name. Its error is in doubt.
+func each(changes []rota.Change, steps ...func(rota.Change) error) error {
+	for _, step := range steps {
+		for _, c := range changes {
+			if err := step(c); err != nil {
+				r := inDoubt(err)
+				r.Name = c.Key().Name
+				return r
 			}
 		}
 	}
@@ -531,6 +560,50 @@ func (s *steps) lookAgain(c rota.Change) error {
 		return inDoubt(err)
 	}
 	return nil
+}
+
+// flipWithin bounds a flip, and what puts it right when it failed.
+const flipWithin = 15 * time.Second
+
+// flip puts a CNAME in the place of a name's addresses, or the reverse. Once begun it goes on when the batch's context ends, and what went is
+// put back when what should come instead did not: a name without records waits for nobody.
+func (s *steps) flip(fence rota.Change, changes []rota.Change) error {
+	if s.ctx.Err() != nil {
+		return inDoubt(s.ctx.Err())
+	}
+	now := *s
+	var cancel context.CancelFunc
+	now.ctx, cancel = context.WithTimeout(context.WithoutCancel(s.ctx), flipWithin)
+	err := each(changes, now.drop, now.add)
+	cancel()
+	if err != nil {
+		now.ctx, cancel = context.WithTimeout(context.WithoutCancel(s.ctx), flipWithin)
+		defer cancel()
+		now.restore(fence, changes)
+	}
+	return err
+}
+
+// restore puts back what a failed flip has taken, where the name is seen to be bare and the fence to be ours. The publisher looks again,
+// whatever comes of it.
+func (s *steps) restore(fence rota.Change, changes []rota.Change) {
+	there, err := s.d.list(s.ctx, s.zone, []rota.Name{changes[0].Key().Name, fence.Key().Name})
+	if err != nil {
+		return
+	}
+	for _, e := range there {
+		foreign := e.Key == fence.Key() && !slices.Contains(fence.New.Data, e.Data)
+		if foreign || slices.ContainsFunc(changes, func(c rota.Change) bool { return c.Key() == e.Key }) {
+			return
+		}
+	}
+	for _, c := range changes {
+		for _, e := range s.held[c.Key()] {
+			if s.d.create(s.ctx, s.zone, e) != nil {
+				return
+			}
+		}
+	}
 }
 
 // inDoubt returns the reason of an error that came after something was written.

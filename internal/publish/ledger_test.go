@@ -350,6 +350,94 @@ func TestStepwiseDeposed(t *testing.T) {
 	})
 }
 
+// aliasShelf is a shelf that does something else with a new CNAME.
+type aliasShelf struct {
+	*shelf
+	alias func(ctx context.Context, put func()) error
+}
+
+func (s aliasShelf) create(ctx context.Context, zone rota.Name, e entry) error {
+	if e.Key.Type != rota.TypeCNAME {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return s.shelf.create(ctx, zone, e)
+	}
+	return s.alias(ctx, func() { s.shelf.create(ctx, zone, e) })
+}
+
+// Between its addresses and its CNAME a name is bare. Whatever fails there, it does not stay so; but a writer that was deposed meanwhile
+// touches nothing more.
+func TestStepwiseFlip(t *testing.T) {
+	refused := &Reason{Code: CodeUnsupported, Text: "no CNAMEs today"}
+	first := Fence{Owner: "test", Epoch: 1, By: "00"}
+	alias := rota.Key{Name: www.Name, Type: rota.TypeCNAME}
+	six := rota.Key{Name: www.Name, Type: rota.TypeAAAA}
+	for name, tt := range map[string]struct {
+		alias func(ctx context.Context, s *shelf, stop func(), put func()) error
+		four  []string
+		cname []string
+		fails bool
+	}{
+		"done": {func(_ context.Context, _ *shelf, _, put func()) error { put(); return nil }, nil, []string{"sorry.example.test."}, false},
+		"refused": {
+			func(context.Context, *shelf, func(), func()) error { return refused }, []string{"192.0.2.1", "192.0.2.2"}, nil, true,
+		},
+		"done, and the answer lost": {
+			func(_ context.Context, _ *shelf, _, put func()) error { put(); return refused }, nil, []string{"sorry.example.test."}, true,
+		},
+		"the writer is to end": {
+			func(ctx context.Context, _ *shelf, stop, put func()) error {
+				if stop(); ctx.Err() == nil {
+					put()
+				}
+				return ctx.Err()
+			}, nil, []string{"sorry.example.test."}, false,
+		},
+		"the writer is to end, and it is refused": {
+			func(_ context.Context, _ *shelf, stop, _ func()) error { stop(); return refused }, []string{"192.0.2.1", "192.0.2.2"}, nil, true,
+		},
+		"no answer": {
+			func(ctx context.Context, _ *shelf, _, _ func()) error { <-ctx.Done(); return ctx.Err() }, []string{"192.0.2.1", "192.0.2.2"}, nil, true,
+		},
+		"deposed": {
+			func(_ context.Context, s *shelf, _, _ func()) error {
+				s.set(func() { s.put(on(first.take("test", 7).RRset(shelfZone))[0]) })
+				return refused
+			}, nil, nil, true,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newShelf(slices.Concat(on(first.RRset(shelfZone)), on(at(www, "192.0.2.1", "192.0.2.2")), on(at(six, "2001:db8::1")))...)
+				ctx, stop := context.WithCancel(t.Context())
+				d := aliasShelf{s, func(ctx context.Context, put func()) error { return tt.alias(ctx, s, stop, put) }}
+				start := time.Now()
+				err := stepwise(ctx, d, Batch{
+					Zone: shelfZone, Fence: rota.Change{Old: first.RRset(shelfZone), New: first.Next().RRset(shelfZone)},
+					Changes: []rota.Change{
+						{Old: at(www, "192.0.2.1", "192.0.2.2"), New: at(www)},
+						{Old: at(six, "2001:db8::1"), New: at(six)},
+						{Old: at(alias), New: at(alias, "sorry.example.test.")},
+					},
+				}, slices.Clone(s.entries))
+				if tt.fails != (err != nil) || err != nil && (!ReasonOf(err).InDoubt || ReasonOf(err).Name != www.Name) {
+					t.Errorf("%+v", err)
+				}
+				if got := s.data(www); !slices.Equal(got, tt.four) || len(s.data(six)) != min(1, len(tt.four)) {
+					t.Errorf("its addresses are %v and %v, want %v", got, s.data(six), tt.four)
+				}
+				if got := s.data(alias); !slices.Equal(got, tt.cname) {
+					t.Errorf("its CNAME is %v, want %v", got, tt.cname)
+				}
+				if took := time.Since(start); took > 2*flipWithin {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
+	}
+}
+
 // A list that shows what stood there before our write is asked for again; one that shows something else is believed.
 func TestLedgerLag(t *testing.T) {
 	for _, c := range []struct {
@@ -476,6 +564,60 @@ func TestLedgerZone(t *testing.T) {
 		ask("example.org.", "example.org.", 2)
 		time.Sleep(zonesAge)
 		ask("example.org.", "", 3)
+	})
+}
+
+// endlessZones is a driver whose list of zones has one page more each time, each after a moment.
+type endlessZones struct{ *shelf }
+
+func (endlessZones) zones(ctx context.Context) ([]rota.Name, error) {
+	for range maxPages {
+		select {
+		case <-time.After(10 * time.Second):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return nil, nil
+}
+
+// A list of zones that goes on and on is given up, also for whoever waits without a limit of his own.
+func TestLedgerZonesEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(endlessZones{newShelf()}, 0)
+		start := time.Now()
+		if _, err := l.Zone(context.Background(), www.Name); ReasonOf(err).Code != CodeUnreachable || time.Since(start) > zonesWithin {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+	})
+}
+
+// That the credentials are wrong is asked for once, not once for each of many names.
+func TestLedgerZoneDenied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		asked := 0
+		s.gate = func(_ bool, do func()) { asked++; do() }
+		l := newLedger(s, 0)
+		for i := range 1000 {
+			s.fault = &Reason{Code: CodeDenied, Text: "no"}
+			n := rota.MustParseName(fmt.Sprintf("h%d.example.test", i))
+			if _, err := l.Zone(t.Context(), n); ReasonOf(err).Code != CodeDenied {
+				t.Fatal(err)
+			}
+		}
+		if asked != 1 {
+			t.Errorf("asked %d times", asked)
+		}
+		time.Sleep(zonesRefused)
+		s.fault = &Reason{Code: CodeUnreachable, Transient: true, Text: "not now"}
+		if _, err := l.Zone(t.Context(), www.Name); ReasonOf(err).Code != CodeUnreachable {
+			t.Error(err)
+		}
+		s.fault = nil
+		if z, err := l.Zone(t.Context(), www.Name); err != nil || z != shelfZone {
+			t.Errorf("%s, %v", z, err)
+		}
 	})
 }
 
@@ -699,6 +841,86 @@ func TestLateRequest(t *testing.T) {
 	}
 }
 
+// An answer that leaves its list out, or says null, does not say that there are no records.
+func TestNoListIsNotEmpty(t *testing.T) {
+	zone := rota.Name("example.test.")
+	for name, tt := range map[string]struct {
+		make    func(http.RoundTripper) (Backend, error)
+		answers map[string][]string // by the end of a path
+	}{
+		"Cloudflare": {
+			func(c http.RoundTripper) (Backend, error) {
+				return NewCloudflare(CloudflareOptions{Token: "t", client: c})
+			},
+			map[string][]string{
+				"/zones":       {`{"success": true, "result": [{"id": "z", "name": "example.test"}], "result_info": {"page": 1, "total_pages": 1}}`},
+				"/dns_records": {`{"success": true, "result": null, "result_info": {"page": 1}}`, `{"success": true, "result_info": {"page": 1}}`},
+			},
+		},
+		"PowerDNS": {
+			func(c http.RoundTripper) (Backend, error) {
+				return NewPowerDNS(PowerDNSOptions{URL: "http://127.0.0.1:8081", Key: "k", client: c})
+			},
+			map[string][]string{"/example.test.": {`{"name": "example.test.", "kind": "Native"}`, `{"name": "example.test.", "rrsets": null}`}},
+		},
+		"deSEC": {
+			func(c http.RoundTripper) (Backend, error) { return NewDeSEC(DeSECOptions{Token: "t", client: c}) },
+			map[string][]string{"/rrsets/": {`null`}},
+		},
+		"AutoDNS": {
+			func(c http.RoundTripper) (Backend, error) {
+				return NewAutoDNS(AutoDNSOptions{User: "u", Password: "p", Rate: 1e9, Client: c})
+			},
+			map[string][]string{
+				"/_search":         {`{"status": {"type": "SUCCESS"}, "data": [{"origin": "example.test", "virtualNameServer": "ns"}]}`},
+				"/example.test/ns": {`{"status": {"type": "SUCCESS"}, "data": null}`},
+			},
+		},
+		"Dynu": {
+			func(c http.RoundTripper) (Backend, error) { return NewDynu(DynuOptions{Token: "t", Client: c}) },
+			map[string][]string{
+				"/dns":    {`{"statusCode": 200, "domains": [{"id": 1, "name": "example.test"}]}`},
+				"/record": {`{"statusCode": 200}`, `{"statusCode": 200, "dnsRecords": null}`},
+			},
+		},
+		"DigitalOcean": {
+			func(c http.RoundTripper) (Backend, error) {
+				return NewDigitalOcean(DigitalOceanOptions{Token: "t", Client: c})
+			},
+			map[string][]string{"/records": {`{}`, `{"domain_records": null}`}},
+		},
+		"webhook": {
+			func(c http.RoundTripper) (Backend, error) {
+				return NewWebhook(WebhookOptions{URL: "https://hook.example.test/x", Secret: strings.Repeat("s", 16), Client: c})
+			},
+			map[string][]string{"/x": {`{}`, `{"rrsets": null}`}},
+		},
+	} {
+		last := 0
+		for i := 0; i <= last; i++ {
+			asked := ""
+			b, err := tt.make(roundTrip(func(r *http.Request) (*http.Response, error) {
+				for end, bodies := range tt.answers {
+					if strings.HasSuffix(r.URL.Path, end) {
+						last = max(last, len(bodies)-1)
+						asked = bodies[min(i, len(bodies)-1)]
+						return answer(r, 200, "application/json", asked), nil
+					}
+				}
+				t.Errorf("%s: asked for %s", name, r.URL)
+				return nil, errors.New("no")
+			}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			have, err := b.Read(t.Context(), zone, []rota.Key{www, FenceKey(zone)})
+			if err == nil || ReasonOf(err).Code != CodeMalformed {
+				t.Errorf("%s: %s is read as %v, %v", name, asked, have.Sets, err)
+			}
+		}
+	}
+}
+
 // FuzzAPIAnswer answers every request of a Backend with the same nonsense. Whatever it is, there is a Reason or a reading, and nothing
 // but questions is sent before the lists can be read.
 func FuzzAPIAnswer(f *testing.F) {
@@ -713,12 +935,25 @@ func FuzzAPIAnswer(f *testing.F) {
 		func(c http.RoundTripper) (Backend, error) {
 			return NewExternalDNS(ExternalDNSOptions{URL: "http://127.0.0.1:8888", Client: c})
 		},
+		func(c http.RoundTripper) (Backend, error) {
+			return NewCloudflare(CloudflareOptions{Token: "t", client: c})
+		},
+		func(c http.RoundTripper) (Backend, error) {
+			return NewPowerDNS(PowerDNSOptions{URL: "http://127.0.0.1:8081", Key: "k", client: c})
+		},
+		func(c http.RoundTripper) (Backend, error) { return NewDeSEC(DeSECOptions{Token: "t", client: c}) },
+		func(c http.RoundTripper) (Backend, error) {
+			return NewWebhook(WebhookOptions{URL: "https://hook.example.test", Secret: strings.Repeat("s", 16), Client: c})
+		},
 	}
 	for _, s := range []string{
 		``, `null`, `[]`, `{}`, `{"statusCode":200,"domains":[{"id":1,"name":"example.test"}],"dnsRecords":[{"nodeName":"www","recordType":"A","state":true}]}`,
 		`{"status":{"type":"SUCCESS"},"data":[{"origin":"example.test","virtualNameServer":"a","main":{"address":"x"},"wwwInclude":true,"resourceRecords":[{"type":"MX"}]}]}`,
 		`{"domains":[{"name":"example.test"}],"domain_records":[{"type":"MX","name":"@"}],"links":{"pages":{"next":"::"}},"meta":{"total":1}}`,
 		`[{"dnsName":"www.example.test","recordType":"A","targets":["192.0.2.1"],"recordTTL":-1}]`, `{"include":["example.test"]}`,
+		`{"success":true,"result":[{"id":"1","name":"example.test","type":"A","content":"x"}],"result_info":{"page":1,"total_pages":9}}`,
+		`[{"name":"example.test.","subname":"www","type":"A","records":["x"]}]`, `{"name":"example.test.","kind":"Native","rrsets":[{"name":"www.example.test."}]}`,
+		`{"zones":["example.test."],"rrsets":[{"name":"www.example.test.","type":"A","data":["192.0.2.1"]}]}`,
 	} {
 		for i := range makers {
 			f.Add(uint8(i), []byte(s))
@@ -739,6 +974,10 @@ func FuzzAPIAnswer(f *testing.F) {
 		case *dynu:
 			d.rest.pace.SetLimit(1e9)
 		case *digitalOcean:
+			d.rest.pace.SetLimit(1e9)
+		case *cloudflare:
+			d.rest.pace.SetLimit(1e9)
+		case *deSEC:
 			d.rest.pace.SetLimit(1e9)
 		}
 		_, err = b.Zone(t.Context(), www.Name)

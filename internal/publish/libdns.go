@@ -43,12 +43,16 @@ type libDNSProvider interface {
 
 // libDNS is the driver. Records are appended and deleted one by one: a provider may set an RRset by deleting it first.
 type libDNS struct {
-	o LibDNSOptions
-	p libDNSProvider
+	o     LibDNSOptions
+	p     libDNSProvider
+	turns chan struct{} // calls that have not ended
 }
 
-// libDNSTimeout bounds one call of a provider.
-const libDNSTimeout = 15 * time.Second
+const (
+	libDNSTimeout = 15 * time.Second // of one call of a provider
+	libDNSGrace   = time.Second      // in which a call ends whose time is over
+	libDNSCalls   = 16               // of one provider at once, those included that were given up
+)
 
 // NewLibDNS returns a Backend for the zones of a libdns provider.
 func NewLibDNS(o LibDNSOptions) (Backend, error) {
@@ -59,7 +63,7 @@ func NewLibDNS(o LibDNSOptions) (Backend, error) {
 	if _, ok := o.Provider.(libdns.ZoneLister); !ok && len(o.Zones) == 0 {
 		return nil, fmt.Errorf("the libdns provider %s cannot list its zones: name them", o.Name)
 	}
-	return newLedger(&libDNS{o: o, p: p}, cmp.Or(o.Settle, settleFor)), nil
+	return newLedger(&libDNS{o: o, p: p, turns: make(chan struct{}, libDNSCalls)}, cmp.Or(o.Settle, settleFor)), nil
 }
 
 func (l *libDNS) capabilities() Capabilities {
@@ -84,18 +88,67 @@ func (l *libDNS) reason(err error, changes bool) error {
 	if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		r.Code, r.Advice = CodeUnreachable, "check that the provider can be reached from here"
 	}
+	if _, ok := errors.AsType[libDNSPanic](err); ok {
+		r.Code, r.Advice = CodeInternal, "report it to the provider's authors"
+	}
 	return r
 }
+
+// libDNSCall has a provider do something. One that panics has failed, and one that goes on when its time is over is left to itself:
+// neither may take others with it. The error is a *Reason.
+func libDNSCall[T any](ctx context.Context, l *libDNS, changes bool, do func(context.Context) (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	ctx, cancel := context.WithTimeout(ctx, libDNSTimeout)
+	defer cancel()
+	select {
+	case l.turns <- struct{}{}:
+	case <-ctx.Done():
+		return *new(T), l.reason(fmt.Errorf("%d calls of the provider have not ended: %w", libDNSCalls, ctx.Err()), false)
+	}
+	done := make(chan result, 1)
+	go func() {
+		defer func() { <-l.turns }()
+		defer func() {
+			if v := recover(); v != nil {
+				done <- result{err: libDNSPanic{v}}
+			}
+		}()
+		value, err := do(ctx)
+		done <- result{value, err}
+	}()
+	var r result
+	select {
+	case r = <-done:
+	case <-ctx.Done():
+		last := time.NewTimer(libDNSGrace)
+		defer last.Stop()
+		select {
+		case r = <-done:
+		case <-last.C:
+			r.err = fmt.Errorf("the provider goes on although its time is over: %w", ctx.Err())
+		}
+	}
+	if r.err != nil {
+		return *new(T), l.reason(r.err, changes)
+	}
+	return r.value, nil
+}
+
+// libDNSPanic is what a provider panicked with.
+type libDNSPanic struct{ value any }
+
+func (p libDNSPanic) Error() string { return fmt.Sprintf("the provider panicked: %v", p.value) }
 
 func (l *libDNS) zones(ctx context.Context) ([]rota.Name, error) {
 	if len(l.o.Zones) > 0 {
 		return l.o.Zones, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, libDNSTimeout)
-	defer cancel()
-	list, err := l.o.Provider.(libdns.ZoneLister).ListZones(ctx)
+	list, err := libDNSCall(ctx, l, false, l.o.Provider.(libdns.ZoneLister).ListZones)
 	if err != nil {
-		return nil, l.reason(err, false)
+		return nil, err
 	}
 	var out []rota.Name
 	for _, z := range list {
@@ -110,18 +163,24 @@ func (l *libDNS) zones(ctx context.Context) ([]rota.Name, error) {
 type libDNSRecord struct {
 	entry
 	own libdns.Record
+	rr  libdns.RR
 }
 
 func (l *libDNS) all(ctx context.Context, zone rota.Name) ([]libDNSRecord, error) {
-	ctx, cancel := context.WithTimeout(ctx, libDNSTimeout)
-	defer cancel()
-	list, err := l.p.GetRecords(ctx, zone.String())
+	list, err := libDNSCall(ctx, l, false, func(ctx context.Context) ([]libDNSRecord, error) {
+		list, err := l.p.GetRecords(ctx, zone.String())
+		out := make([]libDNSRecord, len(list))
+		for i, own := range list {
+			out[i].own, out[i].rr = own, own.RR() // which is the provider's, too
+		}
+		return out, err
+	})
 	if err != nil {
-		return nil, l.reason(err, false)
+		return nil, err
 	}
 	var out []libDNSRecord
-	for _, own := range list {
-		rr := own.RR()
+	for _, r := range list {
+		rr := r.rr
 		name, err := inZone(zone, rr.Name)
 		if err != nil {
 			continue // no name of ours
@@ -139,7 +198,8 @@ func (l *libDNS) all(ctx context.Context, zone rota.Name) ([]libDNSRecord, error
 		}
 		e := newEntry(name, rr.Type, ttl, text)
 		e.AnyTTL = ttl == 0 // it says none
-		out = append(out, libDNSRecord{e, own})
+		r.entry = e
+		out = append(out, r)
 	}
 	return out, nil
 }
@@ -188,9 +248,9 @@ func (l *libDNS) create(ctx context.Context, zone rota.Name, e entry) error {
 	if err != nil {
 		return &Reason{Code: CodeUnsupported, Name: e.Key.Name, Text: rota.CleanReason("%v", err)}
 	}
-	limited, cancel := context.WithTimeout(ctx, libDNSTimeout)
-	defer cancel()
-	_, err = l.p.AppendRecords(limited, zone.String(), []libdns.Record{own})
+	_, err = libDNSCall(ctx, l, true, func(ctx context.Context) ([]libdns.Record, error) {
+		return l.p.AppendRecords(ctx, zone.String(), []libdns.Record{own})
+	})
 	if err == nil {
 		return nil
 	}
@@ -198,7 +258,7 @@ func (l *libDNS) create(ctx context.Context, zone rota.Name, e entry) error {
 	if rerr == nil && slices.ContainsFunc(there, func(r libDNSRecord) bool { return r.Key == e.Key && r.Data == e.Data }) {
 		return nil
 	}
-	return l.reason(err, true)
+	return err
 }
 
 // retime sets the whole RRset as it is now with the new TTL, which is the only way that libdns has.
@@ -224,12 +284,8 @@ func (l *libDNS) retime(ctx context.Context, zone rota.Name, e entry, ttl uint32
 	if !late {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, libDNSTimeout)
-	defer cancel()
-	if _, err := l.p.SetRecords(ctx, zone.String(), set); err != nil {
-		return l.reason(err, true)
-	}
-	return nil
+	_, err = libDNSCall(ctx, l, true, func(ctx context.Context) ([]libdns.Record, error) { return l.p.SetRecords(ctx, zone.String(), set) })
+	return err
 }
 
 // remove deletes the provider's own records of the data, exactly as it lists them.
@@ -247,10 +303,6 @@ func (l *libDNS) remove(ctx context.Context, zone rota.Name, e entry) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, libDNSTimeout)
-	defer cancel()
-	if _, err := l.p.DeleteRecords(ctx, zone.String(), gone); err != nil {
-		return l.reason(err, true)
-	}
-	return nil
+	_, err = libDNSCall(ctx, l, true, func(ctx context.Context) ([]libdns.Record, error) { return l.p.DeleteRecords(ctx, zone.String(), gone) })
+	return err
 }

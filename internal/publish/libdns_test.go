@@ -7,7 +7,9 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/libdns/libdns"
@@ -277,6 +279,86 @@ func TestLibDNSOptions(t *testing.T) {
 	if z, err := b.Zone(t.Context(), "www.example.test."); err != nil || z != "example.test." {
 		t.Errorf("%s, %v", z, err)
 	}
+}
+
+// rudeDNS is a provider that panics, or goes on for as long as it likes.
+type rudeDNS struct {
+	*memDNS
+	do atomic.Pointer[func(changes bool)]
+}
+
+func (r *rudeDNS) be(do func(changes bool)) { r.do.Store(&do) }
+
+func (r *rudeDNS) GetRecords(ctx context.Context, zone string) ([]libdns.Record, error) {
+	(*r.do.Load())(false)
+	return r.memDNS.GetRecords(ctx, zone)
+}
+
+func (r *rudeDNS) AppendRecords(ctx context.Context, zone string, recs []libdns.Record) ([]libdns.Record, error) {
+	(*r.do.Load())(true)
+	return r.memDNS.AppendRecords(ctx, zone, recs)
+}
+
+// nilDNS lists a record that is none.
+type nilDNS struct{ *memDNS }
+
+func (nilDNS) GetRecords(context.Context, string) ([]libdns.Record, error) {
+	return []libdns.Record{nil}, nil
+}
+
+// A provider runs inside rota: one that panics or does not heed the end of its time fails, and takes nobody with it.
+func TestLibDNSRude(t *testing.T) {
+	keys := []rota.Key{www}
+	synctest.Test(t, func(t *testing.T) {
+		rude := &rudeDNS{memDNS: newMemDNS(t, apiForeign...)}
+		rude.be(func(bool) { panic("index out of " + libDNSSecret) })
+		b, err := NewLibDNS(LibDNSOptions{Name: "rude", Provider: rude, Secrets: []string{libDNSSecret}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = b.Read(t.Context(), "example.test.", keys)
+		if r := ReasonOf(err); r.Code != CodeInternal || r.InDoubt || !strings.Contains(r.Text, "panicked") || strings.Contains(r.Error(), libDNSSecret) {
+			t.Errorf("a panic: %+v", r)
+		}
+		b2, err := NewLibDNS(LibDNSOptions{Name: "nil", Provider: nilDNS{rude.memDNS}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err = b2.Read(t.Context(), "example.test.", keys); ReasonOf(err).Code != CodeInternal {
+			t.Errorf("a record that is nil: %v", err)
+		}
+		rude.be(func(changes bool) {
+			if changes {
+				panic("no")
+			}
+		})
+		err = apiWrite(t, b, rr("www.example.test.", rota.TypeA, 60, "192.0.2.1"))
+		if r := ReasonOf(err); err == nil || r.Code != CodeInternal || !r.InDoubt {
+			t.Errorf("a panic while it writes: %v", err)
+		}
+
+		deaf := make(chan struct{})
+		rude.be(func(bool) { <-deaf })
+		start := time.Now()
+		for range libDNSCalls {
+			if _, err = b.Read(t.Context(), "example.test.", keys); ReasonOf(err).Code != CodeUnreachable {
+				t.Errorf("a provider that does not heed the end of its time: %v", err)
+			}
+		}
+		if took := time.Since(start); took > libDNSCalls*(libDNSTimeout+libDNSGrace) {
+			t.Errorf("took %v", took)
+		}
+		rude.be(func(bool) { t.Error("the provider was called though as many calls have not ended as may be") })
+		if _, err = b.Read(t.Context(), "example.test.", keys); ReasonOf(err).Code != CodeUnreachable || !strings.Contains(err.Error(), "have not ended") {
+			t.Errorf("one call more: %v", err)
+		}
+		rude.be(func(bool) {})
+		close(deaf)
+		synctest.Wait()
+		if _, err = b.Read(t.Context(), "example.test.", keys); err != nil {
+			t.Errorf("when all calls have ended: %v", err)
+		}
+	})
 }
 
 // A TTL is set for the RRset as a whole, and texts come and go as they are.

@@ -2,6 +2,7 @@ package publish
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/miekg/dns"
 	"go.yaml.in/yaml/v4"
@@ -75,13 +77,16 @@ func NewMock(o MockOptions) (*Mock, error) {
 	return m, m.save()
 }
 
-// readBounded reads a file of at most maxZoneFile bytes.
+// readBounded reads a file of at most maxZoneFile bytes. What is no file, such as a pipe, is not waited for.
 func readBounded(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, cmp.Or(err, fmt.Errorf("%s is no regular file", path))
+	}
 	b, err := io.ReadAll(io.LimitReader(f, maxZoneFile+1))
 	if err == nil && len(b) > maxZoneFile {
 		err = fmt.Errorf("%s is larger than %d MiB", path, maxZoneFile>>20)

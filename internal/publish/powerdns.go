@@ -23,6 +23,11 @@ type PowerDNSOptions struct {
 	client http.RoundTripper
 }
 
+func (o PowerDNSOptions) String() string { return "PowerDNS" }
+
+// GoString hides the key from %#v.
+func (o PowerDNSOptions) GoString() string { return o.String() }
+
 // NewPowerDNS returns a Backend that writes through PowerDNS's HTTP API. One PATCH is one transaction, and gates make it happen at most
 // once; the server needs the api, and a storage backend that has transactions. It fails when the options cannot work.
 func NewPowerDNS(o PowerDNSOptions) (Backend, error) {
@@ -78,6 +83,9 @@ func (d *powerDNS) zones(ctx context.Context) ([]rota.Name, error) {
 	if err := d.rest.get(ctx, d.root, map[string][]string{"dnssec": {"false"}}, &list); err != nil {
 		return nil, err
 	}
+	if list == nil {
+		return nil, d.rest.malformed(false, "the answer has no list of zones")
+	}
 	var out []rota.Name
 	for _, z := range list {
 		n, err := rota.ParseName(z.Name)
@@ -96,6 +104,9 @@ func (d *powerDNS) list(ctx context.Context, zone rota.Name, _ []rota.Name) ([]e
 	}
 	if n, err := rota.ParseName(z.Name); err != nil || n != zone {
 		return nil, d.rest.malformed(false, "asked for %s, the answer is about another zone", zone.Short())
+	}
+	if z.RRsets == nil {
+		return nil, d.rest.malformed(false, "the answer has no list of records")
 	}
 	switch strings.ToLower(z.Kind) {
 	case "slave", "secondary", "consumer":

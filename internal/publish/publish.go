@@ -20,7 +20,7 @@ import (
 // Read and Write one after the other.
 //
 // No method retries beyond its own transport: the Publisher looks again, at its own pace. Every method returns within a total
-// deadline of its own even when ctx has none, and at once when ctx ends. Errors are a *Reason wherever the cause is known, and
+// deadline of its own even when ctx has none, and at once when ctx ends, or when what was begun leaves no name bare. Errors are a *Reason wherever the cause is known, and
 // ErrMoved from Write.
 type Backend interface {
 	// Zone returns the zone that holds a name: the longest match label by label, never by text.

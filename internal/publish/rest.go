@@ -83,8 +83,12 @@ func (l *line) turn(ctx context.Context, timeout time.Duration, server string) *
 // quiet is a pause that an API asked for. Its zero value is none.
 type quiet struct{ until atomic.Int64 } // unix nanoseconds
 
-// ask begins a pause.
-func (q *quiet) ask(d time.Duration) { q.until.Store(time.Now().Add(d).UnixNano()) }
+// ask begins a pause. One that was asked for until later stays.
+func (q *quiet) ask(d time.Duration) {
+	until := time.Now().Add(d).UnixNano()
+	for was := q.until.Load(); was < until && !q.until.CompareAndSwap(was, until); was = q.until.Load() {
+	}
+}
 
 // reason says how long the pause still is; nil: it is over.
 func (q *quiet) reason(server string) *Reason {
@@ -108,7 +112,7 @@ const maxAnswer = 64 << 20
 func newREST(o restOptions) (*rest, error) {
 	u, err := url.Parse(o.base)
 	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
-		return nil, fmt.Errorf("%q is not a URL of an API: want https://HOST/PATH", o.base)
+		return nil, errors.New("the URL of the API is none: want https://HOST/PATH") // it may hold credentials
 	}
 	if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return nil, fmt.Errorf("the URL of the API at %s holds more than scheme, host and path; credentials have keys of their own", u.Host)

@@ -155,6 +155,19 @@ func TestRESTPause(t *testing.T) {
 	})
 }
 
+// Of requests that were on their way at once, the one that names the longest pause is heeded.
+func TestRESTPauseStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var q quiet
+		q.ask(MaxAfter)
+		q.ask(time.Second)
+		time.Sleep(time.Minute)
+		if why := q.reason("x"); why == nil || why.After != MaxAfter-time.Minute {
+			t.Errorf("%+v", why)
+		}
+	})
+}
+
 func TestRESTPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, f := restTo(t, func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(`{}`)) }, func(o *restOptions) { o.rate, o.burst = 2, 2 })
@@ -206,7 +219,7 @@ func TestRESTPages(t *testing.T) {
 }
 
 func TestRESTOptions(t *testing.T) {
-	for _, base := range []string{"", "api.example.test", "ftp://api.example.test", "https://", "https://u:hush@api.example.test", "https://api.example.test/?key=hush", "https://api.example.test/#hush"} {
+	for _, base := range []string{"", "api.example.test", "ftp://api.example.test", "https://", "https://u:hush@api.example.test", "ftp://u:hush@api.example.test", "https://u:hush@[", "https://api.example.test/?key=hush", "https://api.example.test/#hush"} {
 		if _, err := newREST(restOptions{base: base}); err == nil || strings.Contains(err.Error(), "hush") {
 			t.Errorf("%q: %v", base, err)
 		}

@@ -46,6 +46,11 @@ type Route53Options struct {
 	client http.RoundTripper
 }
 
+func (o Route53Options) String() string { return "Route 53" }
+
+// GoString hides the key from %#v.
+func (o Route53Options) GoString() string { return o.String() }
+
 // NewRoute53 returns a Backend that writes to Route 53. A ChangeBatch deletes exactly what was listed and creates what comes instead, the
 // fence included: Route 53 refuses it whole when anything differs. It fails when the options cannot work; credentials are first looked
 // for when they are needed.
@@ -117,6 +122,7 @@ const (
 	route53Wait   = 45 * time.Second // changes are usually everywhere within a minute
 	route53Sets   = 1000             // records in a ChangeBatch
 	route53Chars  = 32000            // characters of all their values
+	route53Note   = 256              // characters of a comment
 	route53PerSet = 4                // names that are listed one by one rather than with all of the zone
 )
 
@@ -413,7 +419,7 @@ func (d *amazon) commit(ctx context.Context, b Batch, held []entry) error {
 		return err
 	}
 	answer, err := d.api.ChangeResourceRecordSets(turn, &route53.ChangeResourceRecordSetsInput{
-		HostedZoneId: &id, ChangeBatch: &types.ChangeBatch{Changes: append(goes, comes...), Comment: aws.String("rota " + b.Fence.New.Data[0])},
+		HostedZoneId: &id, ChangeBatch: &types.ChangeBatch{Changes: append(goes, comes...), Comment: aws.String(route53Comment(b.Fence.New))},
 	})
 	cancel()
 	if err != nil {
@@ -426,6 +432,15 @@ func (d *amazon) commit(ctx context.Context, b Batch, held []entry) error {
 	}
 	d.await(ctx, answer.ChangeInfo)
 	return nil
+}
+
+// route53Comment says whose a change is, to those who read Amazon's log.
+func route53Comment(fence rota.RRset) string {
+	if len(fence.Data) == 0 {
+		return "rota gives the zone up"
+	}
+	text := "rota " + fence.Data[0]
+	return text[:min(len(text), route53Note)]
 }
 
 // await waits until all of Amazon's name servers have a change, as long as the options say. That it takes longer is no failure: the
@@ -567,7 +582,7 @@ func route53Reason(err error, changes bool) error {
 		r.Transient = false
 	case "AccessDenied", "AccessDeniedException", "InvalidClientTokenId", "SignatureDoesNotMatch", "ExpiredToken", "UnrecognizedClientException",
 		"IncompleteSignature", "MissingAuthenticationToken", "OptInRequired":
-		say(CodeDenied, "check the credentials and their policy: route53:ListHostedZones, ListResourceRecordSets, ChangeResourceRecordSets and GetChange")
+		say(CodeDenied, "check the credentials and their policy: route53:ListHostedZones (GetHostedZone with a zone's id), ListResourceRecordSets, ChangeResourceRecordSets and GetChange")
 		r.Transient = false
 	case "RequestExpired":
 		say(CodeBadTime, "clock skew: check this host's clock")

@@ -414,6 +414,23 @@ func TestRoute53Wait(t *testing.T) {
 }
 
 // A batch stays below 1,000 records and 32,000 characters, and no name is parted.
+// A change says whose it is, within what Route 53 takes, also when the fence goes.
+func TestRoute53Comment(t *testing.T) {
+	long := Fence{Owner: strings.Repeat("o", 128), Epoch: 1, Offer: strings.Repeat("p", 128)}.RRset("example.test.")
+	for _, tt := range []struct {
+		fence rota.RRset
+		want  string
+	}{
+		{Fence{Owner: "me", Epoch: 7, By: "x"}.RRset("example.test."), `rota "owner=me epoch=7 seq=0 by=x"`},
+		{rota.RRset{Name: FenceKey("example.test.").Name, Type: rota.TypeTXT}, "rota gives the zone up"},
+		{long, ("rota " + long.Data[0])[:256]},
+	} {
+		if got := route53Comment(tt.fence); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
 func TestRoute53Pack(t *testing.T) {
 	d := &amazon{}
 	for _, c := range []struct{ names, records, length, want int }{

@@ -29,6 +29,11 @@ type WebhookOptions struct {
 	Client  http.RoundTripper // nil: plain HTTP(S) without a proxy
 }
 
+func (o WebhookOptions) String() string { return "webhook " + o.Name }
+
+// GoString hides the secret from %#v.
+func (o WebhookOptions) GoString() string { return o.String() }
+
 // The headers of a call.
 const (
 	webhookSignature = "Rota-Signature" // t=UNIX,v1=HEX: HMAC-SHA256 of UNIX, a dot and the body

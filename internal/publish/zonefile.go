@@ -370,14 +370,19 @@ func (z *ZoneFile) load() (text []byte, parsed zoneText, err error) {
 	text, err = readBounded(z.o.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, parsed, &Reason{
-			Code: CodeNoZone, Text: z.o.Path + " is not there", Advice: "make the zone with its SOA and NS records first; rota never creates zones",
-		}
+		return nil, parsed, z.missing()
 	case err != nil:
 		return nil, parsed, z.failed(err, false)
 	}
 	parsed, err = parseZone(text, z.o.Zone)
 	return text, parsed, err
+}
+
+// missing says that there is no file.
+func (z *ZoneFile) missing() *Reason {
+	return &Reason{
+		Code: CodeNoZone, Text: z.o.Path + " is not there", Advice: "make the zone with its SOA and NS records first; rota never creates zones",
+	}
 }
 
 // failed says why a file operation did not work.
@@ -401,15 +406,24 @@ func (z *ZoneFile) Read(ctx context.Context, zone rota.Name, keys []rota.Key) (R
 	return z.ledger.Read(ctx, zone, keys)
 }
 
-func (z *ZoneFile) lockPath() string {
-	return filepath.Join(filepath.Dir(z.o.Path), "."+filepath.Base(z.o.Path)+".rota-lock")
+// lockPath returns where the lock of the file is: beside it, whatever links lead there, so that all who write it meet.
+func (z *ZoneFile) lockPath() (string, error) {
+	path, err := filepath.EvalSymlinks(z.o.Path)
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".rota-lock"), err
 }
 
 // locked runs do while no other writer has the file.
 func (z *ZoneFile) locked(ctx context.Context, do func() error) error {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	lock, err := os.OpenFile(z.lockPath(), os.O_RDONLY|os.O_CREATE, 0o600)
+	path, err := z.lockPath()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return z.missing()
+	case err != nil:
+		return z.failed(err, false)
+	}
+	lock, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return z.failed(err, false)
 	}
@@ -421,7 +435,7 @@ func (z *ZoneFile) locked(ctx context.Context, do func() error) error {
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) || ctx.Err() != nil {
 			return &Reason{
-				Code: CodeServfail, Transient: true, Text: rota.CleanReason("the lock %s is not to be had: %v", z.lockPath(), err),
+				Code: CodeServfail, Transient: true, Text: rota.CleanReason("the lock %s is not to be had: %v", path, err),
 				Advice: "see which other rota writes the same file",
 			}
 		}

@@ -289,12 +289,12 @@ func TestZoneFileOnDisk(t *testing.T) {
 		t.Errorf("%v\n%s", err, diff)
 	}
 	left, err := os.ReadDir(filepath.Dir(real))
-	if err != nil || len(left) != 1 {
+	if err != nil || len(left) != 2 { // the file and its lock
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 
 	// Another process has the lock.
-	lock, err := os.OpenFile(z.lockPath(), os.O_RDWR, 0)
+	lock, err := os.OpenFile(filepath.Join(filepath.Dir(real), ".real.rota-lock"), os.O_RDWR, 0) // beside the file that the link leads to
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,6 +323,83 @@ func TestZoneFileOnDisk(t *testing.T) {
 	}
 	if _, err := os.Stat(real); err == nil {
 		t.Error("the zone was made anew")
+	}
+}
+
+// Whoever may write beside the zone file cannot have rota wait or write elsewhere.
+func TestZoneFileTraps(t *testing.T) {
+	z, path := zoneFileAt(t, func() (Output, error) { return Output{Started: true}, nil })
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+	lock := filepath.Join(filepath.Dir(path), ".zone.rota-lock")
+	if err := os.Symlink(elsewhere, lock); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Write(t.Context(), firstBatch()); err == nil || ReasonOf(err).InDoubt {
+		t.Errorf("a lock that leads elsewhere: %v", err)
+	}
+	if _, err := os.Lstat(elsewhere); err == nil {
+		t.Error("a file was made elsewhere")
+	}
+	os.Remove(lock)
+	next := filepath.Join(filepath.Dir(path), ".zone.rota-new")
+	if err := errors.Join(os.WriteFile(elsewhere, nil, 0o600), os.Symlink(elsewhere, next)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Write(t.Context(), firstBatch()); err != nil {
+		t.Errorf("beside what a writer left: %v", err)
+	}
+	if text, err := os.ReadFile(elsewhere); err != nil || len(text) > 0 {
+		t.Errorf("written elsewhere: %q, %v", text, err)
+	}
+	if err := errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Read(t.Context(), "example.test.", nil); err == nil || !strings.Contains(err.Error(), "no regular file") {
+		t.Errorf("a pipe: %v", err)
+	}
+}
+
+// A file from elsewhere: its line ends are not ours, its marks are.
+func TestZoneFileLineEnds(t *testing.T) {
+	text := strings.ReplaceAll(zoneHead, "\n", "\r\n") + zoneBegin + "\r\nwww.example.test.\t30\tIN\tA\t192.0.2.9\r\n" + zoneEnd
+	z, err := parseZone([]byte(text), "example.test.")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := firstBatch(address("www.example.test.", 30, []string{"192.0.2.9"}, []string{"192.0.2.1"}))
+	held, err := z.entries()
+	if err != nil || stands(b, held) != nil {
+		t.Fatal(err, stands(b, held))
+	}
+	got, err := z.edit(b, time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC))
+	want := strings.Replace(strings.ReplaceAll(zoneHead, "\n", "\r\n"), "2026010100", "2026010101", 1) +
+		zoneBegin + "\r\n" + fenceLine + "www.example.test.\t30\tIN\tA\t192.0.2.1\n" + zoneEnd
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	again, err := parseZone([]byte(got), "example.test.")
+	if err != nil || !z.same(again, b) {
+		t.Errorf("says something else: %v", err)
+	}
+}
+
+// A zone of 100,000 lines is written while a writer may wait.
+func TestZoneFileLarge(t *testing.T) {
+	z, path := zoneFileAt(t, func() (Output, error) { return Output{Started: true}, nil })
+	var b strings.Builder
+	b.WriteString(zoneHead)
+	for i := range 100_000 {
+		fmt.Fprintf(&b, "h%06d 300 IN A 198.51.100.%d ; by hand\n", i, i%250)
+	}
+	if err := os.WriteFile(path, []byte(b.String()), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Write(t.Context(), firstBatch(address("www.example.test.", 30, nil, []string{"192.0.2.1"}))); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil || strings.Count(string(text), "; by hand\n") != 100_000 || !strings.Contains(string(text), "www.example.test.\t30\tIN\tA\t192.0.2.1\n") {
+		t.Errorf("%v, %d bytes", err, len(text))
 	}
 }
 
