@@ -42,10 +42,10 @@ type watched struct {
 	Server // never changes
 	poke   chan struct{}
 	hurry  chan struct{} // a change is to be seen
-	round  uint64 // of questions, counted when its answers are in
-	top    uint32 // the highest serial it showed
-	known  bool   // top is set
-	alone  bool   // in the last round nobody else was heard: its silence may be this machine's
+	round  uint64        // of questions, counted when its answers are in
+	top    uint32        // the highest serial it showed
+	known  bool          // top is set
+	alone  bool          // in the last round nobody else was heard: its silence may be this machine's
 	sight  map[Transport]*Sight
 }
 
