@@ -40,6 +40,9 @@ func (c *client) place(ctx context.Context, args []string) (url.Values, error) {
 	if len(args) == 0 {
 		return q, nil
 	}
+	if strings.Trim(args[0], "/") == "" {
+		return nil, usagef("which publisher? %q names none; without it all are meant", args[0])
+	}
 	var l api.List[api.PublisherStatus]
 	if err := c.get(ctx, "/api/v1/publishers", nil, &l); err != nil {
 		return nil, err
@@ -298,6 +301,9 @@ func (a *app) refreshCommand() *cobra.Command {
 
 // planOf finds the plan of a zone, of the publisher that is named or of the only one that has it.
 func (c *client) planOf(ctx context.Context, publisher, zone string) (api.Plan, error) {
+	if zone == "" {
+		return api.Plan{}, usagef("which zone? an empty name is none")
+	}
 	q := url.Values{"zone": {zone}}
 	if publisher != "" {
 		q.Set("publisher", publisher)
@@ -676,6 +682,9 @@ func (a *app) thawCommand() *cobra.Command {
 			return fmt.Errorf("this node is %s, still: %s", out.Node, out.Trouble)
 		case out.Cluster != nil && !here:
 			return &coded{exitNoLeader, fmt.Errorf("the cluster is %s, still: %s", out.Cluster, out.Trouble)}
+		case out.Trouble != "":
+			_, err = fmt.Fprintln(a.out, printable("this node: thawed\nthe cluster: NOT TOLD: "+out.Trouble))
+			return err
 		}
 		_, err = fmt.Fprintln(a.out, "thawed")
 		return err

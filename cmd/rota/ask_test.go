@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -200,6 +201,19 @@ func TestFreezeFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := readFreeze(dir); got == nil || !got.Here || !strings.Contains(got.Reason, "nothing that can be read") {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	for name, make := range map[string]func(string) error{
+		"a link to nowhere": func(at string) error { return os.Symlink(filepath.Join(dir, "nowhere"), at) },
+		"a link to itself":  func(at string) error { return os.Symlink(at, at) },
+		"a pipe":            func(at string) error { return syscall.Mkfifo(at, 0o600) },
+		"a directory":       func(at string) error { return os.Mkdir(at, 0o700) },
+	} {
+		if err := errors.Join(removeFreeze(dir), make(filepath.Join(dir, freezeFile)), writeFreeze(dir, first)); err != nil {
+			t.Fatal(err)
+		}
+		if got := readFreeze(dir); got == nil || !got.Here || got.At.IsZero() || !strings.Contains(got.Reason, "nothing that can be read") {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}

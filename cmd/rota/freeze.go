@@ -44,15 +44,23 @@ func readFreeze(dir string) *ownFreeze {
 	path := filepath.Join(dir, freezeFile)
 	unread := func(err error) *ownFreeze {
 		f := rota.Freeze{Actor: "the file " + path, Reason: rota.CleanReason("it says nothing that can be read: %v", err)}
-		if info, err := os.Stat(path); err == nil {
+		if info, err := os.Lstat(path); err == nil {
 			f.At = info.ModTime().UTC()
 		}
 		return &ownFreeze{f, true}
 	}
-	file, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	// What stands there freezes, also a link that leads nowhere; and only a file is opened, for a pipe would keep who opens it.
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it is no file")
+	}
+	if err != nil {
+		return unread(err)
+	}
+	file, err := os.Open(path)
 	if err != nil {
 		return unread(err)
 	}

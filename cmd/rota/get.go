@@ -304,6 +304,9 @@ func summary(r api.Record) string {
 		if e.Spec != nil {
 			out = append(out, "restored the configuration of "+count(len(e.Spec.Services), "service")+" and "+count(len(e.Overrides), "override"))
 		}
+		if e.Frozen != nil {
+			out = append(out, "FROZEN")
+		}
 	case rota.EventVerdicts:
 		verdicts := make([]string, len(e.Verdicts))
 		for i, v := range e.Verdicts {
@@ -325,6 +328,14 @@ func summary(r api.Record) string {
 	case rota.EventInstruct:
 		if x := e.Instruction; x != nil {
 			out = append(out, instructionWords(*x))
+		}
+	case rota.EventRegister, rota.EventDeregister:
+		for _, x := range e.Registrations {
+			what := "out: "
+			if e.Kind == rota.EventRegister {
+				what = "in: "
+			}
+			out = append(out, strings.TrimSpace(what+x.Host+" "+strings.Join(addressTexts(x.Addresses), " ")))
 		}
 	case rota.EventLead:
 		if e.Lead != nil {

@@ -100,6 +100,7 @@ type Server struct {
 	costly   chan struct{} // holds one token while the cluster is verified, saved or restored
 	streams  chan struct{} // one token an open event stream
 	closing  chan struct{} // closed when Run begins to stop: streams end
+	hosts    pace
 
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener

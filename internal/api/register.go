@@ -1,11 +1,15 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -51,12 +55,12 @@ type Registrant struct {
 func (s *Server) registerRoutes(a huma.API) {
 	register(s, a, route{method: http.MethodGet, path: "/api/v1/registrations", id: "list-registrations", access: AccessRead, summary: "Hosts that registered"}, s.listRegistrations)
 	register(s, a, route{
-		http.MethodPost, "/api/v1/registrations", "register", AccessAgent, "Put a host into the DNS, or say that it is still there", []int{403, 409, 415, 503},
+		http.MethodPost, "/api/v1/registrations", "register", AccessAgent, "Put a host into the DNS, or say that it is still there", []int{403, 409, 415, 429, 503},
 	}, func(ctx context.Context, in *struct{ Body RegisterRequest }) (*RegisterReply, error) {
 		return s.Register(ctx, callerOf(ctx).registrant(), in.Body)
 	})
 	register(s, a, route{
-		http.MethodDelete, "/api/v1/registrations", "deregister", AccessAgent, "Take a host out of the DNS", []int{403, 404, 409, 503},
+		http.MethodDelete, "/api/v1/registrations", "deregister", AccessAgent, "Take a host out of the DNS", []int{403, 404, 409, 429, 503},
 	}, func(ctx context.Context, in *deregisterInput) (*DeregisterReply, error) {
 		return s.deregister(ctx, callerOf(ctx).registrant(), in)
 	})
@@ -66,7 +70,8 @@ func (s *Server) registerRoutes(a huma.API) {
 func (c caller) registrant() Registrant {
 	r := Registrant{Actor: c.actor}
 	if c.role == RoleAgent {
-		_, r.Host, _ = strings.Cut(c.actor, "token:")
+		_, name, _ := strings.Cut(c.actor, "token:")
+		r.Host = cmp.Or(name, c.actor) // which is no host's name
 	}
 	return r
 }
@@ -109,16 +114,69 @@ func (s *Server) Register(ctx context.Context, who Registrant, req RegisterReque
 	}
 	out := &RegisterReply{}
 	if st.News(r, now) {
+		if err := s.paced(who, req.DryRun); err != nil {
+			return nil, err
+		}
 		e := rota.Event{At: now.UTC().Round(0), Kind: rota.EventRegister, Actor: who.Actor, Reason: "register " + r.Host, Registrations: []rota.Registration{r}}
 		if st, out.Event, err = s.enact(ctx, e, req.DryRun); err != nil {
 			return nil, err
 		}
 	}
-	out.Registered, _ = st.Registration(r.Template, r.Host)
+	var known bool
+	if out.Registered, known = st.Registration(r.Template, r.Host); !known {
+		return nil, again(problem(http.StatusServiceUnavailable, "host %s was registered, and this node does not know it yet; say it again", r.Host))
+	}
 	if !out.Expires.IsZero() {
 		out.Renew = max(out.Expires.Sub(now)/3, time.Second)
 	}
 	return out, nil
+}
+
+// A host that speaks for itself may change what is registered hostBurst times at once, and once every hostEvery for long: each change is
+// an event that every node keeps and works on.
+const (
+	hostBurst = 10
+	hostEvery = 6 * time.Second
+)
+
+// pace bounds how often hosts speak. It holds those that spoke lately.
+type pace struct {
+	mu   sync.Mutex           // guards what follows
+	full map[string]time.Time // by host: when it may say hostBurst things at once again
+}
+
+// take takes one turn of a host, or says how long it is until there is one.
+func (p *pace) take(host string, now time.Time) (wait time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.full, func(_ string, at time.Time) bool {
+		return !at.After(now) || at.Sub(now) > hostBurst*hostEvery // the clock went back
+	})
+	full := now.Add(hostEvery)
+	if at, ok := p.full[host]; ok {
+		full = at.Add(hostEvery)
+	}
+	if wait := full.Sub(now) - hostBurst*hostEvery; wait > 0 {
+		return wait
+	}
+	if p.full == nil {
+		p.full = map[string]time.Time{}
+	}
+	p.full[host] = full
+	return 0
+}
+
+// paced reports that a host which speaks for itself does so too often.
+func (s *Server) paced(who Registrant, dry bool) error {
+	if dry || who.Host == "" {
+		return nil
+	}
+	wait := s.hosts.take(who.Host, s.o.Now())
+	if wait == 0 {
+		return nil
+	}
+	err := problem(http.StatusTooManyRequests, "%s changes what it says too often: want %d changes at once and one every %v after that", who.Actor, hostBurst, hostEvery)
+	return huma.ErrorWithHeaders(err, http.Header{"Retry-After": {strconv.Itoa(int(wait/time.Second) + 1)}})
 }
 
 func hasFamily(all []netip.Addr, of netip.Addr) bool {
@@ -137,7 +195,9 @@ func (s *Server) enact(ctx context.Context, e rota.Event, dry bool) (*rota.State
 	}
 	if dry {
 		st := s.o.Source.State()
-		e.Index = st.Index() + 1
+		if e.Index = st.Index() + 1; e.At.Before(st.At()) {
+			e.At = st.At()
+		}
 		next, err := st.Apply(e)
 		if err != nil {
 			return nil, 0, problem(http.StatusUnprocessableEntity, "%v", errors.Unwrap(err))
@@ -159,6 +219,9 @@ func (s *Server) deregister(ctx context.Context, who Registrant, in *deregisterI
 	was, ok := s.o.Source.State().Registration(r.Template, r.Host)
 	if !ok {
 		return nil, problem(http.StatusNotFound, "host %s has not registered by %q; `rota get registrations` lists those that have", r.Host, r.Template)
+	}
+	if err := s.paced(who, in.DryRun); err != nil {
+		return nil, err
 	}
 	st, index, err := s.enact(ctx, rota.Event{
 		At: s.o.Now().UTC().Round(0), Kind: rota.EventDeregister, Actor: who.Actor, Reason: "deregister " + r.Host, Registrations: []rota.Registration{r},

@@ -279,7 +279,8 @@ func TestSecretsOfPublishersAreNotRepeated(t *testing.T) {
 	for _, in := range []string{
 		"type: dynu, tokn: " + hush, "type: dynu, token: [" + hush + "]", "type: powerdns, url: \"https://me:" + hush + "@a/\", token: {file: t}",
 		"type: autodns, user: a, password: " + hush + ", x: y", "type: webhook, secret: " + hush + ", url: a", "type: route53, secret_key: " + hush,
-		"type: cloudflare, token: " + hush + ", proxied: " + hush,
+		"type: cloudflare, token: " + hush + ", proxied: " + hush, "type: cloudflare, token: {plain: " + hush + "}",
+		"type: libdns, provider: a, settings: {api_token: " + hush + "}", "type: libdns, provider: a, settings: {more: [{b: " + hush + "}]}",
 	} {
 		_, err := Parse("/etc/rota/rota.yaml", []byte(using(in)), options(publisherFiles))
 		if err == nil {

@@ -166,17 +166,20 @@ func (x *examiner) wrongKind(s shape, n *node, what string) {
 	x.refuse(n, "", "%s is %s: want %s", what, n.kind, wants(s))
 }
 
-func (s either) check(x *examiner, n *node, what string) {
-	for _, s := range s {
+func (e either) check(x *examiner, n *node, what string) {
+	for _, s := range e {
 		if accepts(s, n.kind) {
+			if o, isMap := s.(object); isMap && isSecret(e) {
+				x.hushBut(o, n)
+			}
 			s.check(x, n, what)
 			return
 		}
 	}
-	if isSecret(s) {
+	if isSecret(e) {
 		x.hush(n)
 	}
-	x.wrongKind(s, n, what)
+	x.wrongKind(e, n, what)
 }
 
 // isSecret reports whether a shape takes text that is never shown.
@@ -202,6 +205,15 @@ func (x *examiner) hush(n *node) {
 	}
 	for _, e := range n.keys {
 		x.hush(e.value)
+	}
+}
+
+// hushBut keeps every text in n out of what is shown but for those under keys of o: what stands under another may be the secret itself.
+func (x *examiner) hushBut(o object, n *node) {
+	for _, e := range n.keys {
+		if !slices.ContainsFunc(o.fields, func(f field) bool { return f.key == e.key }) {
+			x.hush(e.value)
+		}
 	}
 }
 

@@ -141,7 +141,7 @@ func (s *State) host(template, host string) (int, bool) {
 }
 
 // Expires returns when a registration ends unless it is renewed, or the zero time. A lease runs only while there is somebody to renew it
-// with: from the begin of the newest term, the last restore and the end of the last freeze at the earliest.
+// with: from the begin of the newest term, the last restore, the end of the last freeze and of the last silence of all at the earliest.
 func (s *State) Expires(r *Registration) time.Time {
 	for i := range s.compiled().spec.Registers {
 		if t := &s.compiled().spec.Registers[i]; t.Name == r.Template && t.ExpireAfter > 0 {
@@ -508,6 +508,9 @@ func (t *transaction) register(e Event) error {
 	if len(e.Registrations) == 0 {
 		return errors.New("names no host")
 	}
+	if t.silent() {
+		t.revived = t.now
+	}
 	next := slices.Clone(t.hosts)
 	for _, r := range e.Registrations {
 		r = r.sorted()
@@ -715,11 +718,7 @@ func (t *transaction) expire() {
 // inTime returns the hosts without those whose lease has ended. The last ones of a service that nobody else has stay: that nobody renews
 // any more empties no name.
 func (t *transaction) inTime(hosts []*registered) []*registered {
-	over := func(h *registered) bool {
-		end := t.Expires(&h.Registration)
-		return !end.IsZero() && !t.now.Before(end)
-	}
-	if !slices.ContainsFunc(hosts, over) {
+	if !slices.ContainsFunc(hosts, t.over) {
 		return hosts
 	}
 	lives := map[Name]bool{}
@@ -727,11 +726,31 @@ func (t *transaction) inTime(hosts []*registered) []*registered {
 		lives[t.compiled().spec.Services[i].Name] = len(t.compiled().spec.Services[i].Endpoints) > 0
 	}
 	for _, h := range placed(t.compiled().spec, hosts) {
-		if h.service != "" && !over(h) {
+		if h.service != "" && !t.over(h) {
 			lives[h.service] = true
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(hosts), func(h *registered) bool { return over(h) && (h.service == "" || lives[h.service]) })
+	return slices.DeleteFunc(slices.Clone(hosts), func(h *registered) bool { return t.over(h) && (h.service == "" || lives[h.service]) })
+}
+
+// over reports whether a host's lease has ended.
+func (t *transaction) over(h *registered) bool {
+	end := t.Expires(&h.Registration)
+	return !end.IsZero() && !t.now.Before(end)
+}
+
+// silent reports whether several hosts have leases and all of them have ended: then they could not be heard.
+func (t *transaction) silent() bool {
+	leased := 0
+	for _, h := range t.hosts {
+		switch {
+		case t.over(h):
+			leased++
+		case !t.Expires(&h.Registration).IsZero():
+			return false
+		}
+	}
+	return leased > 1
 }
 
 // recalled are registrations out of a snapshot.

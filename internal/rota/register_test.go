@@ -273,6 +273,28 @@ func TestLeases(t *testing.T) {
 	}
 }
 
+// TestSilenceOfAll: when nobody renewed anything for as long as a lease, because the API could not be reached or the clock was put
+// forward, the first one that is heard again takes nobody out.
+func TestSilenceOfAll(t *testing.T) {
+	f := newFleet(t, hosts(func(s *Spec) { s.Registers[0].ExpireAfter = time.Hour }))
+	f.must(reg("a-web-sfo", "10.0.0.1"))
+	f.must(reg("b-web-sfo", "10.0.0.2"))
+	f.must(reg("c-web-sfo", "10.0.0.3"))
+	f.now = f.now.Add(2 * time.Hour)
+	f.must(Event{Kind: EventTick})
+	f.must(reg("a-web-sfo", "10.0.0.1"))
+	if n := len(f.Registrations()); n != 3 {
+		t.Fatalf("%d hosts are left after the first renewal", n)
+	}
+	f.now = f.now.Add(30 * time.Minute)
+	f.must(reg("b-web-sfo", "10.0.0.2"))
+	f.now = f.now.Add(31 * time.Minute)
+	f.must(Event{Kind: EventTick})
+	if got := f.Registrations(); len(got) != 1 || got[0].Host != "b-web-sfo" {
+		t.Errorf("who is silent while others are heard is still there: %+v", got)
+	}
+}
+
 // An edit of the configuration takes nothing out of a foreign DNS, and what was taken back comes back.
 func TestTemplateGoesAndComes(t *testing.T) {
 	f := newFleet(t, hosts())

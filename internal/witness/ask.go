@@ -117,16 +117,19 @@ func fits(m *dns.Msg, packet []byte) (*dns.Msg, error) {
 	return answer, nil
 }
 
+// errNotAsked says that a question was not sent, because too many others were to be sent before it.
+var errNotAsked = errors.New("not asked in time")
+
 // exchange asks one question within the limits of this witness. The time is when the answer came.
 func (w *Witness) exchange(ctx context.Context, t Transport, server netip.AddrPort, m *dns.Msg) (answer *dns.Msg, rtt time.Duration, err error) {
 	if err := w.limit(server).Wait(ctx); err != nil {
-		return nil, 0, err
+		return nil, 0, fmt.Errorf("%w: %w", errNotAsked, err)
 	}
 	select {
 	case w.slots <- struct{}{}:
 		defer func() { <-w.slots }()
 	case <-ctx.Done():
-		return nil, 0, ctx.Err()
+		return nil, 0, fmt.Errorf("%w: %w", errNotAsked, ctx.Err())
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -164,7 +167,7 @@ const (
 func troubleOf(err error) Trouble {
 	for _, e := range []error{
 		syscall.ENETUNREACH, syscall.EADDRNOTAVAIL, syscall.EAFNOSUPPORT, syscall.EACCES, syscall.EPERM, syscall.EMFILE, syscall.ENFILE,
-		syscall.EINVAL, context.Canceled,
+		syscall.EINVAL, context.Canceled, errNotAsked,
 	} {
 		if errors.Is(err, e) {
 			return Blind

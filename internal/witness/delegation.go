@@ -240,7 +240,10 @@ func (s *search) delegated(ctx context.Context, zone rota.Name) {
 			continue
 		}
 		if answer.Rcode == dns.RcodeNameError && answer.Authoritative {
-			s.found.Missing = true
+			if s.own = s.ask(ctx, zone); len(s.own) > 0 { // it is of this network only
+				s.blind("%s says that there is no %s, which the resolvers here know: what others are told is not to be seen", at, zone.Short())
+			}
+			s.found.Missing = len(s.own) == 0
 			return
 		}
 		// A server that holds parent and child alike answers for the child: what the parent says is not to be seen there.

@@ -97,6 +97,7 @@ const (
 	sample      = 20              // RRsets of one zone that are asked for in one round
 	inFlight    = 256             // questions under way
 	perServer   = 50              // questions a second to one address
+	atOnce      = 16              // zones that are looked at at one address together, but for those with a change to be seen
 	remembered  = 1 * time.Hour   // for how long a change is remembered once caches are empty
 	confirm     = 2 * time.Second // how long a finding must hold, over two rounds at least
 	firstPace   = 10 * time.Millisecond
@@ -112,6 +113,7 @@ type Witness struct {
 	mu     sync.Mutex // guards what follows
 	zones  map[id]*zone
 	limits map[netip.AddrPort]*rate.Limiter
+	turns  map[netip.AddrPort]*turns
 	heard  [4]time.Time // when any server last answered, by reach
 }
 
@@ -138,7 +140,7 @@ func New(o Options) *Witness {
 	}
 	return &Witness{
 		o: o, slots: make(chan struct{}, inFlight), moved: make(chan struct{}, 1), zones: map[id]*zone{},
-		limits: map[netip.AddrPort]*rate.Limiter{},
+		limits: map[netip.AddrPort]*rate.Limiter{}, turns: map[netip.AddrPort]*turns{},
 	}
 }
 
@@ -221,6 +223,32 @@ func (w *Witness) forget() {
 	for a, l := range w.limits {
 		if l.Tokens() >= perServer {
 			delete(w.limits, a)
+		}
+	}
+}
+
+// turns are those of one address: as many zones as it has room for are looked at there together. So a queue for it stays short, and what
+// is urgent need not wait behind thousands of audits.
+type turns struct {
+	taken chan struct{}
+	users int
+}
+
+// queue joins those who look at an address; leave must be called once.
+func (w *Witness) queue(at netip.AddrPort) (taken chan struct{}, leave func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	t := w.turns[at]
+	if t == nil {
+		t = &turns{taken: make(chan struct{}, atOnce)}
+		w.turns[at] = t
+	}
+	t.users++
+	return t.taken, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if t.users--; t.users == 0 {
+			delete(w.turns, at)
 		}
 	}
 }

@@ -573,6 +573,47 @@ func TestDelegation(t *testing.T) {
 	}
 }
 
+// A zone that only this network knows is not said to be missing; one that nobody knows is.
+func TestPrivateZone(t *testing.T) {
+	for _, known := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			pair(w, append(before(), "example.test. 300 IN NS ns1.example.test.", "example.test. 300 IN NS ns2.example.test.")...)
+			denied := func() *dns.Msg {
+				m := &dns.Msg{}
+				m.Authoritative, m.Rcode = true, dns.RcodeNameError
+				return m
+			}
+			w.add("192.0.2.1:53", &fake{zone: "test.", serial: 1, special: map[string]func() *dns.Msg{"example.test. NS": denied}})
+			resolver := w.add("192.0.2.99:53", &fake{
+				zone: "example.test.", special: map[string]func() *dns.Msg{
+					"test. NS": func() *dns.Msg { return &dns.Msg{Answer: rrs([]string{"test. 300 IN NS ns.test."})} },
+				},
+				records: []string{
+					"ns.test. 300 IN A 192.0.2.1", "example.test. 300 IN NS ns1.example.test.", "example.test. 300 IN NS ns2.example.test.",
+					"ns1.example.test. 300 IN A 192.0.2.51", "ns2.example.test. 300 IN A 192.0.2.52",
+				},
+			})
+			if !known {
+				resolver.records = resolver.records[:1]
+			}
+			s := subject(expect(set("www.example.test", 300, "192.0.2.1", "192.0.2.2")))
+			s.Servers, s.Origins, s.Resolvers = nil, []string{ns1}, []string{"192.0.2.99:53"}
+			wit, _, end := watchIn(t, w, s)
+			defer end()
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			z, servers, want := wit.Status()[0], 1, []string{"missing-zone"}
+			if known {
+				servers, want = 2, nil
+			}
+			if got := codes(wit); len(z.Servers) != servers || !slices.Equal(got, want) || known && len(z.Blind) != 1 {
+				t.Errorf("known %v: findings %q, servers %+v, blind: %q", known, got, z.Servers, z.Blind)
+			}
+		})
+	}
+}
+
 // When the zone's servers cannot be found, where the publisher writes is asked all the same, and is no proof for the others.
 func TestPartial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -41,10 +41,11 @@ type zone struct {
 type watched struct {
 	Server // never changes
 	poke   chan struct{}
-	round  uint64 // of questions, counted when its answers are in
-	top    uint32 // the highest serial it showed
-	known  bool   // top is set
-	alone  bool   // in the last round nobody else was heard: its silence may be this machine\'s
+	hurry  chan struct{} // a change is to be seen
+	round  uint64        // of questions, counted when its answers are in
+	top    uint32        // the highest serial it showed
+	known  bool          // top is set
+	alone  bool          // in the last round nobody else was heard: its silence may be this machine's
 	sight  map[Transport]*Sight
 }
 
@@ -172,7 +173,7 @@ func (z *zone) follow(changes []Change, now time.Time) {
 	z.prune(now)
 	z.queue()
 	for _, s := range z.servers {
-		s.wake()
+		signal(s.hurry)
 	}
 }
 
@@ -238,9 +239,11 @@ func (z *zone) prune(now time.Time) {
 	}
 }
 
-func (s *watched) wake() {
+func (s *watched) wake() { signal(s.poke) }
+
+func signal(c chan<- struct{}) {
 	select {
-	case s.poke <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -325,7 +328,7 @@ func (z *zone) found(servers []Server, d Delegation, err error) []*watched {
 		if was := z.servers[s.Addr]; was != nil && was.Server == s {
 			continue
 		}
-		x := &watched{Server: s, poke: make(chan struct{}, 1), sight: map[Transport]*Sight{UDP: {}, TCP: {}}}
+		x := &watched{Server: s, poke: make(chan struct{}, 1), hurry: make(chan struct{}, 1), sight: map[Transport]*Sight{UDP: {}, TCP: {}}}
 		z.servers[s.Addr] = x
 		fresh = append(fresh, x)
 	}
@@ -341,13 +344,36 @@ func (z *zone) found(servers []Server, d Delegation, err error) []*watched {
 func (z *zone) watch(ctx context.Context, s *watched) {
 	pace := firstPace
 	var audited time.Time
+	turns, leave := z.w.queue(s.Addr)
+	defer leave()
 	for {
 		every := z.every()
-		audit := time.Since(audited) >= every*9/10 || z.mood(s) == doubtful
+		mood, turn := z.mood(s), false
+		if mood == waiting {
+			select {
+			case turns <- struct{}{}:
+				turn = true
+			default:
+			}
+		} else {
+			select {
+			case turns <- struct{}{}:
+				turn = true
+			case <-s.hurry:
+				pace = firstPace
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		audit := turn && (time.Since(audited) >= every*9/10 || mood == doubtful)
 		if audit {
 			audited = time.Now()
 		}
 		z.look(ctx, s, audit)
+		if turn {
+			<-turns
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -368,6 +394,8 @@ func (z *zone) watch(ctx context.Context, s *watched) {
 		case <-ctx.Done():
 		case <-t.C:
 		case <-s.poke:
+			pace = firstPace
+		case <-s.hurry:
 			pace = firstPace
 		}
 		t.Stop()
