@@ -87,9 +87,8 @@ func (c *client) settle(ctx context.Context, q url.Values, wait time.Duration) (
 		if err != nil || settled(plans) || time.Now().Add(next).After(end) {
 			return plans, err
 		}
-		var standing api.List[api.PublisherStatus]
-		if err := c.get(ctx, "/api/v1/publishers", nil, &standing); err != nil || stopped(plans, standing.Items) {
-			return plans, err
+		if !slices.ContainsFunc(plans, func(p api.Plan) bool { return unsettled(p) && !stopped(p) }) {
+			return plans, nil
 		}
 		if err := pause(ctx, next, nil); err != nil {
 			return plans, err
@@ -97,31 +96,12 @@ func (c *client) settle(ctx context.Context, q url.Values, wait time.Duration) (
 	}
 }
 
-func settled(plans []api.Plan) bool {
-	return !slices.ContainsFunc(plans, func(p api.Plan) bool { return len(p.Changes) > 0 || p.Error != "" })
-}
+func settled(plans []api.Plan) bool { return !slices.ContainsFunc(plans, unsettled) }
 
-// stopped notes in plans which publishers a person keeps from writing, and reports whether all that have something to write are.
-func stopped(plans []api.Plan, all []api.PublisherStatus) bool {
-	whole := true
-	for i := range plans {
-		p := &plans[i]
-		if len(p.Changes) == 0 && p.Error == "" {
-			continue
-		}
-		still := false
-		for _, s := range all {
-			for _, z := range s.Zones {
-				if s.Publisher == p.Publisher && z.Zone == p.Zone && (z.State == "frozen" || z.State == "dry-run") {
-					p.Reasons = append(p.Reasons, api.PlanReason{Code: z.State, Text: z.Error})
-					still = true
-				}
-			}
-		}
-		whole = whole && still
-	}
-	return whole
-}
+func unsettled(p api.Plan) bool { return len(p.Changes) > 0 || p.Error != "" }
+
+// stopped reports whether a person keeps what a plan has to write from being written.
+func stopped(p api.Plan) bool { return len(p.Changes) > 0 && codes(p, "frozen", "dry-run") }
 
 // heldNames are the names of which a plan holds changes, sorted.
 func heldNames(p api.Plan) []string {
@@ -137,13 +117,13 @@ func heldNames(p api.Plan) []string {
 func (a *app) outcome(plans []api.Plan) error {
 	var open, held, fine []string
 	for _, p := range plans {
-		where := strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " ")
+		where := placeOf(p)
 		person := slices.IndexFunc(p.Reasons, func(r api.PlanReason) bool { return r.Code == "frozen" || r.Code == "dry-run" })
 		switch {
 		case person >= 0 && len(p.Changes) > 0:
-			held = append(held, where+": "+p.Reasons[person].Text)
+			held = append(held, at(p, p.Reasons[person].Text))
 		case p.Error != "":
-			open = append(open, where+": "+p.Error)
+			open = append(open, at(p, p.Error))
 		case len(p.Changes) > 0:
 			open = append(open, fmt.Sprintf("%s: %s not written yet", where, count(len(p.Changes), "change")))
 		case codes(p, "released"):
@@ -357,7 +337,7 @@ func (a *app) importCommand() *cobra.Command {
 		if err := a.showWhole(p); err != nil {
 			return err
 		}
-		if !codes(p, "conflict", "not-owned", "released") {
+		if !codes(p, "conflict", "not-owned", "released") && p.Offer == "" {
 			_, err := fmt.Fprintln(a.out, "Nothing is to be taken over.")
 			return err
 		}
@@ -433,6 +413,9 @@ func (a *app) releaseCommand() *cobra.Command {
 		}
 		if err := a.showWhole(p); err != nil {
 			return err
+		}
+		if to != "" && p.Owner == "" {
+			return fmt.Errorf("nobody owns %s, so that it cannot be offered: whoever comes first has it; `rota import` takes it back first", p.Zone.Short())
 		}
 		in := api.InstructionRequest{Verb: string(rota.VerbRelease), Publisher: p.Publisher, Zone: p.Zone.Short(), To: to, Reason: q.reason}
 		if q.dryRun {

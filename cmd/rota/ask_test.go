@@ -62,6 +62,9 @@ func withPublishers(o *api.Options, f *fold, dir string) {
 		}
 		if x, ok := told[rota.VerbRelease]; ok {
 			bind.Reasons = append(bind.Reasons, api.PlanReason{Code: "released", Text: "released by " + x.Actor})
+			if bind.Offer = x.To; x.To == "" {
+				bind.Owner = ""
+			}
 		}
 		r53 := api.Plan{Publisher: "r53", Zone: "example.net.", Owner: "them", Changes: []rota.Change{{New: a("www.example.net.", "192.0.2.10")}}}
 		if x, ok := verbs("r53", "example.net.")[rota.VerbImport]; ok && x.From == "them" {
@@ -70,12 +73,20 @@ func withPublishers(o *api.Options, f *fold, dir string) {
 			r53.Error = `the zone is written by rota "them"`
 			r53.Reasons = []api.PlanReason{{Code: "conflict", Text: r53.Error}}
 		}
+		if publisher == "cf" { // offered, after somebody had asked for it
+			cf := api.Plan{Publisher: "cf", Zone: "example.edu.", Owner: "them", Offer: "us", Changes: []rota.Change{{New: a("www.example.edu.", "192.0.2.10")}}}
+			if _, ok := verbs("cf", "example.edu.")[rota.VerbImport]; ok {
+				cf.Owner, cf.Offer, cf.Changes = "us", "", nil
+			}
+			return []api.Plan{cf}, nil
+		}
 		return slices.DeleteFunc([]api.Plan{bind, r53}, func(p api.Plan) bool { return publisher != "" && p.Publisher != publisher }), nil
 	}
 	o.Publishers = func() []api.PublisherStatus {
 		bind := api.PublishedZone{Zone: "example.org.", State: "held", Error: "1 record is held", Held: []api.HeldChange{{Why: "x"}}}
 		return []api.PublisherStatus{
 			{Publisher: "bind", Zones: []api.PublishedZone{bind}}, {Publisher: "r53", Zones: []api.PublishedZone{{Zone: "example.net.", State: "failing"}}},
+			{Publisher: "cf", Zones: []api.PublishedZone{{Zone: "example.edu.", State: "failing"}}},
 		}
 	}
 	o.Frozen = func() *rota.Freeze {

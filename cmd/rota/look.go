@@ -141,7 +141,7 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 			if z.State == "standby" {
 				continue
 			}
-			fmt.Fprintf(&b, "publisher %s: %s %s", p.Publisher, z.Zone.Short(), loud(z.State))
+			fmt.Fprintf(&b, "publisher %s: %s", p.Publisher, strings.TrimPrefix(z.Zone.Short()+" "+loud(z.State), " "))
 			if z.Error != "" {
 				fmt.Fprintf(&b, " (%s)", z.Error)
 			}
@@ -400,7 +400,7 @@ func (a *app) planCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "plan [PUBLISHER[/ZONE]]", Short: "Show what publishers would write now", Args: cobra.MaximumNArgs(1),
 		Long: "Ask every publisher's DNS and show what rota would write to it now. With --detailed-exitcode it ends with 3 when there\n" +
-			"is something to write; with 4 when a safety limit holds some of it.",
+			"is something to write; with 4 when a safety limit holds some of it. What keeps the rest from being written stands below the table.",
 	}
 	c.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
 	c.Flags().BoolVar(&detailed, "detailed-exitcode", false, "exit with 3 when there are changes")
@@ -440,9 +440,10 @@ func (a *app) planCommand() *cobra.Command {
 
 func planCode(plans []api.Plan, detailed bool) error {
 	changes, held := 0, 0
+	var failed []string
 	for _, p := range plans {
 		if p.Error != "" {
-			return &coded{exitFailed, fmt.Errorf("%s %s: %s", p.Publisher, p.Zone.Short(), p.Error)}
+			failed = append(failed, at(p, p.Error))
 		}
 		changes += len(p.Changes)
 		if !codes(p, "released") { // nobody waits for it
@@ -450,6 +451,8 @@ func planCode(plans []api.Plan, detailed bool) error {
 		}
 	}
 	switch {
+	case len(failed) > 0:
+		return &coded{exitFailed, errors.New(strings.Join(failed, "\n"))}
 	case held > 0:
 		return &coded{code: exitHeld}
 	case detailed && changes > 0:
@@ -463,8 +466,8 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 	add, remove, held, same := 0, 0, 0, 0
 	var unread []string
 	for _, p := range plans {
-		if p.Error != "" {
-			unread = append(unread, strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " "))
+		if p.Error != "" && p.Owner == "" && len(p.Changes)+len(p.Held)+len(p.Unchanged) == 0 {
+			unread = append(unread, placeOf(p))
 		}
 		zone := p.Zone.Short()
 		row := func(k rota.Key, sign, data, why string) {
@@ -523,14 +526,25 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 	}
 	for _, p := range plans {
 		for _, r := range p.Reasons {
-			if r.Code == "frozen" || r.Code == "dry-run" || r.Code == "released" {
-				text += "\n" + strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " ") + ": " + strings.ToUpper(r.Code) + ", so that nothing is written: " + r.Text
+			if slices.Contains([]string{"frozen", "dry-run", "released", "conflict"}, r.Code) {
+				text += "\n" + placeOf(p) + ": " + strings.ToUpper(r.Code) + ", so that nothing is written: " + strings.TrimPrefix(r.Text, zoneOf(p))
 			}
 		}
 	}
 	_, err := fmt.Fprintln(w, printable(text))
 	return err
 }
+
+// at says a reason with the place it is about, once.
+func at(p api.Plan, text string) string {
+	return placeOf(p) + ": " + strings.TrimPrefix(text, zoneOf(p))
+}
+
+// zoneOf is how a reason names the zone that it is about.
+func zoneOf(p api.Plan) string { return p.Zone.Short() + ": " }
+
+// placeOf names the publisher of a plan, and its zone where that was found.
+func placeOf(p api.Plan) string { return strings.TrimSuffix(p.Publisher+" "+p.Zone.Short(), " ") }
 
 // relative writes a name without its zone, as zone files do.
 func relative(n, zone rota.Name) string {

@@ -114,8 +114,11 @@ func (a *app) propagationCommand() *cobra.Command {
 // writePropagation tells what the world sees of a name. Times are told by the clock of the node that asked.
 func writePropagation(w io.Writer, p api.Propagation) error {
 	verdict := "NOT EVERYWHERE as wanted"
-	if p.Everywhere {
+	switch {
+	case p.Everywhere:
 		verdict = "everywhere as wanted"
+	case len(p.Views) > 0 && !slices.ContainsFunc(p.Views, func(v api.ServerView) bool { return !v.Agrees }):
+		verdict = "as wanted wherever it could be seen, but not every server was found: name them under proof: servers"
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s in %s by %s: %s\n", p.Name, p.Zone, p.Publisher, verdict)

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -184,7 +185,13 @@ func (a *app) providerZones(ctx context.Context, p *provider, f format) error {
 	for _, z := range zones {
 		t.add(z.Zone.Short(), strconv.Itoa(len(z.Names)), z.Error)
 	}
-	return t.write(a.out, false, true)
+	if err := t.write(a.out, false, true); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(zones, func(z *providerZone) bool { return z.Error != "" }) {
+		return errors.New("not every name's zone was found")
+	}
+	return nil
 }
 
 func (a *app) providerCheck(ctx context.Context, p *provider, f format) error {

@@ -226,6 +226,12 @@ func TestWritePropagation(t *testing.T) {
 			t.Errorf("%q is not told:\n%s", want, b.String())
 		}
 	}
+	// Nobody says otherwise, but not everybody was found.
+	b.Reset()
+	p.Views = p.Views[:1]
+	if err := writePropagation(&b, p); err != nil || !strings.Contains(b.String(), "as wanted wherever it could be seen, but not every server was found") {
+		t.Errorf("%v:\n%s", err, b.String())
+	}
 }
 
 // What is watched: the zones of every publisher that is to be proven and still keeps them, what hosts claim, and what this node itself

@@ -371,6 +371,9 @@ func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) Zone
 	case r != nil:
 		plan.Reasons = append(plan.Reasons, r)
 	}
+	if stopped := p.o.stopped(name); stopped != nil && len(plan.Changes) > 0 {
+		plan.Reasons = append(plan.Reasons, stopped)
+	}
 	return plan
 }
 
@@ -442,7 +445,7 @@ func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) 
 	case f.Owner != owner && !slices.Contains(formerly, f.Owner):
 		return f, &Reason{
 			Code: CodeConflict, Zone: zone, Text: fmt.Sprintf("the zone is written by rota %q, this is %q", rota.CleanReason("%s", f.Owner), owner),
-			Advice: "nothing is written here; it is either the wrong zone, or a second installation by mistake: stop one of them. Only when that one is gone for good, remove the TXT record " + set.Name.Short(),
+			Advice: "nothing is written; if it is this one's, stop that one, then: rota import " + zone.Short() + " --from " + rota.CleanReason("%s", f.Owner),
 		}
 	}
 	return f, nil

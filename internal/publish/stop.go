@@ -24,12 +24,14 @@ func (dryRun) Write(_ context.Context, b Batch) (int, error) {
 }
 
 // stopped says why nothing may be written to the zone now, or nil.
-func (z *zone) stopped() *Reason {
-	if z.o.DryRun {
-		return &Reason{Code: CodeDryRun, Zone: z.name, Text: "dry run", Advice: "turn dry_run off to write"}
+func (z *zone) stopped() *Reason { return z.o.stopped(z.name) }
+
+func (o *Options) stopped(zone rota.Name) *Reason {
+	if o.DryRun {
+		return &Reason{Code: CodeDryRun, Zone: zone, Text: "dry run", Advice: "turn dry_run off to write"}
 	}
-	if why := z.o.Frozen(); why != "" {
-		return &Reason{Code: CodeFrozen, Zone: z.name, Text: "frozen (" + rota.CleanReason("%s", why) + ")", Advice: "rota thaw lets publishers write again"}
+	if why := o.Frozen(); why != "" {
+		return &Reason{Code: CodeFrozen, Zone: zone, Text: "frozen (" + rota.CleanReason("%s", why) + ")", Advice: "rota thaw lets publishers write again"}
 	}
 	return nil
 }

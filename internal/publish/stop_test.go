@@ -122,7 +122,8 @@ func TestDryRun(t *testing.T) {
 		if text := s.Zones[0].Reasons[0].Error(); !strings.Contains(text, "would write s00.example.test A +192.0.2.1, ") || !strings.Contains(text, "and 3 more") {
 			t.Error(text)
 		}
-		if plan, err := p.Plan(t.Context()); err != nil || len(plan.Zones[0].Changes) != 8 {
+		plan, err := p.Plan(t.Context())
+		if z := plan.Zones[0]; err != nil || len(z.Changes) != 8 || len(z.Reasons) != 1 || z.Reasons[0].Code != CodeDryRun {
 			t.Errorf("plan %+v, %v", plan, err)
 		}
 		f.set(func() { f.zone[FenceKey("example.test.")] = Fence{Owner: "other", Epoch: 1}.RRset("example.test.") })
@@ -172,6 +173,10 @@ func TestFreeze(t *testing.T) {
 		time.Sleep(time.Minute)
 		if s := p.Status(); f.written() != 1 || s.Zones[0].Drift != 30 {
 			t.Errorf("%d writes, status %+v", f.written(), s)
+		}
+		plan, err := p.Plan(t.Context())
+		if z := plan.Zones[0]; err != nil || len(z.Changes) == 0 || len(z.Reasons) != 1 || z.Reasons[0].Code != CodeFrozen {
+			t.Errorf("plan %+v, %v", plan, err)
 		}
 		f.set(func() { f.allowed = nil })
 		frozen.Store(false)

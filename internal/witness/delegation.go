@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -114,7 +115,7 @@ func (w *Witness) locate(ctx context.Context, subject Subject) ([]Server, Delega
 	origins := s.configured(ctx, subject.Origins, true)
 	out = unique(append(out, origins...))
 	if len(out) == 0 {
-		return nil, s.found, fmt.Errorf("no server of %s was found: %v", subject.Zone.Short(), s.found.Blind)
+		return nil, s.found, fmt.Errorf("no server of %s was found: %s", subject.Zone.Short(), strings.Join(s.found.Blind, "; "))
 	}
 	return out, s.found, nil
 }
