@@ -296,10 +296,10 @@ func why(st *rota.State, name rota.Name, c rota.Change) string {
 	if t == rota.TypeCNAME {
 		t = rota.TypeA
 	}
-	x, ok := st.Explain(name, t)
+	summary, ok := st.Summary(name, t)
 	switch {
 	case st.Claim(c.Key()) != nil:
-		return x.Summary
+		return summary
 	case !ok:
 		for _, l := range st.Leftovers() {
 			if l.Key == c.Key() {
@@ -308,29 +308,34 @@ func why(st *rota.State, name rota.Name, c rota.Change) string {
 		}
 		return ""
 	}
-	if x.Mode == rota.ModeAbsent && c.Key().Type == rota.TypeCNAME {
-		x, _ = st.Explain(name, rota.TypeAAAA)
+	mode := rota.ModeNormal
+	if sel := st.Selection(name); sel != nil {
+		mode = sel.Family(t).Mode
+		if mode == rota.ModeAbsent && c.Key().Type == rota.TypeCNAME {
+			mode = sel.V6.Mode
+			summary, _ = st.Summary(name, rota.TypeAAAA)
+		}
 	}
 	moved := slices.Concat(c.Removed(), c.Added())
 	var parts []string
 	for _, d := range moved[:min(len(moved), whyLimit)] {
-		if text := whyRecord(x, c, d); text != "" {
+		if text := whyRecord(st, name, c, d); text != "" {
 			parts = append(parts, d+" "+text)
 		}
 	}
 	if len(moved) == 0 {
 		parts = append(parts, fmt.Sprintf("ttl is configured as %d", c.New.TTL))
 	}
-	if len(moved) > whyLimit || len(parts) == 0 || x.Mode.Panic() {
-		parts = append(parts, x.Summary)
+	if len(moved) > whyLimit || len(parts) == 0 || mode.Panic() {
+		parts = append(parts, summary)
 	}
 	return strings.Join(parts, "; ")
 }
 
-func whyRecord(x rota.Explanation, c rota.Change, data string) string {
-	for _, e := range x.Endpoints {
-		if e.Address.String() == data {
-			return e.Why
+func whyRecord(st *rota.State, name rota.Name, c rota.Change, data string) string {
+	if a, err := netip.ParseAddr(data); err == nil {
+		if text := st.Why(rota.EndpointID{Service: name, Address: a}); text != "" {
+			return text
 		}
 	}
 	if c.Key().Type == rota.TypeCNAME {
