@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -77,19 +78,23 @@ func (d desire) keys() []rota.Key {
 	return out
 }
 
-// byKey indexes the wants.
-func (d desire) byKey() map[rota.Key]rota.Want {
-	out := make(map[rota.Key]rota.Want, len(d.wants))
-	for _, w := range d.wants {
-		out[w.Set.Key()] = w
+// want finds what is wanted of a key.
+func (d desire) want(k rota.Key) (rota.Want, bool) {
+	i, _ := slices.BinarySearchFunc(d.wants, k.Name, func(w rota.Want, n rota.Name) int { return cmp.Compare(w.Service, n) })
+	for ; i < len(d.wants) && d.wants[i].Service == k.Name; i++ {
+		if d.wants[i].Set.Key() == k {
+			return d.wants[i], true
+		}
 	}
-	return out
+	return rota.Want{}, false
 }
 
 // plan compares what the DNS says with what it should say. It is pure.
 func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
 	p := ZonePlan{Zone: zone, Changes: []rota.Change{}, Held: []HeldChange{}, Unchanged: []rota.RRset{}, Reasons: []*Reason{}}
 	index := indexOf(have.Sets)
+	var sets, held []rota.RRset
+	permitted := permission{data: map[string]bool{}, empty: map[rota.Type]bool{}}
 	for wants := range byService(d.wants) {
 		name := wants[0].Service
 		if r := have.Blocked[name]; r != nil {
@@ -104,7 +109,7 @@ func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
 		if r != nil {
 			p.Reasons = append(p.Reasons, r)
 		}
-		var sets, held []rota.RRset
+		sets, held = sets[:0], held[:0]
 		for _, w := range wants {
 			s := index[w.Set.Key()]
 			if have.AnyTTL[w.Set.Key()] {
@@ -127,9 +132,12 @@ func (d desire) plan(zone rota.Name, have Reading) ZonePlan {
 		for i := range changes {
 			changes[i].Why = why(d.state, name, changes[i])
 		}
-		if r := guard(changes, d.permit(name, wants, sets)); r != nil {
-			p.Reasons = append(p.Reasons, r)
-			continue
+		if len(changes) > 0 {
+			d.permit(permitted, name, wants, sets)
+			if r := guard(changes, permitted); r != nil {
+				p.Reasons = append(p.Reasons, r)
+				continue
+			}
 		}
 		p.Changes = append(p.Changes, changes...)
 		for i := range sets {
@@ -204,10 +212,11 @@ type permission struct {
 	empty map[rota.Type]bool
 }
 
-// permit says what the configuration allows for a name, whatever was decided: the configured addresses, the fallback, what hosts that
+// permit makes p say what the configuration allows for a name, whatever was decided: the configured addresses, the fallback, what hosts that
 // registered claim, and to be empty where the operator chose so or took the last endpoint of the family out.
-func (d desire) permit(name rota.Name, wants []rota.Want, sets []rota.RRset) permission {
-	p := permission{data: map[string]bool{}, empty: map[rota.Type]bool{}}
+func (d desire) permit(p permission, name rota.Name, wants []rota.Want, sets []rota.RRset) {
+	clear(p.data)
+	clear(p.empty)
 	if v := d.state.Service(name); v != nil {
 		for _, e := range v.Endpoints {
 			if e.Address.Zone() == "" {
@@ -238,7 +247,6 @@ func (d desire) permit(name rota.Name, wants []rota.Want, sets []rota.RRset) per
 		}
 		p.empty[sets[i].Type] = !d.configuredFamily(name, sets[i].Type)
 	}
-	return p
 }
 
 // configured reports whether the name has an endpoint that can be published.
@@ -296,10 +304,10 @@ func why(st *rota.State, name rota.Name, c rota.Change) string {
 	if t == rota.TypeCNAME {
 		t = rota.TypeA
 	}
-	x, ok := st.Explain(name, t)
+	summary, ok := st.Summary(name, t)
 	switch {
 	case st.Claim(c.Key()) != nil:
-		return x.Summary
+		return summary
 	case !ok:
 		for _, l := range st.Leftovers() {
 			if l.Key == c.Key() {
@@ -308,29 +316,34 @@ func why(st *rota.State, name rota.Name, c rota.Change) string {
 		}
 		return ""
 	}
-	if x.Mode == rota.ModeAbsent && c.Key().Type == rota.TypeCNAME {
-		x, _ = st.Explain(name, rota.TypeAAAA)
+	mode := rota.ModeNormal
+	if sel := st.Selection(name); sel != nil {
+		mode = sel.Family(t).Mode
+		if mode == rota.ModeAbsent && c.Key().Type == rota.TypeCNAME {
+			mode = sel.V6.Mode
+			summary, _ = st.Summary(name, rota.TypeAAAA)
+		}
 	}
 	moved := slices.Concat(c.Removed(), c.Added())
 	var parts []string
 	for _, d := range moved[:min(len(moved), whyLimit)] {
-		if text := whyRecord(x, c, d); text != "" {
+		if text := whyRecord(st, name, c, d); text != "" {
 			parts = append(parts, d+" "+text)
 		}
 	}
 	if len(moved) == 0 {
 		parts = append(parts, fmt.Sprintf("ttl is configured as %d", c.New.TTL))
 	}
-	if len(moved) > whyLimit || len(parts) == 0 || x.Mode.Panic() {
-		parts = append(parts, x.Summary)
+	if len(moved) > whyLimit || len(parts) == 0 || mode.Panic() {
+		parts = append(parts, summary)
 	}
 	return strings.Join(parts, "; ")
 }
 
-func whyRecord(x rota.Explanation, c rota.Change, data string) string {
-	for _, e := range x.Endpoints {
-		if e.Address.String() == data {
-			return e.Why
+func whyRecord(st *rota.State, name rota.Name, c rota.Change, data string) string {
+	if a, err := netip.ParseAddr(data); err == nil {
+		if text := st.Why(rota.EndpointID{Service: name, Address: a}); text != "" {
+			return text
 		}
 	}
 	if c.Key().Type == rota.TypeCNAME {

@@ -207,7 +207,7 @@ func (s spliced) Verify(msg []byte, t *dns.TSIG) error {
 type intake struct {
 	zone rota.Name
 	most int // records
-	sets map[rota.Key]*rota.RRset
+	sets map[rota.Key]*rota.RRset // of each key that is wanted; nil: not seen yet
 	cuts map[rota.Name]dns.RR // delegations and DNAMEs
 
 	serial uint32
@@ -215,7 +215,7 @@ type intake struct {
 	done   bool
 }
 
-func (in *intake) want(k rota.Key) { in.sets[k] = &rota.RRset{Name: k.Name, Type: k.Type} }
+func (in *intake) want(k rota.Key) { in.sets[k] = nil }
 
 // take takes in the records of one message. The zone's SOA is the first and the last of all.
 func (in *intake) take(rrs []dns.RR) error {
@@ -251,13 +251,18 @@ func (in *intake) take(rrs []dns.RR) error {
 		if owner != in.zone && (h.Rrtype == dns.TypeNS || h.Rrtype == dns.TypeDNAME) {
 			in.cuts[owner] = rr
 		}
-		s := in.sets[rota.Key{Name: owner, Type: rota.Type(h.Rrtype)}]
-		if s == nil {
+		k := rota.Key{Name: owner, Type: rota.Type(h.Rrtype)}
+		s, wanted := in.sets[k]
+		if !wanted {
 			continue
 		}
 		data, err := rdata(rr)
 		if err != nil {
 			return err
+		}
+		if s == nil {
+			s = &rota.RRset{Name: k.Name, Type: k.Type}
+			in.sets[k] = s
 		}
 		if len(s.Data) == 0 || h.Ttl < s.TTL {
 			s.TTL = h.Ttl
@@ -282,7 +287,7 @@ func (in *intake) reading(server string, keys []rota.Key) Reading {
 			}
 		}
 		for _, at := range []rota.Key{k, {Name: k.Name, Type: rota.TypeCNAME}} {
-			if s := in.sets[at]; s != nil && len(s.Data) > 0 && out.Blocked[k.Name] == nil {
+			if s := in.sets[at]; s != nil && out.Blocked[k.Name] == nil {
 				slices.Sort(s.Data)
 				s.Data = slices.Compact(s.Data)
 				out.Sets = append(out.Sets, *s)

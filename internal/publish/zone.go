@@ -34,7 +34,7 @@ type zone struct {
 	behind  int       // reads in a row that showed less than was written
 	fenced  int       // times in a row that another took the fence
 	late    time.Time // when the fence was taken from another writer, or a request of our own was left in doubt
-	last    desire    // that the DNS was seen to say
+	last    desire    // that the DNS was seen to say; its wants alone
 	born    time.Time
 	pending []pending              // written and not yet read back, or in doubt
 	refused map[rota.Name]*refusal // names the server does not take
@@ -257,7 +257,7 @@ func (z *zone) note(d desire, whole *Reason, names []*Reason) []*Reason {
 	}
 	z.status.Reasons = []*Reason{}
 	z.status.Failures, z.status.LastSuccess = 0, z.status.LastTry
-	z.last = d
+	z.last = desire{wants: d.wants}
 	return nil
 }
 
@@ -371,6 +371,7 @@ func (z *zone) carry(ctx context.Context, d desire, changes []rota.Change, start
 	if len(changes) == 0 {
 		return nil, nil, nil
 	}
+	z.pending = slices.Grow(z.pending, len(changes))
 	whole, names, err = z.write(ctx, d, changes, start)
 	cut := errors.Is(err, errNewer)
 	if err != nil && !cut || len(z.pending) == 0 {
@@ -593,6 +594,9 @@ const patience = 3
 
 // admit leaves out the names that the server refused lately and whose changes are the same.
 func (z *zone) admit(plan ZonePlan, g registry) (todo []rota.Change, names []*Reason) {
+	if len(z.refused) == 0 {
+		return plan.Changes, plan.Reasons
+	}
 	names, todo = plan.Reasons, make([]rota.Change, 0, len(plan.Changes))
 	maps.DeleteFunc(z.refused, func(_ rota.Name, r *refusal) bool { return !time.Now().Before(r.until) })
 	for changes := range g.bySubject(plan.Changes) {
@@ -824,7 +828,6 @@ func (z *zone) remember(changes []rota.Change, start time.Time, doubt bool) {
 	}
 	z.mu.Unlock()
 	z.pending = slices.DeleteFunc(z.pending, func(p pending) bool { return again[p.change.Key()] })
-	z.pending = slices.Grow(z.pending, len(changes))
 	for _, c := range changes {
 		z.pending = append(z.pending, pending{change: c, start: start, epoch: z.fence.Epoch, doubt: doubt})
 	}
@@ -836,10 +839,7 @@ func (z *zone) settle(ctx context.Context, d desire, have Reading) (names []*Rea
 	if len(z.pending) == 0 {
 		return nil
 	}
-	index := make(map[rota.Key]rota.RRset, len(have.Sets))
-	for _, s := range have.Sets {
-		index[s.Key()] = s
-	}
+	index := indexOf(have.Sets)
 	out := rota.Published{Publisher: z.o.Name, Zone: z.name, Changes: make([]rota.Change, 0, len(z.pending))}
 	start := time.Now()
 	var open []pending
@@ -895,7 +895,6 @@ func minTime(a, b time.Time) time.Time {
 // recorded counts a write that was read back. Its lag is measured from the newest decision in it that this zone's loop has lived to
 // see. When the same was wanted already at the last success, somebody else had changed the DNS.
 func (z *zone) recorded(d desire, out rota.Published) {
-	before, now := z.last.byKey(), d.byKey()
 	var decided time.Time
 	edited := true
 	for _, c := range out.Changes {
@@ -903,8 +902,8 @@ func (z *zone) recorded(d desire, out rota.Published) {
 			edited = edited && len(c.Old.Data) > 0 && len(c.New.Data) > 0
 			continue
 		}
-		was, known := before[c.Key()]
-		if is := now[c.Key()]; known && was.Set.Equal(is.Set) && slices.Equal(was.Drop, is.Drop) {
+		was, known := z.last.want(c.Key())
+		if is, _ := d.want(c.Key()); known && was.Set.Equal(is.Set) && slices.Equal(was.Drop, is.Drop) {
 			continue
 		}
 		edited = false

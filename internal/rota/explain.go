@@ -71,10 +71,7 @@ func (s *State) Explain(n Name, t Type) (Explanation, bool) {
 	p := sel.Family(t)
 	x := Explanation{
 		Service: n, Type: t, TTL: v.TTL, Mode: p.Mode, Since: p.Since, Changed: sel.At, Index: sel.Index, Epoch: s.lead.Term,
-		Answer: texts(p.Serving()), Summary: s.summary(v, p), Frozen: s.freeze,
-	}
-	if s.freeze != nil {
-		x.Summary = s.freeze.String() + "; " + x.Summary
+		Answer: texts(p.Serving()), Summary: s.frozenSummary(v, p), Frozen: s.freeze,
 	}
 	members := slices.Clone(p.Members)
 	if t == TypeAAAA {
@@ -87,9 +84,38 @@ func (s *State) Explain(n Name, t Type) (Explanation, bool) {
 	return x, true
 }
 
+// Summary is the summary of Explain alone, which costs little.
+func (s *State) Summary(n Name, t Type) (string, bool) {
+	v, sel := s.Service(n), s.Selection(n)
+	if v == nil || sel == nil || t != TypeA && t != TypeAAAA {
+		c := s.Claim(Key{n, t})
+		if c == nil {
+			return "", false
+		}
+		return c.why(), true
+	}
+	return s.frozenSummary(v, sel.Family(t)), true
+}
+
+// Why is what Explain says of one endpoint, which costs little; "" when the service has no such endpoint.
+func (s *State) Why(e EndpointID) string {
+	v, sel := s.Service(e.Service), s.Selection(e.Service)
+	if v == nil || sel == nil {
+		return ""
+	}
+	for _, members := range [][]Member{sel.V4.Members, sel.V6.Members, sel.Hidden} {
+		for _, m := range members {
+			if m.Address == e.Address {
+				return s.frozenWhy(v, m)
+			}
+		}
+	}
+	return ""
+}
+
 func (s *State) explainMember(v *Service, m Member) EndpointExplanation {
 	x := EndpointExplanation{
-		Address: m.Address, InAnswer: m.Serves(), Health: m.Health, Step: m.Step, Cause: m.Cause, Why: s.why(v, m),
+		Address: m.Address, InAnswer: m.Serves(), Health: m.Health, Step: m.Step, Cause: m.Cause, Why: s.frozenWhy(v, m),
 		Override: s.Override(EndpointID{v.Name, m.Address}),
 	}
 	if e := v.endpoint(m.Address); e != nil {
@@ -99,16 +125,28 @@ func (s *State) explainMember(v *Service, m Member) EndpointExplanation {
 				Check: u.Check.Name, Target: t.ID, Asks: asks(t), Observe: u.Observe, Verdict: s.Verdict(t.ID),
 			})
 		}
-		x.Why += s.meanwhile(e, m)
 	}
 	return x
 }
 
-// meanwhile says what a freeze keeps from being heard of an endpoint.
-func (s *State) meanwhile(e *Endpoint, m Member) string {
-	if s.freeze == nil {
-		return ""
+// frozenSummary is summary, and that a freeze is why it stands.
+func (s *State) frozenSummary(v *Service, p *FamilyPick) string {
+	if s.freeze != nil {
+		return s.freeze.String() + "; " + s.summary(v, p)
 	}
+	return s.summary(v, p)
+}
+
+// frozenWhy is why, and what a freeze keeps from being heard of an endpoint.
+func (s *State) frozenWhy(v *Service, m Member) string {
+	if e := v.endpoint(m.Address); e != nil && s.freeze != nil {
+		return s.why(v, m) + s.meanwhile(e, m)
+	}
+	return s.why(v, m)
+}
+
+// meanwhile says what the checks of an endpoint have come to say since a freeze.
+func (s *State) meanwhile(e *Endpoint, m Member) string {
 	worst := Up
 	for _, u := range e.Checks {
 		switch v := s.Verdict(e.Target(u).ID).Status; {

@@ -389,6 +389,9 @@ func checkExplained(t *rapid.T, s *State, n Name, typ Type, p *FamilyPick) {
 	if !ok || x.Summary == "" || !slices.Equal(x.Answer, texts(p.Serving())) {
 		t.Fatalf("%v %v is explained as %+v", n, typ, x)
 	}
+	if summary, ok := s.Summary(n, typ); !ok || summary != x.Summary {
+		t.Fatalf("%v %v is summed up as %q, explained as %q", n, typ, summary, x.Summary)
+	}
 	rest := len(x.Endpoints)
 	for _, step := range x.Steps {
 		if rest -= len(step.Dropped); rest != len(step.Kept) {
@@ -401,6 +404,9 @@ func checkExplained(t *rapid.T, s *State, n Name, typ Type, p *FamilyPick) {
 	for _, e := range x.Endpoints {
 		if e.Why == "" {
 			t.Fatalf("%v of %v is there without a reason: %+v", e.Address, n, e)
+		}
+		if why := s.Why(EndpointID{n, e.Address}); why != e.Why {
+			t.Fatalf("%v of %v: %q, explained as %q", e.Address, n, why, e.Why)
 		}
 	}
 }

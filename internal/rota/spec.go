@@ -145,6 +145,7 @@ func compile(s Spec, hosts []*registered) (*compiled, error) {
 	errs := append(s.voters(), s.registers()...)
 	c.spec.Services = slices.SortedFunc(slices.Values(s.Services), func(a, b Service) int { return cmp.Compare(a.Name, b.Name) })
 	c.all = join(c.spec.Services, hosts)
+	given := map[[2]string]bool{} // targets by id and name of the check: services share many
 	for i := range c.all {
 		v := &c.all[i]
 		if c.services[v.Name] != nil {
@@ -168,7 +169,10 @@ func compile(s Spec, hosts []*registered) (*compiled, error) {
 			seen[e.Address] = true
 			for _, u := range e.Checks {
 				t := e.Target(u)
-				c.targets = append(c.targets, t)
+				if as := [2]string{string(t.ID), t.Check.Name}; !given[as] {
+					given[as] = true
+					c.targets = append(c.targets, t)
+				}
 				if !u.Observe {
 					asked[j] = append(asked[j], t.ID)
 				}
