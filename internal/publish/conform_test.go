@@ -548,7 +548,7 @@ func otherOwner(t *testing.T, x *target) {
 	o.Owner = named("somebody else")
 	pb := run(t, o, 9)
 	eventually(t, "a conflict", func() bool { return reasonCode(pb.Publisher) == CodeConflict })
-	if r := pb.Status().Zones[0].Reasons[0]; !strings.Contains(r.Text, `"test"`) || !strings.Contains(r.Advice, "_rota.example.test") {
+	if r := pb.Status().Zones[0].Reasons[0]; !strings.Contains(r.Text, `"test"`) || !strings.Contains(r.Advice, "rota import example.test --from test") {
 		t.Errorf("the conflict says %v", r)
 	}
 	if diff := cmp.Diff(zone, x.server.Dump("example.test.")); diff != "" {

@@ -305,6 +305,9 @@ func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error
 	}
 	if z.held {
 		if whole := z.still(have.Sets); whole != nil {
+			if _, conflict := d.holder(z.name, &z.o, have.Sets, z.imported); whole.Code == CodeConflict && conflict == nil {
+				return nil, nil, ErrMoved // lost unseen, and a person says to take it
+			}
 			return whole, nil, nil
 		}
 	}
