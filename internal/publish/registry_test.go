@@ -54,13 +54,13 @@ func TestLabels(t *testing.T) {
 		`"heritage=external-dns,external-dns/owner=me,external-dns/version=2,external-dns/resource="`: "me",
 		`"heritage=external-dns," "external-dns/owner=me"`:                                            "me",
 		`heritage=external-dns,external-dns/owner=me`:                                                 "me",
-		`"heritage=external-dns"`:                                "",
-		`"external-dns/owner=me,heritage=external-dns"`:          "not a registry",
-		`"heritage=other,external-dns/owner=me"`:                 "not a registry",
-		`"v=spf1 -all"`:                                          "not a registry",
-		`"heritage=external-dns,nonsense"`:                       "not a registry",
-		`"3vbc0dsjF+/encrypted=="`:                               "not a registry",
-		`"heritage=external-dns,external-dns/owner=a\"b\\c,x=1"`: `a"b\c`,
+		`"heritage=external-dns"`:                                                                     "",
+		`"external-dns/owner=me,heritage=external-dns"`:                                               "not a registry",
+		`"heritage=other,external-dns/owner=me"`:                                                      "not a registry",
+		`"v=spf1 -all"`:                                                                               "not a registry",
+		`"heritage=external-dns,nonsense"`:                                                            "not a registry",
+		`"3vbc0dsjF+/encrypted=="`:                                                                    "not a registry",
+		`"heritage=external-dns,external-dns/owner=a\"b\\c,x=1"`:                                      `a"b\c`,
 	} {
 		l, ok := labelsOf(rota.RRset{Data: []string{text}})
 		got := l[labelOwner]
@@ -478,7 +478,7 @@ func TestOracleOfOrders(t *testing.T) {
 			struck := false       // records of the registry may be gone for that
 			f := newFake(t)
 			back := watched{f, func(b Batch) {
-				if given && len(b.Fence.Old.Data) > 0 {
+				if given {
 					t.Errorf("a write to a zone that was given up: %v", b)
 				}
 				given = asked && len(f.zone[FenceKey(b.Zone)].Data) == 0
