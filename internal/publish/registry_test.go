@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/rota-dns/rota/internal/peers"
+	"pgregory.net/rapid"
+
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -437,6 +440,123 @@ func TestHandOverThereAndBack(t *testing.T) {
 		}
 		if c := reasonCode(b.Publisher); c != CodeConflict {
 			t.Errorf("who lost the zone says %q", c)
+		}
+	})
+}
+
+// watched holds a fake's zone against what must be so between any two writes.
+type watched struct {
+	*fake
+	look func(b Batch)
+}
+
+func (w watched) Write(ctx context.Context, b Batch) (int, error) {
+	n, err := w.fake.Write(ctx, b)
+	w.set(func() { w.look(b) })
+	return n, err
+}
+
+// Whatever is asked for, whoever leads and whatever the DNS does with a message: no name is ever without an answer, no RRset of ours without
+// its record unless the zone is being given up, no zone that was given up is written; and in the end all is as it should be.
+func TestOracleOfOrders(t *testing.T) {
+	pool := []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}
+	names := []rota.Name{"app.example.test.", "www.example.test."}
+	rapid.Check(t, func(rt *rapid.T) {
+		steps := rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) [3]int {
+			return [3]int{rapid.IntRange(0, 9).Draw(rt, "what"), rapid.IntRange(0, 9).Draw(rt, "which"), rapid.IntRange(0, 5000).Draw(rt, "ms")}
+		}), 1, 25).Draw(rt, "steps")
+		synctest.Test(t, func(t *testing.T) {
+			var services []rota.Service
+			for _, n := range names {
+				v := service(n.Short(), pool...)
+				v.Safety.OnAllDown, v.Safety.Fallback = rota.OnAllDownFallback, "sorry.example.test."
+				v.Safety.MaxChange = rota.MaxChange{Share: 0.5, Per: 20 * time.Second, MinRecords: 1}
+				services = append(services, v)
+			}
+			w := newWorld(t, services...).up(pool...)
+			var asked, given bool // the zone is to be given up, and is
+			struck := false       // records of the registry may be gone for that
+			f := newFake(t)
+			back := watched{f, func(b Batch) {
+				if given {
+					t.Errorf("a write to a zone that was given up: %v", b)
+				}
+				given = asked && len(f.zone[FenceKey(b.Zone)].Data) == 0
+				bare := false
+				for _, n := range names {
+					answers := 0
+					for _, at := range []rota.Type{rota.TypeA, rota.TypeCNAME} {
+						s := f.zone[rota.Key{Name: n, Type: at}]
+						answers += min(len(s.Data), 1)
+						key, err := registry{prefix: DefaultPrefix, zone: b.Zone}.key(rota.Key{Name: n, Type: at})
+						if err != nil || len(s.Data) > 0 && len(f.zone[key].Data) == 0 {
+							bare = true
+						}
+					}
+					if answers != 1 && len(f.writes) > 1 {
+						t.Errorf("%s has %d kinds of answers after %v", n, answers, b.Changes)
+					}
+				}
+				if bare && !struck {
+					t.Errorf("an RRset has no record that says whose it is: %v", b.Changes)
+				}
+				struck = struck && (asked || bare)
+			}}
+			var past []Past
+			o := registered(w, back)
+			o.Record = func(_ context.Context, p rota.Published) error {
+				past = append(past, Past{time.Now(), p})
+				return nil
+			}
+			o.Recent = func(rota.Name) []Past { return slices.Clone(past) }
+			p := run(t, o, 1)
+			time.Sleep(2 * time.Second)
+			term := uint64(1)
+			for _, s := range steps {
+				switch a := pool[s[1]%len(pool)]; s[0] {
+				case 0, 1:
+					w.down(a)
+				case 2:
+					w.up(a)
+				case 3:
+					w.down(pool...)
+				case 4:
+					f.set(func() { f.faults = append(f.faults, fault(s[1]%7)) })
+				case 5:
+					f.release()
+				case 6:
+					p.stop()
+					term++
+					p = run(t, o, term)
+				case 7:
+					w.order(rota.Instruction{Verb: rota.VerbRefresh, Names: names[s[1]%2:][:1]})
+				case 8:
+					f.set(func() { asked, struck = true, true })
+					w.order(rota.Instruction{Verb: rota.VerbRelease})
+				case 9:
+					f.set(func() { asked, given = false, false })
+					w.order(rota.Instruction{Verb: rota.VerbImport})
+				}
+				time.Sleep(time.Duration(s[2]) * time.Millisecond)
+			}
+			f.set(func() { f.faults, asked, given = nil, false, false })
+			w.order(rota.Instruction{Verb: rota.VerbImport})
+			w.up(pool...)
+			time.Sleep(5 * time.Minute)
+			f.release()
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			for _, n := range names {
+				if got := f.data(string(n), rota.TypeA); !slices.Equal(got, pool) {
+					t.Errorf("%s is %v", n, got)
+				}
+			}
+			if s := p.Status().Zones[0]; len(s.Reasons) > 0 || s.Drift != 0 || len(f.zone) != 5 {
+				t.Errorf("%d RRsets, reasons %v, drift %d", len(f.zone), s.Reasons, s.Drift)
+			}
+		})
+		if t.Failed() {
+			rt.Fatalf("steps %v", steps)
 		}
 	})
 }

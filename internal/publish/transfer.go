@@ -276,7 +276,7 @@ func (in *intake) take(rrs []dns.RR) error {
 func (in *intake) reading(server string, keys []rota.Key) Reading {
 	out := Reading{Sets: make([]rota.RRset, 0, len(keys)), Blocked: map[rota.Name]*Reason{}}
 	for _, k := range keys {
-		for n := k.Name; n != in.zone; n = n.Parent() {
+		for n := k.Name; n != in.zone && n.In(in.zone); n = n.Parent() {
 			switch rr := in.cuts[n].(type) {
 			case *dns.NS:
 				out.Blocked[k.Name] = delegated(k.Name, n, server)

@@ -183,7 +183,7 @@ func TestTransferWorth(t *testing.T) {
 func TestTransferBlocked(t *testing.T) {
 	in := intake{zone: "example.test.", most: 100, sets: map[rota.Key]*rota.RRset{}, cuts: map[rota.Name]dns.RR{}}
 	var keys []rota.Key
-	for _, n := range []rota.Name{"example.test.", "www.example.test.", "a.sub.example.test.", "sub.example.test.", "d.example.test.", "x.y.d.example.test."} {
+	for _, n := range []rota.Name{"example.test.", "www.example.test.", "a.sub.example.test.", "sub.example.test.", "d.example.test.", "x.y.d.example.test.", "www.other.test."} {
 		keys = append(keys, rota.Key{Name: n, Type: rota.TypeA})
 		in.want(keys[len(keys)-1])
 	}

@@ -27,6 +27,8 @@ type server struct {
 	rnd   *rand.Rand
 	zone  map[rota.Key]rota.RRset
 	term  uint64 // the highest whose writer has written
+	given bool   // the zone is released
+	back  bool   // a person has begun to take it back
 	holds int    // of the next writes: they arrive late, and their senders hear nothing
 	loses int    // of the next answers to writes
 	dark  time.Time
@@ -126,10 +128,15 @@ func (d *server) apply(from string, term uint64, b publish.Batch) error {
 	}
 	was, _ := publish.ParseFence(d.zone[publish.FenceKey(zoneName)])
 	is, err := publish.ParseFence(b.Fence.New)
-	if err != nil {
+	gives := len(b.Fence.New.Data) == 0 && len(b.Changes) == 0
+	if err != nil && !gives {
 		d.w.violated("%s wrote a fence that cannot be read: %v", from, err)
 	}
-	if is.Epoch < was.Epoch {
+	if d.given && !d.back {
+		d.w.violated("%s wrote in term %d to a zone that was released: %v", from, term, changes)
+	}
+	d.given = gives || is.Offer != ""
+	if is.Epoch < was.Epoch && !gives {
 		d.w.violated("%s took the fence back from epoch %d to %d", from, was.Epoch, is.Epoch)
 	}
 	if term < d.term {
@@ -245,6 +252,18 @@ func (w *world) happen(x step) {
 		w.net.Split([]string{m.name}, all)
 	case "word":
 		w.say(m, x)
+	case "freeze":
+		w.order(m, rota.Event{Kind: rota.EventFreeze})
+		w.turn(x.n)
+	case "release":
+		to := "" // one word a night: another would have it taken and given up anew
+		if w.seed%3 == 0 {
+			to = "others"
+		}
+		w.order(m, rota.Event{Kind: rota.EventInstruct, Instruction: &rota.Instruction{
+			Verb: rota.VerbRelease, Publisher: "world", Zone: zoneName, To: to,
+		}})
+		w.turn(x.n)
 	case "orphan": // a leader that nobody hears writes what only it holds, and falls
 		l := leader()
 		if l == nil {
@@ -357,6 +376,53 @@ func (w *world) say(m *member, x step) {
 	}
 }
 
+// order is what an operator asks at a node, for as long as no calm has come.
+func (w *world) order(m *member, e rota.Event) {
+	n := m.up()
+	if n == nil {
+		return
+	}
+	w.mu.Lock()
+	w.kept = true
+	w.mu.Unlock()
+	w.dns.set(func(d *server) { d.back = false })
+	e.Actor, e.Reason = "night", "asked for"
+	ctx, cancel := context.WithTimeout(w.t.Context(), 8*time.Second)
+	defer cancel()
+	_, _ = n.Append(ctx, e)
+}
+
+// takeBack thaws and takes the zone back, until that is heard.
+func (w *world) takeBack() {
+	w.mu.Lock()
+	kept := w.kept
+	w.kept = false
+	w.mu.Unlock()
+	if !kept {
+		return
+	}
+	for _, e := range []rota.Event{
+		{Kind: rota.EventThaw},
+		{Kind: rota.EventInstruct, Instruction: &rota.Instruction{Verb: rota.VerbImport, Publisher: "world", Zone: zoneName}},
+	} {
+		w.dns.set(func(d *server) { d.back = e.Kind == rota.EventInstruct })
+		e.Actor, e.Reason = "night", "it is calm"
+		for try := 0; ; try++ {
+			ctx, cancel := context.WithTimeout(w.t.Context(), 8*time.Second)
+			_, err := w.nodes[try%len(w.nodes)].up().Append(ctx, e)
+			cancel()
+			if err == nil {
+				break
+			}
+			if try > 20 {
+				w.violated("nobody hears that %s: %v", e.Kind, err)
+				return
+			}
+			time.Sleep(time.Second)
+		}
+	}
+}
+
 // settle ends all faults and waits: then there is a leader, all hold the same, the verdicts are the truth, and the DNS says so.
 func (w *world) settle() {
 	w.net.Heal()
@@ -371,6 +437,7 @@ func (w *world) settle() {
 	w.mu.Unlock()
 	w.dns.set(func(d *server) { d.dark, d.holds, d.loses = time.Time{}, 0, 0 })
 	w.look()
+	w.takeBack()
 	time.Sleep(calm)
 
 	var leader *cluster.Node
