@@ -201,7 +201,8 @@ func FuzzZoneFile(f *testing.F) {
 func zoneFileAt(t testing.TB, reload func() (Output, error)) (*ZoneFile, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "zone")
-	if err := os.WriteFile(path, []byte(zoneHead), 0o640); err != nil {
+	old := time.Now().Add(-time.Hour)
+	if err := errors.Join(os.WriteFile(path, []byte(zoneHead), 0o640), os.Chtimes(path, old, old)); err != nil {
 		t.Fatal(err)
 	}
 	z, err := NewZoneFile(ZoneFileOptions{Path: path, Reload: []string{"/bin/reload", "zone"}, Run: func(_ context.Context, c Command) (Output, error) {
@@ -326,6 +327,33 @@ func TestZoneFileOnDisk(t *testing.T) {
 	}
 }
 
+// A file that changed a moment ago may not be whole yet: whoever writes it in its place goes on with what was replaced meanwhile.
+func TestZoneFileStill(t *testing.T) {
+	z, path := zoneFileAt(t, func() (Output, error) { return Output{Started: true}, nil })
+	b := firstBatch(address("www.example.test.", 30, nil, []string{"192.0.2.1"}))
+	if err := os.Chtimes(path, time.Time{}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Write(t.Context(), b); ReasonOf(err).Code != CodeMoving || !ReasonOf(err).Transient || ReasonOf(err).InDoubt {
+		t.Fatalf("just written by somebody: %v", err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != zoneHead {
+		t.Errorf("%q, %v", text, err)
+	}
+	if err := os.Chtimes(path, time.Time{}, time.Now().Add(-zoneStill)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Write(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	// What we wrote ourselves is whole.
+	b.Fence.Old, b.Changes = b.Fence.New, nil
+	b.Fence.New = Fence{Owner: "test", Epoch: 1, Seq: 1, By: "00"}.RRset("example.test.")
+	if _, err := z.Write(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Whoever may write beside the zone file cannot have rota wait or write elsewhere.
 func TestZoneFileTraps(t *testing.T) {
 	z, path := zoneFileAt(t, func() (Output, error) { return Output{Started: true}, nil })
@@ -391,7 +419,8 @@ func TestZoneFileLarge(t *testing.T) {
 	for i := range 100_000 {
 		fmt.Fprintf(&b, "h%06d 300 IN A 198.51.100.%d ; by hand\n", i, i%250)
 	}
-	if err := os.WriteFile(path, []byte(b.String()), 0o640); err != nil {
+	old := time.Now().Add(-time.Hour)
+	if err := errors.Join(os.WriteFile(path, []byte(b.String()), 0o640), os.Chtimes(path, old, old)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := z.Write(t.Context(), firstBatch(address("www.example.test.", 30, nil, []string{"192.0.2.1"}))); err != nil {
