@@ -249,10 +249,11 @@ func TestRESTPages(t *testing.T) {
 		t.Errorf("%v, %q", err, seen)
 	}
 	next["b"] = "a"
-	if err := r.pages(func(m string) (string, error) { return next[m], nil }); ReasonOf(err).Code != CodeMalformed {
-		t.Errorf("a circle: %v", err)
-	}
 	n := 0
+	if err := r.pages(func(m string) (string, error) { n++; return next[m], nil }); ReasonOf(err).Code != CodeMalformed || n != 3 {
+		t.Errorf("a circle: %v after %d", err, n)
+	}
+	n = 0
 	if err := r.pages(func(m string) (string, error) { n++; return m + "x", nil }); ReasonOf(err).Code != CodeMalformed || n != maxPages {
 		t.Errorf("no end: %v after %d", err, n)
 	}
