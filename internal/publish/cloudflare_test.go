@@ -294,6 +294,32 @@ func TestCloudflareKeeps(t *testing.T) {
 	}
 }
 
+// Of zones of one name, in several accounts, the active one is meant.
+func TestCloudflareZones(t *testing.T) {
+	for zones, want := range map[string]string{
+		`{"id": "a", "name": "example.test", "status": "pending"}`:                                                                          "/zones/a/dns_records",
+		`{"id": "a", "name": "example.test", "status": "moved"}, {"id": "b", "name": "example.test", "status": "active"}`:                   "/zones/b/dns_records",
+		`{"id": "b", "name": "example.test", "status": "active"}, {"id": "a", "name": "example.test", "status": "pending"}`:                 "/zones/b/dns_records",
+		`{"id": "a", "name": "example.test", "status": "pending"}, {"id": "b", "name": "example.test", "status": "pending"}`:                "",
+		`{"id": "a", "name": "example.test"}, {"id": "b", "name": "example.test"}, {"id": "c", "name": "example.test", "status": "active"}`: "/zones/c/dns_records",
+	} {
+		b, err := NewCloudflare(CloudflareOptions{Token: "t", client: roundTrip(func(r *http.Request) (*http.Response, error) {
+			return answer(r, 200, "application/json", `{"success": true, "result": [`+zones+`], "result_info": {"page": 1, "total_pages": 1}}`), nil
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := b.(*ledger).driver.(*cloudflare)
+		found, err := d.zones(t.Context())
+		if err != nil || len(found) != 1 {
+			t.Errorf("%s: %v, %v", zones, found, err)
+		}
+		if path, err := d.path(t.Context(), "example.test."); path != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v; want %q", zones, path, err, want)
+		}
+	}
+}
+
 func TestCloudflareOptions(t *testing.T) {
 	for _, o := range []CloudflareOptions{
 		{}, {Token: "x", Proxied: "maybe"}, {Token: "x", Batch: 4000}, {Token: "x", URL: "ftp://api"}, {Token: "x", URL: "https://user:pw@api"},
