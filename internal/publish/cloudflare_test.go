@@ -320,6 +320,29 @@ func TestCloudflareZones(t *testing.T) {
 	}
 }
 
+// A transaction holds no more records than a plan allows, those of the fence among them.
+func TestCloudflarePack(t *testing.T) {
+	d := &cloudflare{batch: 200}
+	for _, c := range []struct{ names, old, comes, want int }{
+		{1000, 0, 1, 197}, {1000, 1, 1, 98}, {1000, 3, 0, 65}, {1, 0, 500, 1}, {0, 0, 0, 0},
+	} {
+		var changes []rota.Change
+		for i := range c.names {
+			k := rota.Key{Name: rota.Name(fmt.Sprintf("s%d.example.test.", i)), Type: rota.TypeA}
+			list := func(net, n int) (out []string) {
+				for j := range n {
+					out = append(out, fmt.Sprintf("192.0.%d.%d", net, j))
+				}
+				return out
+			}
+			changes = append(changes, rota.Change{Old: at(k, list(2, c.old)...), New: at(k, list(3, c.comes)...)})
+		}
+		if got := d.pack(changes); got != c.want {
+			t.Errorf("%d names, %d records each before and %d after: %d fit, want %d", c.names, c.old, c.comes, got, c.want)
+		}
+	}
+}
+
 func TestCloudflareOptions(t *testing.T) {
 	for _, o := range []CloudflareOptions{
 		{}, {Token: "x", Proxied: "maybe"}, {Token: "x", Batch: 4000}, {Token: "x", URL: "ftp://api"}, {Token: "x", URL: "https://user:pw@api"},
