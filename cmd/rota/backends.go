@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/miekg/dns"
@@ -30,7 +29,7 @@ func backendOf(p config.Publisher) (publish.Backend, error) {
 			return nil, err
 		}
 		return publish.NewNSUpdate(publish.NSUpdateOptions{
-			Command: command, Timeout: p.NSUpdate.Timeout, Run: runCommand,
+			Command: command, Timeout: p.NSUpdate.Timeout, Run: commandRunner(),
 			Servers: updatesTo(p.NSUpdate.Servers, p.NSUpdate.Keys, p.NSUpdate.PlainReads, p.Zones),
 		})
 	}
@@ -84,7 +83,7 @@ func providerOf(p config.Publisher) (publish.Backend, error) {
 		if err != nil {
 			return nil, err
 		}
-		o := publish.ExecOptions{Name: p.Name, Command: command, Zones: p.Zones, Timeout: p.Exec.Timeout, Run: runCommand}
+		o := publish.ExecOptions{Name: p.Name, Command: command, Zones: p.Zones, Timeout: p.Exec.Timeout, Run: commandRunner()}
 		if p.Exec.Mode == config.ExecSimple {
 			o.Simple = &publish.RFC2136Options{Servers: p.Exec.Servers}
 		}
@@ -98,7 +97,7 @@ func providerOf(p config.Publisher) (publish.Backend, error) {
 		if err != nil {
 			return nil, err
 		}
-		o := publish.ZoneFileOptions{Path: path, Reload: reload, Timeout: p.ZoneFile.Timeout, Run: runCommand}
+		o := publish.ZoneFileOptions{Path: path, Reload: reload, Timeout: p.ZoneFile.Timeout, Run: commandRunner()}
 		if len(p.Zones) > 0 {
 			o.Zone = p.Zones[0]
 		}
@@ -134,19 +133,19 @@ func updatesTo(servers []string, keys []config.Key, plainReads bool, zones []rot
 	return o
 }
 
-// Commands of publishers: so many run at once in this process, and what does not end when asked to is killed after so long.
+// Commands of a publisher: so many run at once, and what does not end when asked to is killed after so long.
 const (
 	commandsAtOnce = 8
 	commandGrace   = 2 * time.Second
 )
 
-// commands runs the commands of all publishers.
-var commands = sync.OnceValue(func() *process.Runner { return process.New(commandsAtOnce, commandGrace) })
-
-// runCommand runs a command for a backend.
-func runCommand(ctx context.Context, c publish.Command) (publish.Output, error) {
-	out, err := commands().Run(ctx, process.Command(c))
-	return publish.Output(out), err
+// commandRunner runs the commands of one publisher: those of another one that hang do not hold them up.
+func commandRunner() publish.Run {
+	r := process.New(commandsAtOnce, commandGrace)
+	return func(ctx context.Context, c publish.Command) (publish.Output, error) {
+		out, err := r.Run(ctx, process.Command(c))
+		return publish.Output(out), err
+	}
 }
 
 // programs are the directories in which a program is looked for that is named without one: those that commands find in their PATH.

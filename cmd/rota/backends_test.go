@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -8,7 +9,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/publish"
@@ -107,6 +110,43 @@ func TestBackendsPage(t *testing.T) {
 		if seen[typ] == "" {
 			t.Errorf("no example of type %s", typ)
 		}
+	}
+}
+
+// As many commands of one publisher hang as may run at once: those of another one run.
+func TestCommandsOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	begun := filepath.Join(dir, "begun")
+	of := func(script string) publish.Backend {
+		t.Helper()
+		b, err := backendOf(config.Publisher{
+			Name: "script", Type: "exec", Zones: []rota.Name{"example.test."},
+			Exec: &config.Exec{Command: []string{"/bin/sh", "-c", script}, Timeout: time.Minute},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	hangs, works := of("echo x >>"+begun+"; exec sleep 1000"), of(`echo '{"rrsets": []}'`)
+	ctx, cancel := context.WithCancel(t.Context())
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	defer cancel()
+	for range commandsAtOnce {
+		readers.Go(func() { hangs.Read(ctx, "example.test.", nil) })
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if lines, _ := os.ReadFile(begun); len(lines) == 2*commandsAtOnce {
+			break
+		} else if time.Now().After(end) {
+			t.Fatalf("%d of %d commands have begun", len(lines)/2, commandsAtOnce)
+		}
+	}
+	soon, stop := context.WithTimeout(t.Context(), 15*time.Second)
+	defer stop()
+	if _, err := works.Read(soon, "example.test.", nil); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -65,7 +65,7 @@ func NewCloudflare(o CloudflareOptions) (Backend, error) {
 		return nil, err
 	}
 	d := &cloudflare{
-		rest: r, proxied: o.Proxied, batch: cmp.Or(o.Batch, 200), minTTL: cmp.Or(o.MinTTL, 60), ids: map[rota.Name]string{},
+		rest: r, proxied: o.Proxied, batch: cmp.Or(o.Batch, 200), minTTL: cmp.Or(o.MinTTL, 60), ids: map[rota.Name][]string{},
 	}
 	return newLedger(d, cloudflareSettle), nil
 }
@@ -80,8 +80,8 @@ type cloudflare struct {
 	batch   int
 	minTTL  uint32
 
-	mu  sync.Mutex // guards what follows
-	ids map[rota.Name]string
+	mu  sync.Mutex             // guards what follows
+	ids map[rota.Name][]string // more than one when the token shows several zones of a name
 }
 
 // cloudflareAnswer is what every answer is wrapped in.
@@ -101,9 +101,13 @@ type cloudflareError struct {
 }
 
 type cloudflareZone struct {
-	ID   string `json:"id"`
-	Name string `json:"name"`
+	ID     string `json:"id"`
+	Name   string `json:"name"`
+	Status string `json:"status"`
 }
+
+// cloudflareActive is the status of a zone that the world asks Cloudflare for. Of several zones of a name at most one has it.
+const cloudflareActive = "active"
 
 // cloudflareRecord is a record. Fields of a PATCH that are not there stay as they are.
 type cloudflareRecord struct {
@@ -177,15 +181,26 @@ func (d *cloudflare) zones(ctx context.Context) ([]rota.Name, error) {
 	if err != nil {
 		return nil, err
 	}
-	ids := map[rota.Name]string{}
+	ids := map[rota.Name][]string{}
+	active := map[rota.Name]bool{}
 	var out []rota.Name
 	for _, z := range list {
 		n, err := rota.ParseName(z.Name)
 		if err != nil || z.ID == "" {
 			return nil, d.rest.malformed(false, "a zone without a name or an id")
 		}
-		ids[n] = z.ID
-		out = append(out, n)
+		if len(ids[n]) == 0 {
+			out = append(out, n)
+		}
+		switch {
+		case active[n]:
+			continue
+		case z.Status == cloudflareActive:
+			ids[n] = []string{z.ID}
+		default:
+			ids[n] = append(ids[n], z.ID)
+		}
+		active[n] = z.Status == cloudflareActive
 	}
 	d.mu.Lock()
 	d.ids = ids
@@ -202,10 +217,16 @@ func (d *cloudflare) path(ctx context.Context, zone rota.Name) (string, error) {
 			}
 		}
 		d.mu.Lock()
-		id := d.ids[zone]
+		ids := d.ids[zone]
 		d.mu.Unlock()
-		if id != "" {
-			return "/zones/" + url.PathEscape(id) + "/dns_records", nil
+		switch {
+		case len(ids) == 1:
+			return "/zones/" + url.PathEscape(ids[0]) + "/dns_records", nil
+		case len(ids) > 1 && fresh:
+			return "", &Reason{
+				Code: CodeNoZone, Zone: zone, Server: d.rest.server, Text: "the token shows several zones of this name, of which none is active",
+				Advice: "let the token see the one that is meant",
+			}
 		}
 	}
 	return "", &Reason{

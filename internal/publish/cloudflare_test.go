@@ -294,6 +294,55 @@ func TestCloudflareKeeps(t *testing.T) {
 	}
 }
 
+// Of zones of one name, in several accounts, the active one is meant.
+func TestCloudflareZones(t *testing.T) {
+	for zones, want := range map[string]string{
+		`{"id": "a", "name": "example.test", "status": "pending"}`:                                                                          "/zones/a/dns_records",
+		`{"id": "a", "name": "example.test", "status": "moved"}, {"id": "b", "name": "example.test", "status": "active"}`:                   "/zones/b/dns_records",
+		`{"id": "b", "name": "example.test", "status": "active"}, {"id": "a", "name": "example.test", "status": "pending"}`:                 "/zones/b/dns_records",
+		`{"id": "a", "name": "example.test", "status": "pending"}, {"id": "b", "name": "example.test", "status": "pending"}`:                "",
+		`{"id": "a", "name": "example.test"}, {"id": "b", "name": "example.test"}, {"id": "c", "name": "example.test", "status": "active"}`: "/zones/c/dns_records",
+	} {
+		b, err := NewCloudflare(CloudflareOptions{Token: "t", client: roundTrip(func(r *http.Request) (*http.Response, error) {
+			return answer(r, 200, "application/json", `{"success": true, "result": [`+zones+`], "result_info": {"page": 1, "total_pages": 1}}`), nil
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := b.(*ledger).driver.(*cloudflare)
+		found, err := d.zones(t.Context())
+		if err != nil || len(found) != 1 {
+			t.Errorf("%s: %v, %v", zones, found, err)
+		}
+		if path, err := d.path(t.Context(), "example.test."); path != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v; want %q", zones, path, err, want)
+		}
+	}
+}
+
+// A transaction holds no more records than a plan allows, those of the fence among them.
+func TestCloudflarePack(t *testing.T) {
+	d := &cloudflare{batch: 200}
+	for _, c := range []struct{ names, old, comes, want int }{
+		{1000, 0, 1, 197}, {1000, 1, 1, 98}, {1000, 3, 0, 65}, {1, 0, 500, 1}, {0, 0, 0, 0},
+	} {
+		var changes []rota.Change
+		for i := range c.names {
+			k := rota.Key{Name: rota.Name(fmt.Sprintf("s%d.example.test.", i)), Type: rota.TypeA}
+			list := func(net, n int) (out []string) {
+				for j := range n {
+					out = append(out, fmt.Sprintf("192.0.%d.%d", net, j))
+				}
+				return out
+			}
+			changes = append(changes, rota.Change{Old: at(k, list(2, c.old)...), New: at(k, list(3, c.comes)...)})
+		}
+		if got := d.pack(changes); got != c.want {
+			t.Errorf("%d names, %d records each before and %d after: %d fit, want %d", c.names, c.old, c.comes, got, c.want)
+		}
+	}
+}
+
 func TestCloudflareOptions(t *testing.T) {
 	for _, o := range []CloudflareOptions{
 		{}, {Token: "x", Proxied: "maybe"}, {Token: "x", Batch: 4000}, {Token: "x", URL: "ftp://api"}, {Token: "x", URL: "https://user:pw@api"},

@@ -3,6 +3,7 @@ package publish
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -581,7 +582,8 @@ func zoneFileStore(t *testing.T) *store {
 		text += r + "\n"
 	}
 	path := filepath.Join(t.TempDir(), "example.test.zone")
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+	old := time.Now().Add(-time.Hour)
+	if err := errors.Join(os.WriteFile(path, []byte(text), 0o644), os.Chtimes(path, old, old)); err != nil {
 		t.Fatal(err)
 	}
 	load := func() []string {
@@ -624,10 +626,9 @@ func zoneFileStore(t *testing.T) *store {
 				lines := slices.DeleteFunc(strings.Split(string(b), "\n"), func(l string) bool {
 					return slices.Contains(remove, strings.ReplaceAll(l, "\t", " "))
 				})
-				if err := os.WriteFile(path+".hand", []byte(strings.Join(append(lines, add...), "\n")+"\n"), 0o644); err != nil {
-					return err
-				}
-				return os.Rename(path+".hand", path)
+				hand := path + ".hand"
+				text := strings.Join(append(lines, add...), "\n") + "\n"
+				return errors.Join(os.WriteFile(hand, []byte(text), 0o644), os.Chtimes(hand, old, old), os.Rename(hand, path))
 			})
 			if err != nil {
 				t.Fatal(err)

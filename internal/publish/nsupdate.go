@@ -80,10 +80,13 @@ func (b *NSUpdate) Write(ctx context.Context, batch Batch) (int, error) {
 	}
 	out, err := b.o.Run(ctx, c)
 	if road.key != nil { // a program may show a line of its script
-		out.Stderr = bytes.ReplaceAll(out.Stderr, []byte(road.key.Secret), []byte("***"))
+		out.Stderr = bytes.ReplaceAll(out.Stderr, []byte(oneLine(road.key.Secret)), []byte("***"))
 	}
 	return n, b.outcome(m, road, c, out, err)
 }
+
+// oneLine returns base64 without the line breaks that it may have (RFC 4648 §3.1 leaves them to each format).
+func oneLine(secret string) string { return strings.NewReplacer("\r", "", "\n", "").Replace(secret) }
 
 // updateScript writes a message as both programs read it. It ends in send: without, they do nothing and call it a success.
 func updateScript(m *dns.Msg, r *road) ([]byte, error) {
@@ -94,15 +97,15 @@ func updateScript(m *dns.Msg, r *road) ([]byte, error) {
 	var s bytes.Buffer
 	line := func(words ...string) {
 		text := strings.Join(words, " ")
-		if i := strings.IndexFunc(text, func(c rune) bool { return c < ' ' || c > '~' }); i >= 0 {
-			err = fmt.Errorf("%q cannot be written in a script", text)
+		if strings.ContainsFunc(text, func(c rune) bool { return c < ' ' || c > '~' }) {
+			err = fmt.Errorf("what follows %q cannot be written in a script", words[0]) // it may be the key
 		}
 		s.WriteString(text + "\n")
 	}
 	line("server", host, port)
 	line("zone", m.Question[0].Name)
 	if r.key != nil {
-		line("key", strings.TrimSuffix(cmp.Or(r.key.Algorithm, "hmac-sha256"), ".")+":"+r.key.name(), r.key.Secret)
+		line("key", strings.TrimSuffix(cmp.Or(r.key.Algorithm, "hmac-sha256"), ".")+":"+r.key.name(), oneLine(r.key.Secret))
 	}
 	data := func(rr dns.RR) string { return strings.TrimPrefix(rr.String(), rr.Header().String()) }
 	for _, rr := range m.Answer {

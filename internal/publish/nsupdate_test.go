@@ -195,6 +195,19 @@ send
 	}
 }
 
+// A secret that came in several lines is one line in the script, and what cannot be written there is not shown when the key is it.
+func TestUpdateScriptKey(t *testing.T) {
+	m := new(dns.Msg)
+	m.SetUpdate("example.test.")
+	s, err := updateScript(m, &road{server: "192.0.2.53:53", key: &Key{Name: "k.example", Secret: "c2Vj\r\ncmV0\nsend"}})
+	if want := "server 192.0.2.53 53\nzone example.test.\nkey hmac-sha256:k.example. c2VjcmV0send\nsend\n"; err != nil || string(s) != want {
+		t.Errorf("%q, %v", s, err)
+	}
+	if _, err := updateScript(m, &road{server: "192.0.2.53:53", key: &Key{Name: "k.example", Secret: "c2Vj\vcmV0"}}); err == nil || strings.Contains(err.Error(), "c2Vj") {
+		t.Errorf("a key that cannot be written: %v", err)
+	}
+}
+
 // FuzzUpdateScript: no name and no data can add a line or a word of its own to a script.
 func FuzzUpdateScript(f *testing.F) {
 	for _, data := range []string{"a b", "x\nsend", `\"quoted\"`, "a; b", "\x00", "ümlaut", `back\slash`, `tail\`, "$(id)", "\r\nupdate delete . ANY"} {

@@ -88,11 +88,12 @@ func (d *powerDNS) zones(ctx context.Context) ([]rota.Name, error) {
 	}
 	var out []rota.Name
 	for _, z := range list {
-		n, err := rota.ParseName(z.Name)
-		if err != nil {
-			return nil, d.rest.malformed(false, "a zone without a name: %v", err)
+		if z.Name == "" {
+			return nil, d.rest.malformed(false, "a zone without a name")
 		}
-		out = append(out, n)
+		if n, err := rota.ParseName(z.Name); err == nil { // a variant of a zone, example.org..inside, is none of the DNS's
+			out = append(out, n)
+		}
 	}
 	return out, nil
 }

@@ -294,6 +294,19 @@ func TestPowerDNSLocked(t *testing.T) {
 	}
 }
 
+// Variants of zones, which the DNS has no name for, do not hide the others.
+func TestPowerDNSZones(t *testing.T) {
+	b, err := NewPowerDNS(PowerDNSOptions{URL: "http://127.0.0.1:8081", Key: "k", client: roundTrip(func(r *http.Request) (*http.Response, error) {
+		return answer(r, 200, "application/json", `[{"name": "example.test..inside"}, {"name": "example.test."}]`), nil
+	})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if z, err := b.Zone(t.Context(), www.Name); err != nil || z != "example.test." {
+		t.Errorf("%s, %v", z, err)
+	}
+}
+
 func TestPowerDNSID(t *testing.T) {
 	for name, want := range map[string]string{".": "=2E", "example.org.": "example.org.", "_tcp.0/25.example.": "=5Ftcp.0=2F25.example."} {
 		if got := powerDNSID(name); got != want {

@@ -456,6 +456,43 @@ func TestRoute53Options(t *testing.T) {
 			t.Errorf("%+v: %v", o, err)
 		}
 	}
+	b, err := NewRoute53(Route53Options{AccessKey: "AKIA", SecretKey: "hush"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := b.(*ledger).driver.(*amazon).api.Options().HTTPClient.(*http.Client)
+	if client.Transport.(capped).RoundTripper.(*http.Transport).Proxy != nil {
+		t.Error("a proxy of the environment would be asked")
+	}
+}
+
+// Route 53's answers are read up to a bound, and nobody is followed to elsewhere with its credentials.
+func TestRoute53Elsewhere(t *testing.T) {
+	read := 0
+	redirect := true
+	b, err := NewRoute53(Route53Options{AccessKey: "AKIAROTA", SecretKey: "hush", client: roundTrip(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Host != "route53.amazonaws.com" {
+			t.Errorf("asks %s", r.URL)
+		}
+		a := answer(r, 200, "text/xml", "")
+		if redirect {
+			a.StatusCode = 302
+			a.Header.Set("Location", "https://elsewhere.example.test/")
+		} else {
+			a.Body, a.ContentLength = endless{&read}, -1
+		}
+		return a, nil
+	})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Zone(t.Context(), www.Name); ReasonOf(err).Code != CodeMalformed {
+		t.Errorf("a redirect: %v", err)
+	}
+	redirect = false
+	if _, err := b.Zone(t.Context(), www.Name); ReasonOf(err).Code != CodeMalformed || read > 2*maxAnswer {
+		t.Errorf("%v, %d bytes read", err, read)
+	}
 }
 
 func TestOctets(t *testing.T) {

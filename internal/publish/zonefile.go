@@ -37,8 +37,10 @@ type ZoneFileOptions struct {
 type ZoneFile struct {
 	*ledger
 	o    ZoneFileOptions
-	mu   sync.Mutex  // the lock of the file is between processes
 	owes atomic.Bool // the server was not told of our last write
+
+	mu    sync.Mutex  // the lock of the file is between processes; guards what follows
+	wrote os.FileInfo // the file as we left it; nil: not yet
 }
 
 // The marks around what rota adds.
@@ -47,8 +49,12 @@ const (
 	zoneEnd   = "; rota ends here"
 )
 
-// lockWait is how long another writer may hold the file.
-const lockWait = 5 * time.Second
+const (
+	lockWait = 5 * time.Second // that another writer may hold the file
+	// zoneStill is how long a file that is not of our making has to be as it is: editors and copies that write it in its place may not be
+	// done yet, and what they write after it was replaced would be lost.
+	zoneStill = time.Second
+)
 
 // NewZoneFile checks the options. It does not look at the file yet.
 func NewZoneFile(o ZoneFileOptions) (*ZoneFile, error) {
@@ -482,12 +488,23 @@ func (z *ZoneFile) replace(old []byte, text string) error {
 	if err := writeLike(next, text, info); err != nil {
 		return z.failed(err, false)
 	}
+	if age := time.Since(info.ModTime()); age >= 0 && age < zoneStill && !z.ours(info) {
+		return &Reason{
+			Code: CodeMoving, Transient: true, After: zoneStill, Text: z.o.Path + " changed a moment ago, and may not be whole yet",
+			Advice: "it is written when nobody else writes it; replace a zone file in one step (mv)",
+		}
+	}
 	if now, err := readBounded(path); err != nil || !bytes.Equal(now, old) {
 		return ErrMoved
+	}
+	left, err := os.Stat(next)
+	if err != nil {
+		return z.failed(err, false)
 	}
 	if err := os.Rename(next, path); err != nil {
 		return z.failed(err, false)
 	}
+	z.wrote = left
 	d, err := os.Open(dir)
 	if err != nil {
 		return z.failed(err, true)
@@ -497,6 +514,11 @@ func (z *ZoneFile) replace(old []byte, text string) error {
 		return z.failed(err, true)
 	}
 	return nil
+}
+
+// ours reports whether the file is as we left it. The caller holds mu.
+func (z *ZoneFile) ours(now os.FileInfo) bool {
+	return z.wrote != nil && os.SameFile(now, z.wrote) && now.ModTime().Equal(z.wrote.ModTime()) && now.Size() == z.wrote.Size()
 }
 
 // writeLike writes a file with the mode and owner of another one, to the disk.

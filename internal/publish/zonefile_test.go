@@ -201,7 +201,8 @@ func FuzzZoneFile(f *testing.F) {
 func zoneFileAt(t testing.TB, reload func() (Output, error)) (*ZoneFile, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "zone")
-	if err := os.WriteFile(path, []byte(zoneHead), 0o640); err != nil {
+	old := time.Now().Add(-time.Hour)
+	if err := errors.Join(os.WriteFile(path, []byte(zoneHead), 0o640), os.Chtimes(path, old, old)); err != nil {
 		t.Fatal(err)
 	}
 	z, err := NewZoneFile(ZoneFileOptions{Path: path, Reload: []string{"/bin/reload", "zone"}, Run: func(_ context.Context, c Command) (Output, error) {
@@ -326,6 +327,78 @@ func TestZoneFileOnDisk(t *testing.T) {
 	}
 }
 
+// What a write is planned on is compared again while the lock is held, and once more in the last moment; where it would change what others
+// wrote it does not happen.
+func TestZoneFileCompares(t *testing.T) {
+	z, path := zoneFileAt(t, func() (Output, error) { return Output{Started: true}, nil })
+	b := firstBatch(address("www.example.test.", 30, nil, []string{"192.0.2.1"}))
+	held, err := (*zoneFileDriver)(z).list(t.Context(), b.Zone, nil)
+	if err != nil || stands(b, held) != nil {
+		t.Fatal(err)
+	}
+	old := time.Now().Add(-time.Hour)
+	put := func(text string) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o640), os.Chtimes(path, old, old)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	holds := func(want string) {
+		t.Helper()
+		if text, err := os.ReadFile(path); err != nil || string(text) != want {
+			t.Errorf("the file is now %q, %v", text, err)
+		}
+	}
+	taken := zoneHead + Fence{Owner: "test", Epoch: 2, By: "01"}.RRset(b.Zone).Name.String() + ` 60 IN TXT "owner=test epoch=2 seq=0 by=01"` + "\n"
+	put(taken) // by another leader, since it was read
+	if err := (*zoneFileDriver)(z).commit(t.Context(), b, held); !errors.Is(err, ErrMoved) {
+		t.Errorf("under the lock: %v", err)
+	}
+	holds(taken)
+	if err := z.replace([]byte(zoneHead), "nothing"); !errors.Is(err, ErrMoved) {
+		t.Errorf("in the last moment: %v", err)
+	}
+	holds(taken)
+
+	const lent = `example.test. 300 IN SOA ns1.example.test. root.example.test. 7 3600 600 86400 30
+www.example.test. 30 IN A 192.0.2.1
+last.example.test. IN A 192.0.2.9 ; whose TTL is that of the record before
+`
+	put(lent)
+	gone := firstBatch(address("www.example.test.", 30, []string{"192.0.2.1"}, nil))
+	if _, err := z.Write(t.Context(), gone); ReasonOf(err).Code != CodeMalformed || ReasonOf(err).InDoubt {
+		t.Errorf("a change that would change another record: %v", err)
+	}
+	holds(lent)
+}
+
+// A file that changed a moment ago may not be whole yet: whoever writes it in its place goes on with what was replaced meanwhile.
+func TestZoneFileStill(t *testing.T) {
+	z, path := zoneFileAt(t, func() (Output, error) { return Output{Started: true}, nil })
+	b := firstBatch(address("www.example.test.", 30, nil, []string{"192.0.2.1"}))
+	if err := os.Chtimes(path, time.Time{}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Write(t.Context(), b); ReasonOf(err).Code != CodeMoving || !ReasonOf(err).Transient || ReasonOf(err).InDoubt {
+		t.Fatalf("just written by somebody: %v", err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != zoneHead {
+		t.Errorf("%q, %v", text, err)
+	}
+	if err := os.Chtimes(path, time.Time{}, time.Now().Add(-zoneStill)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Write(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	// What we wrote ourselves is whole.
+	b.Fence.Old, b.Changes = b.Fence.New, nil
+	b.Fence.New = Fence{Owner: "test", Epoch: 1, Seq: 1, By: "00"}.RRset("example.test.")
+	if _, err := z.Write(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Whoever may write beside the zone file cannot have rota wait or write elsewhere.
 func TestZoneFileTraps(t *testing.T) {
 	z, path := zoneFileAt(t, func() (Output, error) { return Output{Started: true}, nil })
@@ -391,7 +464,8 @@ func TestZoneFileLarge(t *testing.T) {
 	for i := range 100_000 {
 		fmt.Fprintf(&b, "h%06d 300 IN A 198.51.100.%d ; by hand\n", i, i%250)
 	}
-	if err := os.WriteFile(path, []byte(b.String()), 0o640); err != nil {
+	old := time.Now().Add(-time.Hour)
+	if err := errors.Join(os.WriteFile(path, []byte(b.String()), 0o640), os.Chtimes(path, old, old)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := z.Write(t.Context(), firstBatch(address("www.example.test.", 30, nil, []string{"192.0.2.1"}))); err != nil {
