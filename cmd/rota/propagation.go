@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -114,8 +115,11 @@ func (a *app) propagationCommand() *cobra.Command {
 // writePropagation tells what the world sees of a name. Times are told by the clock of the node that asked.
 func writePropagation(w io.Writer, p api.Propagation) error {
 	verdict := "NOT EVERYWHERE as wanted"
-	if p.Everywhere {
+	switch {
+	case p.Everywhere:
 		verdict = "everywhere as wanted"
+	case len(p.Views) > 0 && !slices.ContainsFunc(p.Views, func(v api.ServerView) bool { return !v.Agrees }):
+		verdict = "as wanted at all servers that could be asked, which are not all"
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s in %s by %s: %s\n", p.Name, p.Zone, p.Publisher, verdict)
@@ -267,9 +271,10 @@ func (c *client) awaitDrained(ctx context.Context, match string, tell func(strin
 		if err := c.get(ctx, "/api/v1/endpoints", url.Values{"match": {match}}, &endpoints); err != nil {
 			return err
 		}
-		all := true
+		all, left := true, maps.Clone(last)
 		for _, e := range endpoints.Items {
 			who := e.Service + "/" + e.Endpoint.String()
+			delete(left, who)
 			if last[who] == stepDrained {
 				continue
 			}
@@ -283,7 +288,13 @@ func (c *client) awaitDrained(ctx context.Context, match string, tell func(strin
 			}
 			all = all && step == stepDrained
 		}
-		if all {
+		maps.DeleteFunc(left, func(_, step string) bool { return step == stepDrained })
+		switch {
+		case len(left) > 0: // nobody looks for it any more
+			return fmt.Errorf("not proven to be drained: %s is no endpoint any more", few(slices.Sorted(maps.Keys(left)), ", "))
+		case len(last) == 0:
+			return fmt.Errorf("not proven to be drained: %s is no endpoint any more", match)
+		case all:
 			return nil
 		}
 		if err := pause(ctx, watchPace, nil); err != nil {

@@ -35,6 +35,8 @@ type Subject struct {
 	// Resolvers find the servers, and are public resolvers whose view is shown on demand, each host:port. Empty: the machine's find
 	// them, and none is shown.
 	Resolvers []string
+	// Others are servers that answer for the zone as well and cannot be asked by this machine, in words: nothing is proven of them.
+	Others []string
 
 	Within  time.Duration // a server that follows later than this is stuck; 0: DefaultWithin
 	Every   time.Duration // between looks when nothing changes, spread by a tenth; 0: DefaultEvery
