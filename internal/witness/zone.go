@@ -264,7 +264,7 @@ func (z *zone) run(ctx context.Context) {
 		z.mu.Lock()
 		subject := z.subject
 		z.mu.Unlock()
-		servers, delegation, err := z.w.locate(ctx, subject)
+		servers, delegation, err := z.search(ctx, subject)
 		if ctx.Err() != nil {
 			return
 		}
@@ -301,6 +301,20 @@ func (z *zone) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// search finds the servers. Of thousands of zones that must be searched for by delegation only some are at once: each question of the others
+// would run out of time behind theirs.
+func (z *zone) search(ctx context.Context, subject Subject) ([]Server, Delegation, error) {
+	if len(subject.Servers) == 0 {
+		select {
+		case z.w.searches <- struct{}{}:
+			defer func() { <-z.w.searches }()
+		case <-ctx.Done():
+			return nil, Delegation{}, ctx.Err()
+		}
+	}
+	return z.w.locate(ctx, subject)
 }
 
 // locatePace is how soon servers that were not found are looked for again, doubled each time.
