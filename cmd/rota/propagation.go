@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -270,9 +271,10 @@ func (c *client) awaitDrained(ctx context.Context, match string, tell func(strin
 		if err := c.get(ctx, "/api/v1/endpoints", url.Values{"match": {match}}, &endpoints); err != nil {
 			return err
 		}
-		all := true
+		all, left := true, maps.Clone(last)
 		for _, e := range endpoints.Items {
 			who := e.Service + "/" + e.Endpoint.String()
+			delete(left, who)
 			if last[who] == stepDrained {
 				continue
 			}
@@ -286,7 +288,13 @@ func (c *client) awaitDrained(ctx context.Context, match string, tell func(strin
 			}
 			all = all && step == stepDrained
 		}
-		if all {
+		maps.DeleteFunc(left, func(_, step string) bool { return step == stepDrained })
+		switch {
+		case len(left) > 0: // nobody looks for it any more
+			return fmt.Errorf("not proven to be drained: %s is no endpoint any more", few(slices.Sorted(maps.Keys(left)), ", "))
+		case len(last) == 0:
+			return fmt.Errorf("not proven to be drained: %s is no endpoint any more", match)
+		case all:
 			return nil
 		}
 		if err := pause(ctx, watchPace, nil); err != nil {

@@ -231,11 +231,17 @@ func (f *follower) embedded(st *rota.State, cfg *config.Config) []witness.Subjec
 		}
 		byZone[zone] = append(byZone[zone], e)
 	}
+	var others []string
+	for _, x := range st.Nodes() {
+		if x.Name != cfg.Node.Name {
+			others = append(others, "the name server of node "+x.Name)
+		}
+	}
 	proof := config.DefaultProof()
 	var out []witness.Subject
 	for _, zone := range slices.Sorted(maps.Keys(byZone)) {
 		out = append(out, witness.Subject{
-			Publisher: rota.Embedded, Zone: zone, Servers: servers, Within: proof.Within, Every: proof.Every, Expects: byZone[zone],
+			Publisher: rota.Embedded, Zone: zone, Servers: servers, Others: others, Within: proof.Within, Every: proof.Every, Expects: byZone[zone],
 		})
 	}
 	return out

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -119,6 +121,34 @@ services: {www.example.test: {ttl: 2, endpoints: [192.0.2.1, 192.0.2.2], publish
 	}
 	if counted != 3 {
 		t.Errorf("%d publishers have a time from decision to visible, want 3", counted)
+	}
+}
+
+// An endpoint that is no endpoint any more while its drain is waited for is not called drained.
+func TestDrainOfWhatVanishes(t *testing.T) {
+	replies := []string{
+		`{"items": [{"service": "a.example.org", "endpoint": "192.0.2.1", "in_answer": true}, {"service": "b.example.org", "endpoint": "192.0.2.1", "in_answer": true}]}`,
+		`{"items": [{"service": "b.example.org", "endpoint": "192.0.2.1", "in_answer": true}]}`,
+	}
+	for _, from := range []int{0, 2} {
+		i := from
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			reply := `{"items": []}`
+			if i < len(replies) {
+				reply = replies[i]
+			}
+			i++
+			_, _ = w.Write([]byte(reply))
+		}))
+		defer srv.Close()
+		a := &app{addr: srv.URL, getenv: func(string) string { return "" }}
+		c, err := a.client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.awaitDrained(t.Context(), "192.0.2.1", func(string) {}); err == nil || !strings.Contains(err.Error(), "no endpoint any more") {
+			t.Errorf("from %d: %v", from, err)
+		}
 	}
 }
 

@@ -567,11 +567,14 @@ func (t *transaction) deregister(e Event) error {
 func (t *transaction) settle(hosts []*registered, fresh []Registration) error {
 	spec := t.compiled().spec
 	hosts = placed(spec, t.inTime(hosts))
+	asks := make(map[[2]string]bool, len(fresh))
+	for _, r := range fresh {
+		asks[[2]string{r.Template, r.Host}] = true
+	}
 	for _, h := range hosts {
 		// Who comes gets what it asks for, and not from one who was there.
 		was := t.was(h)
-		asks := slices.ContainsFunc(fresh, func(r Registration) bool { return r.Template == h.Template && r.Host == h.Host })
-		if h.problem != "" && (asks || len(fresh) > 0 && was != nil && was.problem == "") {
+		if h.problem != "" && (asks[[2]string{h.Template, h.Host}] || len(fresh) > 0 && was != nil && was.problem == "") {
 			return fmt.Errorf("host %s: %s", h.Host, h.problem)
 		}
 	}

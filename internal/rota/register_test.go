@@ -268,8 +268,28 @@ func TestLeases(t *testing.T) {
 	f.now = f.now.Add(2 * time.Hour)
 	f.must(Event{Kind: EventTick})
 	f.must(Event{Kind: EventThaw})
-	if got := f.Registrations(); len(got) != 2 {
+	if got := f.Registrations(); len(got) != 2 || !got[0].Expires.After(f.now) {
 		t.Errorf("after a freeze of two hours there are %+v", got)
+	}
+}
+
+// TestRegistrationsAreBounded: neither hosts nor what they leave behind grow without end.
+func TestRegistrationsAreBounded(t *testing.T) {
+	f := newFleet(t, hosts())
+	in, out := Event{Kind: EventRegister}, Event{Kind: EventDeregister}
+	for i := range MaxRegistered {
+		r := reg(fmt.Sprintf("h%05d-web-sfo", i), netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}).String()).Registrations[0]
+		in.Registrations = append(in.Registrations, r)
+		out.Registrations = append(out.Registrations, Registration{Template: r.Template, Host: r.Host})
+	}
+	f.must(in)
+	if err := f.do(reg("one-more-sfo", "10.0.0.1")); err == nil || !strings.Contains(err.Error(), "as many as can") {
+		t.Errorf("one host more: %v", err)
+	}
+	f.must(in) // renewed
+	f.must(out)
+	if n := len(f.Leftovers()); n != MaxLeftovers {
+		t.Errorf("%d leftovers, want %d", n, MaxLeftovers)
 	}
 }
 

@@ -60,3 +60,34 @@ func TestNotAsked(t *testing.T) {
 		t.Errorf("%v: %s", err, troubleOf(err))
 	}
 }
+
+// TestSearches: the servers of thousands of zones are found one after the other, although a resolver may not be asked for all at once.
+func TestSearches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		const n = 1000
+		resolver := map[string]func() *dns.Msg{
+			"test. NS": func() *dns.Msg { return &dns.Msg{Answer: rrs([]string{"test. 300 IN NS ns.test."})} },
+		}
+		parent := map[string]func() *dns.Msg{}
+		var subjects []Subject
+		for i := range n {
+			zone := fmt.Sprintf("z%d.test.", i)
+			parent[zone+" NS"] = func() *dns.Msg { return &dns.Msg{Ns: rrs([]string{zone + " 300 IN NS ns1.example.test."})} }
+			subjects = append(subjects, Subject{Publisher: "p", Zone: rota.MustParseName(zone), Resolvers: []string{"192.0.2.99:53"}})
+		}
+		w.add("192.0.2.1:53", &fake{zone: "test.", special: parent})
+		w.add("192.0.2.51:53", &fake{zone: "z0.test."})
+		w.add("192.0.2.99:53", &fake{zone: "example.test.", special: resolver, records: []string{"ns.test. 300 IN A 192.0.2.1", "ns1.example.test. 300 IN A 192.0.2.51"}})
+		wit, _, end := watchIn(t, w, subjects...)
+		defer end()
+		time.Sleep(5 * time.Minute)
+		found := 0
+		for _, z := range wit.Status() {
+			found += min(1, len(z.Servers))
+		}
+		if found < n {
+			t.Errorf("the servers of %d zones were found, want %d", found, n)
+		}
+	})
+}

@@ -193,9 +193,17 @@ func (z *zone) adopt(keys []rota.Key, gone string) {
 		}
 		f.asked = true
 		known := slices.ContainsFunc(f.leaving, func(l *leaving) bool { return l.data == gone && !l.stays })
-		if gone != "" && !known && fitsType(k.Type, gone) && !slices.Contains(f.Expect.Data, gone) {
-			f.leaving = append(f.leaving, &leaving{data: gone, ttl: f.Expect.TTL, absent: map[path]time.Time{}})
+		if gone == "" || known || !fitsType(k.Type, gone) || slices.Contains(f.Expect.Data, gone) {
+			continue
 		}
+		if len(f.leaving) >= maxLeaving { // what somebody only asked for makes room
+			i := slices.IndexFunc(f.leaving, func(l *leaving) bool { return l.asked })
+			if i < 0 {
+				continue
+			}
+			f.leaving = slices.Delete(f.leaving, i, i+1)
+		}
+		f.leaving = append(f.leaving, &leaving{data: gone, ttl: f.Expect.TTL, asked: true, absent: map[path]time.Time{}})
 	}
 }
 
@@ -242,7 +250,10 @@ func (z *zone) ask(ctx context.Context, name rota.Name, keys []rota.Key, gone st
 	out.Findings, out.Blind = status.Findings, status.Blind
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	out.Everywhere = len(out.Views) > 0 && !z.delegation.Partial
+	out.Everywhere = len(out.Views) > 0 && len(z.unfound()) == 0
+	for _, o := range z.subject.Others {
+		out.Blind = append(out.Blind, o+" is not asked by this node: ask there")
+	}
 	for _, v := range out.Views {
 		s := z.servers[v.Server.Addr]
 		if s == nil || v.Server.Origin && slices.ContainsFunc(z.must(), func(m *watched) bool { return !m.Origin }) {

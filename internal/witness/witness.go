@@ -35,6 +35,8 @@ type Subject struct {
 	// Resolvers find the servers, and are public resolvers whose view is shown on demand, each host:port. Empty: the machine's find
 	// them, and none is shown.
 	Resolvers []string
+	// Others are servers that answer for the zone as well and cannot be asked by this machine, in words: nothing is proven of them.
+	Others []string
 
 	Within  time.Duration // a server that follows later than this is stuck; 0: DefaultWithin
 	Every   time.Duration // between looks when nothing changes, spread by a tenth; 0: DefaultEvery
@@ -96,6 +98,7 @@ const (
 	maxFollowed = 10000           // RRsets of one zone whose changes are remembered
 	sample      = 20              // RRsets of one zone that are asked for in one round
 	inFlight    = 256             // questions under way
+	searching   = 32              // zones whose servers are searched for together
 	perServer   = 50              // questions a second to one address
 	atOnce      = 16              // zones that are looked at at one address together, but for those with a change to be seen
 	remembered  = 1 * time.Hour   // for how long a change is remembered once caches are empty
@@ -106,9 +109,10 @@ const (
 
 // Witness watches subjects. Its methods are safe for concurrent use.
 type Witness struct {
-	o     Options
-	slots chan struct{}
-	moved chan struct{} // the subjects changed
+	o        Options
+	slots    chan struct{}
+	searches chan struct{}
+	moved    chan struct{} // the subjects changed
 
 	mu     sync.Mutex // guards what follows
 	zones  map[id]*zone
@@ -139,7 +143,7 @@ func New(o Options) *Witness {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Witness{
-		o: o, slots: make(chan struct{}, inFlight), moved: make(chan struct{}, 1), zones: map[id]*zone{},
+		o: o, slots: make(chan struct{}, inFlight), searches: make(chan struct{}, searching), moved: make(chan struct{}, 1), zones: map[id]*zone{},
 		limits: map[netip.AddrPort]*rate.Limiter{}, turns: map[netip.AddrPort]*turns{},
 	}
 }

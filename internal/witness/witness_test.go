@@ -451,6 +451,54 @@ func TestAskGone(t *testing.T) {
 	})
 }
 
+// Of servers that cannot be asked from here nothing is proven.
+func TestOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		pair(w, after()...)
+		s := subject(expect(set("www.example.test", 30, "192.0.2.1")))
+		s.Others = []string{"the name server of node b"}
+		wit, visible, end := watchIn(t, w, s)
+		defer end()
+		time.Sleep(time.Minute)
+		wit.Follow([]Change{moved(7, time.Now())})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := visible(); len(got) != 1 || !slices.Equal(got[0].Unseen, s.Others) {
+			t.Errorf("visible: %+v", got)
+		}
+		ps, err := wit.Ask(t.Context(), "www.example.test.", "192.0.2.2")
+		if err != nil || ps[0].Everywhere || ps[0].Leaving[0].Proven || !slices.Equal(ps[0].Leaving[0].Unseen, s.Others) || len(ps[0].Blind) != 1 {
+			t.Errorf("asked: %+v %v", ps, err)
+		}
+		if z := wit.Status()[0]; len(z.Blind)+len(z.Findings) > 0 {
+			t.Errorf("it is an alarm: %+v", z)
+		}
+	})
+}
+
+// Whoever asks for one thing after the other whether it is gone fills no memory, and what truly left stays known.
+func TestAskIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		pair(w, after()...)
+		wit, _, end := watchIn(t, w, subject(expect(set("www.example.test", 30, "192.0.2.1"))))
+		defer end()
+		wit.Follow([]Change{moved(7, time.Now())})
+		var ps []Propagation
+		for i := range 3 * maxLeaving {
+			var err error
+			if ps, err = wit.Ask(t.Context(), "www.example.test.", fmt.Sprintf("198.51.100.%d", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all := ps[0].Leaving
+		if n := len(all); n > maxLeaving || all[0].Data != "192.0.2.2" || all[n-1].Data != fmt.Sprintf("198.51.100.%d", 3*maxLeaving-1) {
+			t.Errorf("%d are remembered, from %s to %s", n, all[0].Data, all[n-1].Data)
+		}
+	})
+}
+
 // A TTL that was lowered before something left counts with the longer one, for caches that took it then.
 func TestLoweredTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

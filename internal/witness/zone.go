@@ -91,6 +91,7 @@ type leaving struct {
 	data   string
 	ttl    uint32
 	stays  bool // the data is still wanted; only its TTL changed
+	asked  bool // nobody was seen to take it out; somebody asked whether it is gone
 	absent map[path]time.Time
 }
 
@@ -263,7 +264,7 @@ func (z *zone) run(ctx context.Context) {
 		z.mu.Lock()
 		subject := z.subject
 		z.mu.Unlock()
-		servers, delegation, err := z.w.locate(ctx, subject)
+		servers, delegation, err := z.search(ctx, subject)
 		if ctx.Err() != nil {
 			return
 		}
@@ -300,6 +301,20 @@ func (z *zone) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// search finds the servers. Of thousands of zones that must be searched for by delegation only some are at once: each question of the others
+// would run out of time behind theirs.
+func (z *zone) search(ctx context.Context, subject Subject) ([]Server, Delegation, error) {
+	if len(subject.Servers) == 0 {
+		select {
+		case z.w.searches <- struct{}{}:
+			defer func() { <-z.w.searches }()
+		case <-ctx.Done():
+			return nil, Delegation{}, ctx.Err()
+		}
+	}
+	return z.w.locate(ctx, subject)
 }
 
 // locatePace is how soon servers that were not found are looked for again, doubled each time.
@@ -777,10 +792,7 @@ func (z *zone) proven(now time.Time) []Visible {
 	var out []Visible
 	must := z.must()
 	for _, f := range z.waiting {
-		var unseen []string
-		if z.delegation.Partial {
-			unseen = append(unseen, notFound)
-		}
+		unseen := z.unfound()
 		some, all := false, true
 		var last time.Time
 		for _, s := range must {
@@ -858,10 +870,20 @@ func (z *zone) gone(f *follow, l *leaving, must []*watched) (at time.Time, unsee
 			unseen = append(unseen, s.String())
 		}
 	}
-	if len(must) == 0 || z.delegation.Partial {
-		unseen = append(unseen, notFound)
+	more := z.unfound()
+	if len(must) == 0 && len(more) == 0 {
+		more = []string{notFound}
 	}
-	return at, unseen
+	return at, append(unseen, more...)
+}
+
+// unfound lists the servers that the zone has, or may have, and nobody asks.
+func (z *zone) unfound() []string {
+	out := slices.Clone(z.subject.Others)
+	if z.delegation.Partial {
+		out = append(out, notFound)
+	}
+	return out
 }
 
 // notFound stands for servers that the zone has and nobody told of.
