@@ -145,7 +145,7 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 			if z.Error != "" {
 				fmt.Fprintf(&b, " (%s)", z.Error)
 			}
-			if n := len(z.Held); n > 0 {
+			if n := len(z.Held); n > 0 && z.State != "held" { // which says so itself
 				fmt.Fprintf(&b, ", %s held: see `rota plan`", count(n, "change"))
 			}
 			b.WriteByte('\n')
