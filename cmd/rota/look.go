@@ -514,7 +514,9 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 		text = fmt.Sprintf("%d to remove, %d to add, %d HELD, %d unchanged.", remove, add, held, same)
 	}
 	switch {
-	case len(unread) == len(plans) && len(plans) > 0 && len(t.rows) == 0:
+	case len(plans) == 0:
+		text = "Nobody has anything to write: no service is published, or all are warming up; `rota status` says which."
+	case len(unread) == len(plans) && len(t.rows) == 0:
 		text = "Nothing could be read, so that nobody knows what there is to write."
 	case len(unread) > 0:
 		text += " Not counted, as it could not be read: " + strings.Join(unread, ", ") + "."
