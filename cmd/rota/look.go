@@ -522,11 +522,6 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 		text += " Not counted, as it could not be read: " + strings.Join(unread, ", ") + "."
 	}
 	for _, p := range plans {
-		if p.Limits != "" {
-			text += " " + p.Publisher + " " + p.Zone.Short() + ": " + p.Limits + "."
-		}
-	}
-	for _, p := range plans {
 		for _, r := range p.Reasons {
 			if slices.Contains([]string{"frozen", "dry-run", "released", "conflict"}, r.Code) {
 				text += "\n" + placeOf(p) + ": " + strings.ToUpper(r.Code) + ", so that nothing is written: " + strings.TrimPrefix(r.Text, zoneOf(p))

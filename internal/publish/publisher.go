@@ -437,7 +437,7 @@ func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) 
 	case f.Owner != owner && !slices.Contains(formerly, f.Owner):
 		return f, &Reason{
 			Code: CodeConflict, Zone: zone, Text: fmt.Sprintf("the zone is written by rota %q, this is %q", rota.CleanReason("%s", f.Owner), owner),
-			Advice: "nothing is written; if it is this one's, stop that one, then: rota import " + zone.Short() + " --from " + rota.CleanReason("%s", f.Owner),
+			Advice: "stop one of the two; if this one is to keep the zone: rota import " + zone.Short() + " --from " + rota.CleanReason("%s", f.Owner),
 		}
 	}
 	return f, nil
