@@ -355,7 +355,7 @@ func (n *node) plan(ctx context.Context, publisher string) ([]api.Plan, error) {
 					failing = append(failing, r.Error())
 				}
 			}
-			view.Error = strings.Join(failing, "\n")
+			view.Error = strings.Join(failing, "; ")
 			out = append(out, view)
 		}
 	}

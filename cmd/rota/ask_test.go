@@ -85,7 +85,8 @@ func withPublishers(o *api.Options, f *fold, dir string) {
 	o.Publishers = func() []api.PublisherStatus {
 		bind := api.PublishedZone{Zone: "example.org.", State: "held", Error: "1 record is held", Held: []api.HeldChange{{Why: "x"}}}
 		return []api.PublisherStatus{
-			{Publisher: "bind", Zones: []api.PublishedZone{bind}}, {Publisher: "r53", Zones: []api.PublishedZone{{Zone: "example.net.", State: "failing"}}},
+			{Publisher: "bind", Zones: []api.PublishedZone{bind}},
+			{Publisher: "r53", Zones: []api.PublishedZone{{Zone: "example.net.", State: "failing"}}},
 			{Publisher: "cf", Zones: []api.PublishedZone{{Zone: "example.edu.", State: "failing"}}},
 		}
 	}

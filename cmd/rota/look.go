@@ -145,7 +145,7 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 			if z.Error != "" {
 				fmt.Fprintf(&b, " (%s)", z.Error)
 			}
-			if n := len(z.Held); n > 0 {
+			if n := len(z.Held); n > 0 && z.State != "held" { // which says so itself
 				fmt.Fprintf(&b, ", %s held: see `rota plan`", count(n, "change"))
 			}
 			b.WriteByte('\n')
@@ -514,15 +514,12 @@ func writePlan(w io.Writer, plans []api.Plan) error {
 		text = fmt.Sprintf("%d to remove, %d to add, %d HELD, %d unchanged.", remove, add, held, same)
 	}
 	switch {
-	case len(unread) == len(plans) && len(plans) > 0 && len(t.rows) == 0:
+	case len(plans) == 0:
+		text = "Nobody has anything to write: no service is published, or all are warming up; `rota status` says which."
+	case len(unread) == len(plans) && len(t.rows) == 0:
 		text = "Nothing could be read, so that nobody knows what there is to write."
 	case len(unread) > 0:
 		text += " Not counted, as it could not be read: " + strings.Join(unread, ", ") + "."
-	}
-	for _, p := range plans {
-		if p.Limits != "" {
-			text += " " + p.Publisher + " " + p.Zone.Short() + ": " + p.Limits + "."
-		}
 	}
 	for _, p := range plans {
 		for _, r := range p.Reasons {

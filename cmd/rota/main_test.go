@@ -140,7 +140,6 @@ func nightOptions() (api.Options, *fold) {
 		Plan: func(context.Context, string) ([]api.Plan, error) {
 			return []api.Plan{{
 				Publisher: "cf", Zone: "example.org.", Changes: []rota.Change{{Old: old, New: want, Why: "down by 2 of 3 (web: connect timeout)"}},
-				Limits: "1 of 12 records (8 %, allowed 30 %)",
 			}}, nil
 		},
 		Cluster: func() api.ClusterStatus {

@@ -73,7 +73,7 @@ func publishers(m emitter, s publish.Status) {
 		m.counter("rota_publish_writes_total", "Transactions that a DNS took.", z.Writes, labels...)
 		m.counter("rota_publish_changes_total", "RRsets changed and read back.", z.Changes, labels...)
 		m.counter("rota_publish_repairs_total", "Writes that put right what somebody else had changed.", z.Repairs, labels...)
-		m.gauge("rota_publish_consecutive_failures", "Rounds in a row that did not make the zone true.", float64(z.Failures), labels...)
+		m.gauge("rota_publish_consecutive_failures", "Rounds in a row that did not make the zone true; what a person or a safety limit holds is none.", float64(z.Failures), labels...)
 		m.gauge("rota_publish_drift_records", "RRsets that are not as they should be.", float64(z.Drift), labels...)
 		held := 0
 		for _, h := range z.Held {

@@ -254,7 +254,7 @@ func (s *Server) plans(ctx context.Context, in *planInput) (*view, []Plan, error
 	}
 	for i := range all {
 		p := &all[i]
-		p.Error, p.Owner, p.Offer = rota.CleanReason("%s", p.Error), rota.CleanReason("%s", p.Owner), rota.CleanReason("%s", p.Offer)
+		p.Error, p.Owner, p.Offer = rota.CleanText(p.Error), rota.CleanReason("%s", p.Owner), rota.CleanReason("%s", p.Offer)
 		p.Changes, p.Unchanged, p.Held = orNone(p.Changes), orNone(p.Unchanged), orNone(p.Held)
 		p.Reasons = orNone(p.Reasons)
 		p.Forced = v.forced(p.Publisher, p.Zone)

@@ -161,7 +161,7 @@ func TestRecords(t *testing.T) {
 					{Why: "too much", Change: rota.Change{Old: set("e.example.org.", "192.0.2.8", "192.0.2.9"), New: set("e.example.org.", "192.0.2.9")}},
 				},
 			},
-			{Publisher: "cf", Error: "x.example.net: no zone"},
+			{Publisher: "cf", Error: "x.example.net: no zone" + strings.Repeat(", none", 50) + "; create it"},
 		}, nil
 	}
 	s := server(t, o)
@@ -196,6 +196,9 @@ func TestRecords(t *testing.T) {
 	p := decode[List[Plan]](t, get(s, "/api/v1/plan")).Items[0]
 	if len(p.Forced) != 1 || p.Forced[0].Name != "d.example.org." || p.Forced[0].Actor != "alice" || len(p.Held) != 2 {
 		t.Errorf("%+v", p)
+	}
+	if p := decode[List[Plan]](t, get(s, "/api/v1/plan")).Items[1]; !strings.HasSuffix(p.Error, "; create it") {
+		t.Errorf("what to do is cut off: %s", p.Error)
 	}
 	for path, code := range map[string]int{"plan?publisher=x": 404, "records?zone=example.com": 404, "drift?zone=a..b": 422, "records?state=fine": 422} {
 		if w := get(s, "/api/v1/"+path); w.Code != code {

@@ -406,7 +406,7 @@ func (s *Server) listPublishers(context.Context, *noInput) (*List[PublisherStatu
 	for i := range out {
 		zones := make([]PublishedZone, len(out[i].Zones))
 		for j, z := range out[i].Zones {
-			z.Error = rota.CleanReason("%s", z.Error)
+			z.Error = rota.CleanText(z.Error)
 			if z.Records == nil {
 				z.Records = []rota.RRset{}
 			}

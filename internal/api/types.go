@@ -228,7 +228,6 @@ type Plan struct {
 	Reasons   []PlanReason  `json:"reasons" nullable:"false" doc:"Why not everything is as it should be, or will not be written."`
 	Owner     string        `json:"owner,omitempty" doc:"Who owns the zone, by its fence record; absent: nobody, or it could not be read."`
 	Offer     string        `json:"offer,omitempty" doc:"To whom the owner offers it."`
-	Limits    string        `json:"limits,omitempty" doc:"How near the safety limits this comes, for people."`
 	Error     string        `json:"error,omitempty" doc:"Why there is no plan for this zone."`
 }
 

@@ -588,7 +588,7 @@ func (v *view) zones(ns *NameServer) []ZoneView {
 			}
 			out = append(out, ZoneView{
 				Zone: shortOr(z.Zone), Publisher: p.Publisher, Services: n, State: z.State, Written: z.Written,
-				Error: rota.CleanReason("%s", z.Error),
+				Error: rota.CleanText(z.Error),
 			})
 		}
 	}

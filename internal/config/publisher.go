@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -121,6 +122,15 @@ func (r *publisherReader) path(key string) string {
 // secret reads a secret; the grammar has said when there is none.
 func (r *publisherReader) secret(key string) Secret {
 	s, _ := r.b.secret(r.n.get(key))
+	return s
+}
+
+// token reads a secret that is sent in a header of HTTP.
+func (r *publisherReader) token() Secret {
+	s := r.secret("token")
+	if strings.ContainsFunc(s.value, unicode.IsControl) {
+		r.fail(r.n.get("token").at, "the token alone, in one line", "the token has several lines")
+	}
 	return s
 }
 
@@ -244,7 +254,7 @@ func (r *publisherReader) nsupdate() {
 
 func (r *publisherReader) powerdns() {
 	r.zones()
-	r.p.PowerDNS = &PowerDNS{URL: r.url(""), Token: r.secret("token"), ServerID: textOr(r.n.get("server_id"), "localhost")}
+	r.p.PowerDNS = &PowerDNS{URL: r.url(""), Token: r.token(), ServerID: textOr(r.n.get("server_id"), "localhost")}
 }
 
 func (r *publisherReader) autodns() {
@@ -256,17 +266,17 @@ func (r *publisherReader) autodns() {
 
 func (r *publisherReader) dynu() {
 	r.zones()
-	r.p.Dynu = &Dynu{URL: r.url(dynuURL), Token: r.secret("token")}
+	r.p.Dynu = &Dynu{URL: r.url(dynuURL), Token: r.token()}
 }
 
 func (r *publisherReader) digitalOcean() {
 	r.zones()
-	r.p.DigitalOcean = &DigitalOcean{URL: r.url(digitalOceanURL), Token: r.secret("token")}
+	r.p.DigitalOcean = &DigitalOcean{URL: r.url(digitalOceanURL), Token: r.token()}
 }
 
 func (r *publisherReader) cloudflare() {
 	r.zones()
-	r.p.Cloudflare = &Cloudflare{URL: r.url(cloudflareURL), Token: r.secret("token"), Proxied: Proxied(textOr(r.n.get("proxied"), string(ProxiedKeep)))}
+	r.p.Cloudflare = &Cloudflare{URL: r.url(cloudflareURL), Token: r.token(), Proxied: Proxied(textOr(r.n.get("proxied"), string(ProxiedKeep)))}
 	if r.p.Cloudflare.Proxied == ProxiedOn && !r.n.has("proof") { // the world is answered Cloudflare's own addresses
 		r.p.Proof = Proof{Off: true}
 	}
@@ -290,7 +300,7 @@ func (r *publisherReader) route53() {
 
 func (r *publisherReader) desec() {
 	r.zones()
-	r.p.DeSEC = &DeSEC{URL: r.url(desecURL), Token: r.secret("token")}
+	r.p.DeSEC = &DeSEC{URL: r.url(desecURL), Token: r.token()}
 }
 
 func (r *publisherReader) webhook() {

@@ -154,6 +154,7 @@ func TestBadPublishers(t *testing.T) {
 		"type: autodns, user: me, password: {file: t}, context: -1":          "-1 is out of range",
 		"type: dynu":                                                               "has no token",
 		"type: dynu, token: {env: NONE}":                                           "environment variable NONE is not set",
+		"type: dynu, token: {file: tsig.key}":                                      `publisher "p": the token has several lines (the token alone, in one line)`,
 		"type: dynu, token: ''":                                                    "is empty: want {file: PATH}",
 		"type: cloudflare, token: {file: t}, proxied: true":                        `proxied "true": want keep, on or off`,
 		"type: cloudflare, token: [a]":                                             "token is a list: want",

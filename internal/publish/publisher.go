@@ -445,7 +445,7 @@ func heldBy(zone rota.Name, owner string, formerly []string, sets []rota.RRset) 
 	case f.Owner != owner && !slices.Contains(formerly, f.Owner):
 		return f, &Reason{
 			Code: CodeConflict, Zone: zone, Text: fmt.Sprintf("the zone is written by rota %q, this is %q", rota.CleanReason("%s", f.Owner), owner),
-			Advice: "nothing is written; if it is this one's, stop that one, then: rota import " + zone.Short() + " --from " + rota.CleanReason("%s", f.Owner),
+			Advice: "stop one of the two; if this one is to keep the zone: rota import " + zone.Short() + " --from " + rota.CleanReason("%s", f.Owner),
 		}
 	}
 	return f, nil
@@ -471,7 +471,7 @@ type ZoneStatus struct {
 	LastTry     time.Time     `json:"last_try,omitzero"`
 	LastSuccess time.Time     `json:"last_success,omitzero"` // the DNS was read and all of it is as it should be
 	LastWrite   time.Time     `json:"last_write,omitzero"`
-	Failures    int           `json:"failures"` // rounds since LastSuccess
+	Failures    int           `json:"failures"` // rounds in a row in which something was wrong
 	Reasons     []*Reason     `json:"reasons"`  // of the last round; the first one concerns the zone if any does
 	Records     []rota.RRset  `json:"records"`  // what the DNS said of the RRsets rota keeps when it was last asked, sorted; shared, not to be changed
 	Held        []HeldChange  `json:"held"`     // what safety limits kept from being written in the last round; shared, not to be changed

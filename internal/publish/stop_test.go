@@ -116,7 +116,7 @@ func TestDryRun(t *testing.T) {
 		p := run(t, o, 1)
 		time.Sleep(time.Hour)
 		s := p.Status()
-		if !s.DryRun || reasonCode(p.Publisher) != CodeDryRun || s.Zones[0].Drift != 8 || s.Zones[0].Fence != "" {
+		if !s.DryRun || reasonCode(p.Publisher) != CodeDryRun || s.Zones[0].Failures != 0 || s.Zones[0].Drift != 8 || s.Zones[0].Fence != "" {
 			t.Errorf("status %+v", s)
 		}
 		if text := s.Zones[0].Reasons[0].Error(); !strings.Contains(text, "would write s00.example.test A +192.0.2.1, ") || !strings.Contains(text, "and 3 more") {

@@ -249,7 +249,9 @@ func (z *zone) note(d desire, whole *Reason, names []*Reason) []*Reason {
 		}
 	}
 	if len(reasons) > 0 {
-		z.status.Failures++
+		if z.status.Failures++; !slices.ContainsFunc(reasons, func(r *Reason) bool { return !r.ours() }) {
+			z.status.Failures = 0
+		}
 		return reasons
 	}
 	if len(was) > 0 {

@@ -88,14 +88,24 @@ func CleanReason(format string, args ...any) string {
 	if len(args) > 0 {
 		s = fmt.Sprintf(format, args...)
 	}
-	out := make([]rune, 0, min(len(s), MaxReason))
+	return clean(s, MaxReason)
+}
+
+// MaxText bounds, in bytes, text that says what to do after it said what is wrong.
+const MaxText = 1000
+
+// CleanText does to text what CleanReason does, with the bound MaxText.
+func CleanText(s string) string { return clean(s, MaxText) }
+
+func clean(s string, most int) string {
+	out := make([]rune, 0, min(len(s), most))
 	size := 0
 	for _, r := range s {
 		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029' {
 			r = '?'
 		}
 		n := len(string(r))
-		if size+n > MaxReason {
+		if size+n > most {
 			break
 		}
 		size += n

@@ -433,6 +433,9 @@ func TestCleanReason(t *testing.T) {
 	if got := CleanReason("%d of %s", 3, "x\n"); got != "3 of x?" {
 		t.Errorf("got %q", got)
 	}
+	if got := CleanText("a\x1b" + strings.Repeat("世", 1000)); len(got) > MaxText || len(got) < MaxText-3 || !strings.HasPrefix(got, "a?世") {
+		t.Errorf("%d bytes: %.10s", len(got), got)
+	}
 	if got := CleanReason("%s", strings.Repeat("世", 1000)); len(got) > MaxReason || !utf8.ValidString(got) {
 		t.Errorf("%d bytes: %q", len(got), got)
 	}
