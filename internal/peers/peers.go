@@ -204,6 +204,9 @@ func (s *NameServer) SetKeys(keys ...Key) {
 	s.Restart()
 }
 
+// askLimit is how long a running server may take to answer a test on a busy machine.
+const askLimit = 20 * time.Second
+
 // Dump returns every record of a zone as text, sorted, by a zone transfer. The SOA comes once.
 func (s *NameServer) Dump(zone string) []string {
 	s.t.Helper()
@@ -211,7 +214,9 @@ func (s *NameServer) Dump(zone string) []string {
 	m.SetAxfr(zone)
 	var envelopes chan *dns.Envelope
 	var err error
-	s.c.At.within(func() { envelopes, err = new(dns.Transfer).In(m, s.Addr()) })
+	s.c.At.within(func() {
+		envelopes, err = (&dns.Transfer{DialTimeout: askLimit, ReadTimeout: askLimit}).In(m, s.Addr())
+	})
 	if err != nil {
 		s.t.Fatalf("%s: transfer of %s: %v", s.Kind, zone, err)
 	}
@@ -233,7 +238,7 @@ func (s *NameServer) Serial(zone string) uint32 {
 	s.t.Helper()
 	m := new(dns.Msg)
 	m.SetQuestion(zone, dns.TypeSOA)
-	answer, err := s.ask(new(dns.Client), m)
+	answer, err := s.ask(&dns.Client{Net: "tcp", Timeout: askLimit}, m)
 	if err != nil || len(answer.Answer) == 0 {
 		s.t.Fatalf("%s: SOA of %s: %v %v", s.Kind, zone, answer, err)
 	}
@@ -275,7 +280,7 @@ func (s *NameServer) Lookup(name string, t uint16) []string {
 	s.t.Helper()
 	m := new(dns.Msg)
 	m.SetQuestion(name, t)
-	answer, err := s.ask(&dns.Client{Net: "tcp"}, m)
+	answer, err := s.ask(&dns.Client{Net: "tcp", Timeout: askLimit}, m)
 	if err != nil {
 		s.t.Fatalf("%s: %s: %v", s.Kind, name, err)
 	}

@@ -89,28 +89,29 @@ func (x *target) fence() Fence {
 
 // TestConformance is what every publisher must do against every server.
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	scenarios := []struct {
 		name string
 		run  func(*testing.T, *target)
 	}{
-		{"removal, return, TTL, AAAA, fallback", lifecycle},
-		{"wrong keys", wrongKeys},
-		{"refused", refused},
-		{"moved", moved},
-		{"zone missing", zoneMissing},
-		{"server down and back", downAndBack},
-		{"lost answer", lostAnswer},
-		{"hand edit", handEdit},
-		{"stale writer", staleWriter},
-		{"replay", replay},
-		{"late message of our own", lateMessage},
-		{"other owner", otherOwner},
+		{"U16 removal, return, TTL, AAAA, fallback", lifecycle},
+		{"U6 wrong keys", wrongKeys},
+		{"U5 refused", refused},
+		{"U1 moved", moved},
+		{"U11 zone missing", zoneMissing},
+		{"U4 server down and back", downAndBack},
+		{"U3 lost answer", lostAnswer},
+		{"U9 hand edit", handEdit},
+		{"U1 stale writer", staleWriter},
+		{"U2 replay", replay},
+		{"U1 late message of our own", lateMessage},
+		{"U13 other owner", otherOwner},
 		{"former name of the owner", formerName},
-		{"150 addresses", tooMany},
-		{"names in the way", inTheWay},
-		{"answers from the road", badAnswers},
-		{"wildcard", wildcard},
-		{"many messages", manyMessages},
+		{"U15 150 addresses", tooMany},
+		{"U14 names in the way", inTheWay},
+		{"U7 answers from the road", badAnswers},
+		{"U14 wildcard", wildcard},
+		{"U15 many messages", manyMessages},
 		{"many names", manyNames},
 		{"dry run", dryRunOnWire},
 		{"ownership", ownership},
@@ -124,6 +125,7 @@ func TestConformance(t *testing.T) {
 	}
 	for _, kind := range peers.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
 			for _, s := range scenarios {
 				t.Run(s.name, func(t *testing.T) {
 					t.Parallel()
@@ -333,7 +335,7 @@ func zoneMissing(t *testing.T, x *target) {
 
 func downAndBack(t *testing.T, x *target) {
 	w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2", "192.0.2.3")).up("192.0.2.1", "192.0.2.2", "192.0.2.3")
-	p := run(t, quick(w, x.backend(func(o *RFC2136Options) { o.Timeout = 200 * time.Millisecond })), 1)
+	p := run(t, quick(w, x.backend(func(o *RFC2136Options) { o.Stream = true })), 1)
 	eventually(t, "first write", func() bool { return settled(p.Publisher, w.State().At()) && len(w.recorded()) == 1 })
 	seq := x.fence().Seq
 	x.server.Kill()
@@ -341,8 +343,10 @@ func downAndBack(t *testing.T, x *target) {
 		w.down("192.0.2.1").up("192.0.2.1")
 	}
 	w.down("192.0.2.3")
-	eventually(t, "failures", func() bool { return p.Status().Zones[0].Failures >= 2 })
+	failed := func(n int) func() bool { return func() bool { return p.Status().Zones[0].Failures >= n } }
+	eventually(t, "failures", failed(2))
 	w.down("192.0.2.2").up("192.0.2.3")
+	eventually(t, "failures of the newest state", failed(p.Status().Zones[0].Failures+2))
 	x.server.Restart()
 	eventually(t, "the newest state", x.holds("www.example.test.", dns.TypeA, "192.0.2.1", "192.0.2.3"))
 	eventually(t, "settled", func() bool { return reasonCode(p.Publisher) == "" && len(w.recorded()) == 2 })
@@ -356,7 +360,7 @@ func downAndBack(t *testing.T, x *target) {
 
 func lostAnswer(t *testing.T, x *target) {
 	w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2")).up("192.0.2.1", "192.0.2.2")
-	p := run(t, quick(w, x.backend(func(o *RFC2136Options) { o.Timeout = 300 * time.Millisecond })), 1)
+	p := run(t, quick(w, x.backend()), 1)
 	eventually(t, "first write", func() bool { return settled(p.Publisher, w.State().At()) })
 	serial := x.server.Serial("example.test.")
 	var lost atomic.Int32
@@ -421,7 +425,9 @@ func (c *tap) rule(hold bool) peers.Rule {
 			c.held = append(c.held, bytes.Clone(p.Wire))
 			return nil
 		}
-		c.all = append(c.all, bytes.Clone(p.Wire))
+		if again := func(w []byte) bool { return bytes.Equal(w, p.Wire) }; !slices.ContainsFunc(c.all, again) { // a datagram sent twice is one message
+			c.all = append(c.all, bytes.Clone(p.Wire))
+		}
 		return [][]byte{p.Wire}
 	}
 }
@@ -442,7 +448,7 @@ func (c *tap) messages() (all, held [][]byte) {
 // staleWriter is the race of DynamoDB of October 2025: leader A's message is held on the way, B leads and writes, then it arrives.
 func staleWriter(t *testing.T, x *target) {
 	a := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2", "192.0.2.3")).up("192.0.2.1", "192.0.2.2", "192.0.2.3")
-	o := quick(a, x.backend(func(o *RFC2136Options) { o.Timeout = 300 * time.Millisecond }))
+	o := quick(a, x.backend())
 	o.Confirm = func(context.Context, uint64) error {
 		if a.State().Lead().Node == "b" {
 			return errors.New("b leads")
@@ -518,7 +524,7 @@ func replay(t *testing.T, x *target) {
 // lateMessage holds an update, lets the decision be taken back, and then lets the update arrive.
 func lateMessage(t *testing.T, x *target) {
 	w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2")).up("192.0.2.1", "192.0.2.2")
-	p := run(t, quick(w, x.backend(func(o *RFC2136Options) { o.Timeout = 200 * time.Millisecond })), 1)
+	p := run(t, quick(w, x.backend()), 1)
 	eventually(t, "first write", func() bool { return settled(p.Publisher, w.State().At()) })
 	var held tap
 	x.road.Set(held.rule(true))
@@ -526,14 +532,16 @@ func lateMessage(t *testing.T, x *target) {
 	eventually(t, "an update is held", func() bool { _, n := held.count(); return n > 0 })
 	w.up("192.0.2.1")
 	x.road.Set(peers.Pass)
-	eventually(t, "settled", func() bool { return settled(p.Publisher, w.State().At()) })
+	both := x.holds("www.example.test.", dns.TypeA, "192.0.2.1", "192.0.2.2")
+	// The message may have been sent again and be done by now: then the next round takes it back.
+	eventually(t, "settled", func() bool { return settled(p.Publisher, w.State().At()) && both() })
 	_, late := held.messages()
 	for _, wire := range late {
 		if rcode := x.road.Send(wire); rcode != dns.RcodeNXRrset {
 			t.Errorf("a late update was answered %s, want NXRRSET", dns.RcodeToString[rcode])
 		}
 	}
-	if !x.holds("www.example.test.", dns.TypeA, "192.0.2.1", "192.0.2.2")() {
+	if !both() {
 		t.Errorf("www is %v", x.server.Lookup("www.example.test.", dns.TypeA))
 	}
 }
@@ -672,10 +680,14 @@ func badAnswers(t *testing.T, x *target) {
 			return nil
 		}, CodeUnreachable},
 	}
-	b := x.backend(func(o *RFC2136Options) { o.Timeout = 700 * time.Millisecond })
+	patient, brief := x.backend(), x.backend(func(o *RFC2136Options) { o.Timeout = 300 * time.Millisecond })
 	key := []rota.Key{{Name: "mail.example.test.", Type: rota.TypeA}}
 	for _, c := range cases {
 		x.road.Set(c.rule)
+		b := patient
+		if c.code == CodeUnreachable {
+			b = brief
+		}
 		got, err := b.Read(t.Context(), "example.test.", key)
 		switch {
 		case c.code == "" && (err != nil || len(got.Sets) != 1 || got.Sets[0].Data[0] != "198.51.100.25"):
@@ -703,7 +715,7 @@ func badAnswers(t *testing.T, x *target) {
 	})
 	long := strings.Repeat(strings.Repeat("x", 250)+`" "`, 8)
 	x.server.Update("example.test.", nil, []string{`long.example.test. 30 IN TXT "` + long + `"`})
-	got, err := b.Read(t.Context(), "example.test.", []rota.Key{{Name: "long.example.test.", Type: rota.TypeTXT}})
+	got, err := patient.Read(t.Context(), "example.test.", []rota.Key{{Name: "long.example.test.", Type: rota.TypeTXT}})
 	if err != nil || len(got.Sets) != 1 || len(got.Sets[0].Data[0]) < 2000 || streams.Load() == 0 {
 		t.Errorf("a long answer: %v %v, %d over TCP", got, err, streams.Load())
 	}

@@ -40,7 +40,7 @@ func spoiltUpdates(t *testing.T, x *target) {
 		"gone": func([]byte) [][]byte { return nil },
 	} {
 		w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2")).up("192.0.2.1", "192.0.2.2")
-		p := run(t, quick(w, x.backend(func(o *RFC2136Options) { o.Stream, o.Timeout = true, 300*time.Millisecond })), 1)
+		p := run(t, quick(w, x.backend(func(o *RFC2136Options) { o.Stream = true })), 1)
 		eventually(t, name+": first write", func() bool { return settled(p.Publisher, w.State().At()) })
 		serial := x.server.Serial("example.test.")
 		var spoilt atomic.Int32
@@ -125,7 +125,7 @@ func twoTargets(t *testing.T, x *target) {
 	w := newWorld(t, v).up("192.0.2.1", "192.0.2.2")
 	other := newTarget(t, x.server.Kind)
 	alive := run(t, quick(w, x.backend()), 1)
-	o := quick(w, other.backend(func(o *RFC2136Options) { o.Timeout = 300 * time.Millisecond }))
+	o := quick(w, other.backend())
 	o.Name = "q"
 	dead := run(t, o, 1)
 	both := func(want ...string) func() bool {

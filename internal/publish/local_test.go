@@ -81,6 +81,7 @@ func (s *store) fence(t testing.TB) Fence {
 
 // TestLocalConformance is what the backends must do that end on this machine or in a script.
 func TestLocalConformance(t *testing.T) {
+	t.Parallel()
 	stores := map[string]func(*testing.T) *store{
 		"exec": execStore, "exec simple": simpleStore, "webhook": webhookStore, "zonefile": zoneFileStore, "mock": mockStore,
 	}
@@ -90,6 +91,7 @@ func TestLocalConformance(t *testing.T) {
 	}
 	for name, open := range stores {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			for what, scenario := range scenarios {
 				t.Run(what, func(t *testing.T) {
 					t.Parallel()

@@ -56,6 +56,7 @@ func program(t testing.TB, name, pkg string) string {
 
 // TestNSUpdate holds both programs to what every publisher must do, against the servers.
 func TestNSUpdate(t *testing.T) {
+	t.Parallel()
 	scenarios := []struct {
 		name string
 		all  bool // with every server; otherwise with the one of the same house
@@ -80,6 +81,7 @@ func TestNSUpdate(t *testing.T) {
 	for command, own := range house {
 		for _, kind := range peers.Kinds() {
 			t.Run(command[strings.LastIndex(command, "/")+1:]+" to "+string(kind), func(t *testing.T) {
+				t.Parallel()
 				for _, s := range scenarios {
 					if !s.all && kind != own {
 						continue

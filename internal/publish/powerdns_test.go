@@ -73,7 +73,10 @@ func (p *realPowerDNS) fail(f apiFault, n int) bool {
 	return p.apiFront.fail(f, n)
 }
 
-func TestPowerDNSServer(t *testing.T) { apiConformance(t, false, newRealPowerDNS) }
+func TestPowerDNSServer(t *testing.T) {
+	t.Parallel()
+	apiConformance(t, false, newRealPowerDNS)
+}
 
 // Of writers that all planned on the same fence and write in the same moment, the real server lets one pass.
 func TestPowerDNSServerRace(t *testing.T) {

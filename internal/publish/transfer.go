@@ -206,9 +206,9 @@ func (s spliced) Verify(msg []byte, t *dns.TSIG) error {
 // intake keeps of a transfer what is wanted.
 type intake struct {
 	zone rota.Name
-	most int // records
+	most int                      // records
 	sets map[rota.Key]*rota.RRset // of each key that is wanted; nil: not seen yet
-	cuts map[rota.Name]dns.RR // delegations and DNAMEs
+	cuts map[rota.Name]dns.RR     // delegations and DNAMEs
 
 	serial uint32
 	count  int

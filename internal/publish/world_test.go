@@ -158,13 +158,16 @@ func (r *running) stop() {
 	<-r.done
 }
 
-// eventually waits for real servers: it is generous, a failing test is the only slow one.
+// eventually waits for real servers: it is generous, a failing test is the only slow one. It asks often at first and then seldom, which
+// matters where time is virtual and asking is all that costs.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	pause := 2 * time.Millisecond
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(pause) {
 		if time.Now().After(end) {
 			t.Fatalf("never came true: %s", what)
 		}
+		pause = min(pause*5/4, 50*time.Millisecond)
 	}
 }
 

@@ -547,17 +547,19 @@ zone:
 	}
 	w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2")).up("192.0.2.1", "192.0.2.2")
 	p := run(t, quick(w, z), 1)
-	eventually(t, "both addresses", func() bool { return slices.Equal(addresses(), []string{"192.0.2.1", "192.0.2.2"}) })
+	// While NSD reloads, its old process still answers: what it says is only proof together with the publisher's own word.
+	shows := func(want ...string) func() bool {
+		return func() bool { return settled(p.Publisher, w.State().At()) && slices.Equal(addresses(), want) }
+	}
+	eventually(t, "both addresses", shows("192.0.2.1", "192.0.2.2"))
 	first := serial()
 	for range 3 {
 		w.down("192.0.2.2")
-		eventually(t, "removal", func() bool { return slices.Equal(addresses(), []string{"192.0.2.1"}) })
+		eventually(t, "removal", shows("192.0.2.1"))
 		w.up("192.0.2.2")
-		eventually(t, "return", func() bool { return slices.Equal(addresses(), []string{"192.0.2.1", "192.0.2.2"}) })
+		eventually(t, "return", shows("192.0.2.1", "192.0.2.2"))
 	}
-	if now := serial(); int32(now-first) < 6 {
-		t.Errorf("the serial went from %d to %d", first, now)
-	}
+	eventually(t, "six more serials", func() bool { return int32(serial()-first) >= 6 })
 	if got := ask("www.example.test.", dns.TypeTXT).Answer; len(got) != 1 || !strings.Contains(got[0].String(), "beside our addresses") {
 		t.Errorf("the record beside ours: %v", got)
 	}

@@ -553,8 +553,9 @@ func (s *session) do(t *testing.T, st step) {
 }
 
 var (
-	promised = regexp.MustCompile("`(?:([a-z]+)\\.)?((?:Test|Fuzz)\\w*)(?:/(\\w+))?`")
-	function = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w*)\(`)
+	promised = regexp.MustCompile("`(?:([a-z]+)\\.)?((?:Test|Fuzz|Benchmark)\\w*)(?:/(\\w+))?`")
+	function = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w*)\(`)
+	bracket  = regexp.MustCompile("`publish\\.TestConformance` \\(([^)]+)\\)")
 	scenario = regexp.MustCompile(`(?m)^-- (\w+) --$`)
 )
 
@@ -584,6 +585,14 @@ func TestPromisesHaveTests(t *testing.T) {
 		}
 		if !found[name] {
 			t.Errorf("docs/promises.md names %s, which is nowhere", name)
+		}
+	}
+	scenarios := read(t, "internal/publish/conform_test.go")
+	for _, m := range bracket.FindAllStringSubmatch(read(t, "docs/promises.md"), -1) {
+		for begin := range strings.SplitSeq(m[1], ", ") {
+			if !regexp.MustCompile(`\t\{"` + regexp.QuoteMeta(begin) + `[ "]`).MatchString(scenarios) {
+				t.Errorf("docs/promises.md: no scenario of publish.TestConformance begins with %q", begin)
+			}
 		}
 	}
 }
