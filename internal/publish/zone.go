@@ -305,6 +305,9 @@ func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error
 	}
 	if z.held {
 		if whole := z.still(have.Sets); whole != nil {
+			if whole.Code == CodeConflict && len(d.orders.after(z.imported).imports) > 0 {
+				return nil, nil, ErrMoved // it was lost, and a person has it taken back
+			}
 			return whole, nil, nil
 		}
 	}
