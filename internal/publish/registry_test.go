@@ -720,3 +720,29 @@ func ownership(t *testing.T, x *target) {
 		t.Errorf("foreign records changed:\n%s", diff)
 	}
 }
+
+// A CNAME takes a name over from records that are all ours, or not at all: half of a name would be lost.
+func TestTakeoverNeedsAll(t *testing.T) {
+	v := service("www.example.test", "192.0.2.1", "2001:db8::1")
+	v.Safety.OnAllDown, v.Safety.Fallback = rota.OnAllDownFallback, "sorry.example.test."
+	w := newWorld(t, v).up("192.0.2.1", "2001:db8::1").down("192.0.2.1", "2001:db8::1")
+	d := desire{
+		state: w.State(), wants: slices.Collect(w.State().Wants(testPublisher)),
+		registry: registry{on: true, prefix: DefaultPrefix, zone: "example.test.", owner: "test", ttl: 60},
+	}
+	have := Reading{Sets: []rota.RRset{
+		{Name: "www.example.test.", Type: rota.TypeA, TTL: 30, Data: []string{"192.0.2.1"}},
+		{Name: "www.example.test.", Type: rota.TypeAAAA, TTL: 30, Data: []string{"2001:db8::1"}},
+	}}
+	for _, owned := range []string{"a", "aaaa"} {
+		ours := rota.RRset{Name: rota.Name("_rota." + owned + "-www.example.test."), Type: rota.TypeTXT, TTL: 60, Data: []string{
+			labels{labelOwner: "test", labelResource: "rota/www.example.test"}.text(),
+		}}
+		have.Sets = append(have.Sets, ours)
+		p := d.decide("example.test.", have, leavings{}, time.Now())
+		last := owned == "aaaa" // then all are
+		if takes := len(p.Changes) > 0; takes != last || last == (len(p.Reasons) > 0) || !last && p.Reasons[0].Code != CodeNotOwned {
+			t.Errorf("with the record of %s: %v, %v", owned, p.Changes, p.Reasons)
+		}
+	}
+}
