@@ -2,6 +2,7 @@ package publish
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -259,6 +260,48 @@ func TestExternalDNSAdjust(t *testing.T) {
 	}
 	if got := f.records(""); len(got) != 1 {
 		t.Errorf("%q", got)
+	}
+}
+
+// The fence is looked at before anything else is written: whoever finds another one there, or the old one, goes no further.
+func TestExternalDNSFence(t *testing.T) {
+	zone := rota.Name("example.test.")
+	first := Fence{Owner: "test", Epoch: 1, By: "00"}
+	for name, tt := range map[string]struct {
+		shows Fence // after the fence was written
+		moved bool
+		posts int
+	}{
+		"ours":        {first.Next(), false, 2},
+		"the old one": {first, false, 1},
+		"another":     {first.take("test", 7), true, 1},
+	} {
+		posts := 0
+		b, err := NewExternalDNS(ExternalDNSOptions{URL: "http://127.0.0.1:8888", Client: roundTrip(func(r *http.Request) (*http.Response, error) {
+			switch {
+			case r.URL.Path == "/adjustendpoints":
+				text, err := io.ReadAll(r.Body)
+				return answer(r, 200, externalDNSMedia, string(text)), err
+			case r.Method == http.MethodPost:
+				posts++
+				return answer(r, 204, "", ""), nil
+			}
+			fence := first
+			if posts > 0 {
+				fence = tt.shows
+			}
+			list, err := json.Marshal([]externalDNSEndpoint{{Name: "_rota.example.test", Type: "TXT", TTL: 60, Targets: fence.RRset(zone).Data}})
+			return answer(r, 200, externalDNSMedia, string(list)), err
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = b.Write(t.Context(), Batch{
+			Zone: zone, Fence: rota.Change{Old: first.RRset(zone), New: first.Next().RRset(zone)}, Changes: []rota.Change{{Old: at(www), New: at(www, "192.0.2.1")}},
+		})
+		if errors.Is(err, ErrMoved) != tt.moved || posts != tt.posts || (err == nil) != (tt.posts == 2) {
+			t.Errorf("%s: %v after %d requests", name, err, posts)
+		}
 	}
 }
 
