@@ -80,6 +80,7 @@ func (l *loader) build(root *node) *Config {
 	b.services(names, base)
 	b.ownership()
 	b.unused()
+	b.budgets()
 	b.crossZones(zones)
 	for _, name := range slices.Sorted(maps.Keys(b.publishers)) {
 		b.c.Publishers = append(b.c.Publishers, b.publishers[name].Publisher)
