@@ -273,7 +273,7 @@ func (a *app) refreshCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(a.out, "asked, event %d: %s is written again\n", done.Event, d.Service.Service)
+		_, err = fmt.Fprintf(a.out, "asked, event %d: %s is looked at at once; what should be there is added first, then the rest is deleted\n", done.Event, d.Service.Service)
 		return err
 	}
 	return c

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -821,7 +822,12 @@ func (z *zone) proven(now time.Time) []Visible {
 	if len(out) > 0 {
 		z.represent(now)
 		z.queue()
-		z.w.o.Log.Info("visible everywhere", "publisher", z.id.publisher, "zone", z.id.zone.Short(), "changes", len(out), "took", out[len(out)-1].Took)
+		text, last := "visible everywhere", out[len(out)-1]
+		if len(last.Unseen) > 0 {
+			text = "visible wherever it could be seen"
+		}
+		z.w.o.Log.Info(text, "publisher", z.id.publisher, "zone", z.id.zone.Short(), "changes", len(out), "took", last.Took,
+			"unseen", strings.Join(last.Unseen, ", "))
 	}
 	return out
 }
