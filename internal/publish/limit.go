@@ -149,6 +149,8 @@ type budget struct {
 	out   int // records that left in its time and have not come back, but for those that a person took out
 	base  int // records that the DNS held in its time
 	allow int // records that may be out; -1: any number
+
+	next time.Time // when the first of those that are out ceases to count; zero when none is
 }
 
 // budget counts for one MaxChange.
@@ -164,6 +166,9 @@ func (l *limiter) budget(m rota.MaxChange) *budget {
 		b.base++
 		if !l.byPerson(r) {
 			b.out++
+			if next := at.Add(m.Per); b.next.IsZero() || next.Before(b.next) {
+				b.next = next
+			}
 		}
 	}
 	if m.Share < 1 && b.base >= m.MinRecords {
@@ -472,8 +477,12 @@ func (l *limiter) out(name rota.Name, a netip.Addr) bool {
 
 func (l *limiter) whyBudget(m rota.MaxChange) string {
 	b := l.budget(m)
-	return fmt.Sprintf("%d of %d records already left in the last %s, allowed %.4g %%: %d; rota apply --force releases it",
-		b.out+l.spent, b.base, brief(m.Per), m.Share*100, b.allow)
+	until := ""
+	if !b.next.IsZero() && b.allow > 0 {
+		until = fmt.Sprintf("more may leave from %s on, ", b.next.UTC().Format(time.RFC3339))
+	}
+	return fmt.Sprintf("%d of %d records already left in the last %s, allowed %.4g %%: %d; %srota apply --force releases it",
+		b.out+l.spent, b.base, brief(m.Per), m.Share*100, b.allow, until)
 }
 
 func (l *limiter) whySites(s rota.Safety) string {
