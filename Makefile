@@ -65,6 +65,7 @@ install: ## put what `make build` built below DESTDIR and PREFIX=/usr: binary, s
 	sed 's|=/usr/bin/|=$(PREFIX)/bin/|; s|:/usr/share/|:$(PREFIX)/share/|' config/rota.service >'$(DESTDIR)$(PREFIX)/lib/systemd/system/rota.service'
 	chmod 0644 '$(DESTDIR)$(PREFIX)/lib/systemd/system/rota.service'
 	install -D -m 0644 -t '$(DESTDIR)$(PREFIX)/share/doc/rota' README.md CHANGELOG.md LICENSE docs/*.md
+	install -D -m 0755 -t '$(DESTDIR)$(PREFIX)/share/doc/rota/examples' docs/examples/*
 
 clean: ## remove what was built
 	rm -rf bin dist
