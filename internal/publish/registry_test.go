@@ -49,19 +49,20 @@ func TestRegistryKey(t *testing.T) {
 }
 
 func TestLabels(t *testing.T) {
-	for text, want := range map[string]string{
-		`"heritage=external-dns,external-dns/owner=me,external-dns/resource=ingress/default/x"`:       "me",
-		`"heritage=external-dns,external-dns/owner=me,external-dns/version=2,external-dns/resource="`: "me",
-		`"heritage=external-dns," "external-dns/owner=me"`:                                            "me",
-		`heritage=external-dns,external-dns/owner=me`:                                                 "me",
-		`"heritage=external-dns"`:                                                                     "",
-		`"external-dns/owner=me,heritage=external-dns"`:                                               "not a registry",
-		`"heritage=other,external-dns/owner=me"`:                                                      "not a registry",
-		`"v=spf1 -all"`:                                                                               "not a registry",
-		`"heritage=external-dns,nonsense"`:                                                            "not a registry",
-		`"3vbc0dsjF+/encrypted=="`:                                                                    "not a registry",
-		`"heritage=external-dns,external-dns/owner=a\"b\\c,x=1"`:                                      `a"b\c`,
+	for _, c := range []struct{ text, want string }{
+		{`"heritage=external-dns,external-dns/owner=me,external-dns/resource=ingress/default/x"`, "me"},
+		{`"heritage=external-dns,external-dns/owner=me,external-dns/version=2,external-dns/resource="`, "me"},
+		{`"heritage=external-dns," "external-dns/owner=me"`, "me"},
+		{`heritage=external-dns,external-dns/owner=me`, "me"},
+		{`"heritage=external-dns"`, ""},
+		{`"external-dns/owner=me,heritage=external-dns"`, "not a registry"},
+		{`"heritage=other,external-dns/owner=me"`, "not a registry"},
+		{`"v=spf1 -all"`, "not a registry"},
+		{`"heritage=external-dns,nonsense"`, "not a registry"},
+		{`"3vbc0dsjF+/encrypted=="`, "not a registry"},
+		{`"heritage=external-dns,external-dns/owner=a\"b\\c,x=1"`, `a"b\c`},
 	} {
+		text, want := c.text, c.want
 		l, ok := labelsOf(rota.RRset{Data: []string{text}})
 		got := l[labelOwner]
 		if !ok {
