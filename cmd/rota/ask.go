@@ -248,8 +248,9 @@ func (a *app) dry(asks []api.InstructionRequest) error {
 func (a *app) refreshCommand() *cobra.Command {
 	var q asking
 	c := &cobra.Command{
-		Use: "refresh NAME", Short: "Write a name's records again: add the live, then delete the rest", Args: cobra.ExactArgs(1),
-		Long: "Have publishers write a name's records again, whatever the DNS says: first all that should be there is added, then the rest is deleted.",
+		Use: "refresh NAME", Short: "Make a name as wanted at once: add the live, then delete the rest", Args: cobra.ExactArgs(1),
+		Long: "Have publishers look at a name at once and make it as wanted in two steps: first all that should be there is added, and when that is read\n" +
+			"back the rest is deleted. Of a name that is as wanted nothing is written.",
 	}
 	c.Flags().StringVar(&q.reason, "reason", "", "why")
 	c.Flags().StringVar(&q.publisher, "publisher", "", "only this one")
@@ -264,7 +265,7 @@ func (a *app) refreshCommand() *cobra.Command {
 			return err
 		}
 		in := api.InstructionRequest{
-			Verb: string(rota.VerbRefresh), Publisher: q.publisher, Names: []string{d.Service.Service}, Reason: cmp.Or(q.reason, "written again"),
+			Verb: string(rota.VerbRefresh), Publisher: q.publisher, Names: []string{d.Service.Service}, Reason: cmp.Or(q.reason, "refresh"),
 		}
 		if q.dryRun {
 			return a.dry([]api.InstructionRequest{in})
@@ -308,6 +309,36 @@ func codes(p api.Plan, any ...string) bool {
 	return slices.ContainsFunc(p.Reasons, func(r api.PlanReason) bool { return slices.Contains(any, r.Code) })
 }
 
+// whole shows all of a zone that somebody wants to take over or to give up, who has to say why.
+func (a *app) whole(ctx context.Context, q asking, zone string) (*client, api.Plan, error) {
+	if strings.TrimSpace(q.reason) == "" && !q.dryRun {
+		return nil, api.Plan{}, usagef("say why with --reason: others will ask")
+	}
+	cl, err := a.client()
+	if err != nil {
+		return nil, api.Plan{}, err
+	}
+	p, err := cl.planOf(ctx, q.publisher, zone)
+	if err != nil {
+		return nil, api.Plan{}, err
+	}
+	return cl, p, a.showWhole(p)
+}
+
+// order asks of publishers what in says, after the question was answered. It returns nil in a dry run.
+func (a *app) order(ctx context.Context, cl *client, q asking, in api.InstructionRequest, question string) (*api.InstructionReply, error) {
+	if q.dryRun {
+		return nil, a.dry([]api.InstructionRequest{in})
+	}
+	if !q.yes {
+		if err := a.confirm(question, in.Verb); err != nil {
+			return nil, err
+		}
+	}
+	done, err := cl.instruct(ctx, in)
+	return &done, err
+}
+
 func (a *app) importCommand() *cobra.Command {
 	var q asking
 	var from string
@@ -323,18 +354,8 @@ func (a *app) importCommand() *cobra.Command {
 	c.Flags().BoolVar(&q.yes, "yes", false, "do not ask")
 	q.flags(c, "show what would become of it, and ask nothing")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		if strings.TrimSpace(q.reason) == "" && !q.dryRun {
-			return usagef("say why with --reason: others will ask")
-		}
-		cl, err := a.client()
+		cl, p, err := a.whole(cmd.Context(), q, args[0])
 		if err != nil {
-			return err
-		}
-		p, err := cl.planOf(cmd.Context(), q.publisher, args[0])
-		if err != nil {
-			return err
-		}
-		if err := a.showWhole(p); err != nil {
 			return err
 		}
 		if !codes(p, "conflict", "not-owned", "released") && p.Offer == "" {
@@ -345,15 +366,9 @@ func (a *app) importCommand() *cobra.Command {
 			return &coded{exitHeld, errors.New("somebody else owns the zone: name the owner that it is taken from with --from")}
 		}
 		in := api.InstructionRequest{Verb: string(rota.VerbImport), Publisher: p.Publisher, Zone: p.Zone.Short(), From: from, Reason: q.reason}
-		if q.dryRun {
-			return a.dry([]api.InstructionRequest{in})
-		}
-		if !q.yes {
-			if err := a.confirm(fmt.Sprintf("%s %s is taken over, and written as shown.", p.Publisher, p.Zone.Short()), "import"); err != nil {
-				return err
-			}
-		}
-		if _, err := cl.instruct(cmd.Context(), in); err != nil {
+		question := fmt.Sprintf("%s %s is taken over, and written as shown.", p.Publisher, p.Zone.Short())
+		done, err := a.order(cmd.Context(), cl, q, in, question)
+		if done == nil || err != nil {
 			return err
 		}
 		plans, err := cl.settle(cmd.Context(), url.Values{"publisher": {p.Publisher}, "zone": {p.Zone.Short()}}, q.wait)
@@ -400,35 +415,17 @@ func (a *app) releaseCommand() *cobra.Command {
 	c.Flags().BoolVar(&q.yes, "yes", false, "do not ask")
 	q.flags(c, "show what would be given up, and ask nothing")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		if strings.TrimSpace(q.reason) == "" && !q.dryRun {
-			return usagef("say why with --reason: others will ask")
-		}
-		cl, err := a.client()
+		cl, p, err := a.whole(cmd.Context(), q, args[0])
 		if err != nil {
-			return err
-		}
-		p, err := cl.planOf(cmd.Context(), q.publisher, args[0])
-		if err != nil {
-			return err
-		}
-		if err := a.showWhole(p); err != nil {
 			return err
 		}
 		if to != "" && p.Owner == "" {
 			return fmt.Errorf("nobody owns %s, so that it cannot be offered: whoever comes first has it; `rota import` takes it back first", p.Zone.Short())
 		}
 		in := api.InstructionRequest{Verb: string(rota.VerbRelease), Publisher: p.Publisher, Zone: p.Zone.Short(), To: to, Reason: q.reason}
-		if q.dryRun {
-			return a.dry([]api.InstructionRequest{in})
-		}
-		if !q.yes {
-			question := fmt.Sprintf("%s %s is given up: its records stay as they stand there, also when endpoints die.", p.Publisher, p.Zone.Short())
-			if err := a.confirm(question, "release"); err != nil {
-				return err
-			}
-		}
-		done, err := cl.instruct(cmd.Context(), in)
-		if err != nil {
+		question := fmt.Sprintf("%s %s is given up: its records stay as they stand there, also when endpoints die.", p.Publisher, p.Zone.Short())
+		done, err := a.order(cmd.Context(), cl, q, in, question)
+		if done == nil || err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(a.out, "released, event %d; `rota import %s` takes it back\n", done.Event, p.Zone.Short())

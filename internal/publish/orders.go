@@ -11,7 +11,7 @@ import (
 type orders struct {
 	index    uint64               // of the newest one: it asks for a look
 	released map[rota.Name]bool   // names of which a person lets go what a limit holds
-	refresh  map[rota.Name]uint64 // names to be written again, by the newest order
+	refresh  map[rota.Name]uint64 // names to be brought to what is wanted in two steps, by the newest order
 	imports  []rota.Instructed
 	release  *rota.Instructed // the zone is given up
 }

@@ -343,7 +343,7 @@ func (z *zone) attempt(ctx context.Context, d desire) (*Reason, []*Reason, error
 	return whole, append(names, bad...), err
 }
 
-// renew lists what is to come of the names that a person wants written again since the order done, and the newest such order. Nothing
+// renew lists what is to come of the names that a person wants refreshed since the order done, and the newest such order. Nothing
 // goes of them until that stands; where a CNAME comes or goes, all goes at once.
 func (d desire) renew(todo []rota.Change, done uint64) (add []rota.Change, newest uint64) {
 	for _, index := range d.orders.refresh {

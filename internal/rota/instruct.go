@@ -93,7 +93,7 @@ type Verb string
 // The verbs.
 const (
 	VerbApply   Verb = "apply"   // look now; with Names: what is held of them may be written until Until
-	VerbRefresh Verb = "refresh" // write the RRsets of Names again: add the live records, then delete the rest
+	VerbRefresh Verb = "refresh" // bring the RRsets of Names to what is wanted in two steps: add what should be there, then delete the rest
 	VerbImport  Verb = "import"  // take the zone over, from From if it has an owner; with a registry the existing RRsets of Names too; without Names: of all
 	VerbRelease Verb = "release" // stop keeping the zone; with To: offer it to that owner
 )
