@@ -24,7 +24,7 @@ func benchmark(b *testing.B, at netip.AddrPort, c rota.Check) {
 	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if t := p.observe(b.Context(), "x", at.Addr(), q, ping); t.Observation.Status != rota.Up {
+			if t := p.observe(b.Context(), "x", at.Addr(), q, nil, ping); t.Observation.Status != rota.Up {
 				failed.Add(1)
 			}
 		}

@@ -23,19 +23,26 @@ type finding struct {
 	status rota.Status
 	class  rota.Class
 	reason string
+	sure   bool  // rota.Observation.Sure
+	weight uint8 // rota.Observation.Weight
 }
 
 func up(format string, args ...any) finding {
-	return finding{rota.Up, rota.ClassOK, rota.CleanReason(format, args...)}
+	return finding{status: rota.Up, class: rota.ClassOK, reason: rota.CleanReason(format, args...)}
 }
 
 func down(class rota.Class, format string, args ...any) finding {
-	return finding{rota.Down, class, rota.CleanReason(format, args...)}
+	return finding{status: rota.Down, class: class, reason: rota.CleanReason(format, args...)}
+}
+
+// draining is what an endpoint says that is about to leave.
+func draining(format string, args ...any) finding {
+	return finding{status: rota.Draining, class: rota.ClassSaid, reason: rota.CleanReason(format, args...), sure: true}
 }
 
 // unknown is the prober's own failure: it says nothing about the target.
 func unknown(class rota.Class, format string, args ...any) finding {
-	return finding{rota.Unknown, class, rota.CleanReason(format, args...)}
+	return finding{status: rota.Unknown, class: class, reason: rota.CleanReason(format, args...)}
 }
 
 // fault is the one place where an error (for us) becomes a finding (for the operator). During says which phase failed, such as

@@ -34,7 +34,7 @@ func TestPingWithoutPermission(t *testing.T) {
 	ping := newPinger(p.log)
 	ping.open = func(bool) (*socket, error) { return nil, &net.OpError{Op: "listen", Err: syscall.EPERM} }
 	defer ping.close()
-	tr := p.observe(t.Context(), "x", netip.MustParseAddr("127.0.0.1"), newQuestion(rota.Check{Kind: rota.KindICMP}), ping)
+	tr := p.observe(t.Context(), "x", netip.MustParseAddr("127.0.0.1"), newQuestion(rota.Check{Kind: rota.KindICMP}), nil, ping)
 	if o := tr.Observation; o.Status != rota.Unknown || o.Class != rota.ClassPermission {
 		t.Error(verdict(*tr))
 	}

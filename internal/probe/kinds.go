@@ -15,14 +15,23 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// kinds holds one function a kind. A probe function works until its context ends and returns what it found; it starts no
-// goroutine that outlives it and reads no more than the check allows.
-var kinds = map[rota.Kind]func(context.Context, *run) finding{
-	rota.KindHTTP:  probeHTTP,
-	rota.KindHTTPS: probeHTTP,
-	rota.KindTCP:   probeTCP,
-	rota.KindTLS:   probeTLS,
-	rota.KindICMP:  probeICMP,
+// kind is how checks of one kind are asked.
+type kind struct {
+	// probe works until its context ends and returns what it found; it starts no goroutine that outlives it and reads no more than the
+	// check allows.
+	probe func(context.Context, *run) finding
+	// prepare makes ready what all probes of a check share, and puts it into question.ready. It may be nil.
+	prepare  func(*question) error
+	portless bool
+}
+
+// kinds holds the kinds that are probed.
+var kinds = map[rota.Kind]kind{
+	rota.KindHTTP:  {probe: probeHTTP},
+	rota.KindHTTPS: {probe: probeHTTP},
+	rota.KindTCP:   {probe: probeTCP},
+	rota.KindTLS:   {probe: probeTLS},
+	rota.KindICMP:  {probe: probeICMP, portless: true},
 }
 
 // question is a check made ready to be asked; targets that ask the same thing share it.
@@ -34,6 +43,7 @@ type question struct {
 	expect       *regexp.Regexp
 	expectHeader []*regexp.Regexp // beside check.ExpectHeader; nil: presence is enough
 	maxBody      int
+	ready        any   // what the kind prepared
 	unusable     error // why it can never be asked
 }
 
@@ -47,6 +57,10 @@ func newQuestion(c rota.Check) *question {
 	if c.FastInterval <= 0 || c.FastInterval > c.Interval {
 		c.FastInterval = min(d.FastInterval, c.Interval)
 	}
+	if c.SlowInterval <= 0 {
+		c.SlowInterval = d.SlowInterval
+	}
+	c.SlowInterval = max(c.SlowInterval, c.Interval)
 	if c.Timeout <= 0 {
 		c.Timeout = d.Timeout
 	}
@@ -81,11 +95,15 @@ func newQuestion(c rota.Check) *question {
 			errs = append(errs, fmt.Errorf("header %q is not a valid header field", h.Name))
 		}
 	}
-	switch {
-	case kinds[c.Kind] == nil:
+	switch k := kinds[c.Kind]; {
+	case k.probe == nil:
 		errs = append(errs, fmt.Errorf("unknown kind %q", c.Kind))
-	case c.Kind != rota.KindICMP && c.Port == 0:
+	case !k.portless && c.Port == 0:
 		errs = append(errs, fmt.Errorf("no port"))
+	case k.prepare != nil:
+		if err := k.prepare(q); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if c.Method != "" && !token(c.Method) {
 		errs = append(errs, fmt.Errorf("method %q is not a token", c.Method))
@@ -131,13 +149,19 @@ type run struct {
 	parent    context.Context // ends when the probe is no longer wanted; the probe's own context ends at the deadline too
 	ping      *pinger
 	trace     *Trace
-	wantsCert bool // the server asked for a client certificate
+	memory    *memory // of the target, for this probe alone; nil beside the schedule
+	wantsCert bool    // the server asked for a client certificate
+}
+
+// memory is what a target's probe leaves for the next one. At most one probe of a target is in flight, and it alone touches it.
+type memory struct {
+	sample any // of kinds that compare two samples
 }
 
 // observe runs one probe of q at addr, whole: the deadline, the judgement of an overrun, the trace.
-func (p *Prober) observe(parent context.Context, id rota.TargetID, addr netip.Addr, q *question, ping *pinger) *Trace {
+func (p *Prober) observe(parent context.Context, id rota.TargetID, addr netip.Addr, q *question, m *memory, ping *pinger) *Trace {
 	t := &Trace{Target: id, Kind: q.check.Kind, Address: addr, Port: q.check.Port, Started: time.Now()}
-	r := &run{p: p, q: q, addr: dialable(addr), parent: parent, ping: ping, trace: t}
+	r := &run{p: p, q: q, addr: dialable(addr), parent: parent, ping: ping, trace: t, memory: m}
 	var f finding
 	switch err := p.forbidden(r.addr); {
 	case parent.Err() != nil:
@@ -156,7 +180,9 @@ func (p *Prober) observe(parent context.Context, id rota.TargetID, addr netip.Ad
 	if f.status == rota.Down && took > q.check.Timeout+overrun {
 		f = unknown(rota.ClassResource, "this process was held up: a probe limited to %v took %v", q.check.Timeout, took.Round(100*time.Millisecond))
 	}
-	t.Observation = rota.Observation{Status: f.status, Class: f.class, Reason: f.reason, At: end, Took: took}
+	t.Observation = rota.Observation{
+		Status: f.status, Class: f.class, Reason: f.reason, Sure: f.sure, Weight: f.weight, At: end, Took: took,
+	}
 	return t
 }
 
@@ -168,7 +194,7 @@ func (r *run) ask(ctx context.Context) (f finding) {
 			f = unknown(rota.ClassResource, "the probe met a bug in rota: %v", p)
 		}
 	}()
-	return kinds[r.q.check.Kind](ctx, r)
+	return kinds[r.q.check.Kind].probe(ctx, r)
 }
 
 // overrun is how long after its deadline a failed probe may end and still count. A later end means that this process was stopped or

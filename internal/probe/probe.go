@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -23,6 +24,19 @@ type Options struct {
 	Forbid      []netip.Prefix // addresses never probed, beside unspecified, multicast and broadcast; nil: DefaultForbid
 	UserAgent   string         // of HTTP requests; empty: "rota"
 	History     int            // traces kept in all, at most; 0: DefaultHistory
+
+	// Secret reads what is at a place, or says why this machine does not: a place that its own configuration does not name is refused.
+	// Nil: there are none.
+	Secret func(rota.Place) ([]byte, error)
+	// Exec runs a command without a shell and ends it, with all it started, at the end of ctx or after limit. It refuses commands that
+	// this machine's own configuration does not name. Nil: there are none.
+	Exec func(ctx context.Context, argv, env []string, limit time.Duration) (ExecResult, error)
+}
+
+// ExecResult is how a command ended.
+type ExecResult struct {
+	Code           int    // exit code; -1: killed by a signal
+	Stdout, Stderr []byte // the first of it, at most some kilobytes each
 }
 
 // Defaults of Options.
@@ -49,6 +63,8 @@ type Prober struct {
 	roots       *x509.CertPool
 	forbid      []netip.Prefix
 	userAgent   string
+	secret      func(rota.Place) ([]byte, error)
+	exec        func(ctx context.Context, argv, env []string, limit time.Duration) (ExecResult, error)
 	probe       func(context.Context, *entry, *pinger) *Trace // observes an entry; tests of the schedule replace it
 
 	// Shared by pointer.
@@ -81,21 +97,21 @@ func New(o Options) *Prober {
 	}
 	p := &Prober{
 		vantage: o.Vantage, log: o.Log, concurrency: o.Concurrency, roots: o.Roots, forbid: o.Forbid,
-		userAgent: cmp.Or(o.UserAgent, "rota"),
-		set:       make(chan struct{}, 1), changed: make(chan struct{}),
+		userAgent: cmp.Or(o.UserAgent, "rota"), secret: o.Secret, exec: o.Exec,
+		set: make(chan struct{}, 1), changed: make(chan struct{}),
 		history: newHistory(o.History), stats: newTally(),
 	}
 	p.probe = func(ctx context.Context, e *entry, ping *pinger) *Trace {
-		return p.observe(ctx, e.id, e.addr, e.q, ping)
+		return p.observe(ctx, e.id, e.addr, e.q, &e.memory, ping)
 	}
 	p.report.Store(&rota.Report{Vantage: p.vantage, Opinions: []*rota.Opinion{}})
 	return p
 }
 
-// Set says which targets to probe, all of them. Targets that stay keep their streaks and their place in the schedule, new ones are
+// Set says which targets to probe, all of them; those that nobody asks (rota.KindAgent) are left out. Targets that stay keep their streaks and their place in the schedule, new ones are
 // probed soon, and the others are forgotten: their probes in flight are cancelled. It does not wait, and may be called before Run.
 func (p *Prober) Set(targets []rota.Target) {
-	ts := slices.Clone(targets)
+	ts := slices.DeleteFunc(slices.Clone(targets), func(t rota.Target) bool { return t.Check.Kind == rota.KindAgent })
 	slices.SortStableFunc(ts, func(a, b rota.Target) int { return cmp.Compare(a.ID, b.ID) })
 	ts = slices.CompactFunc(ts, func(a, b rota.Target) bool { return a.ID == b.ID })
 	p.mu.Lock()
@@ -161,5 +177,5 @@ func (p *Prober) Stats() Stats {
 func (p *Prober) Once(ctx context.Context, t rota.Target) Trace {
 	ping := newPinger(p.log)
 	defer ping.close()
-	return *p.observe(ctx, t.ID, t.Address, newQuestion(t.Check), ping)
+	return *p.observe(ctx, t.ID, t.Address, newQuestion(t.Check), nil, ping)
 }

@@ -26,6 +26,7 @@ type entry struct {
 	gone    bool               // no longer wanted; kept only until its probe in flight has ended
 	stale   bool               // the probe in flight began before the target was dropped and wanted again: its outcome is void
 	sight   *sight
+	memory  memory
 }
 
 // queue is the heap of waiting entries, by due time.

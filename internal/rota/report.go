@@ -25,6 +25,7 @@ type Opinion struct {
 	Since  time.Time `json:"since,omitzero"`
 	Class  Class     `json:"class,omitempty"`
 	Reason string    `json:"reason,omitempty"`
+	Weight uint8     `json:"weight,omitempty"` // percent of its weight that the endpoint asks for, 1 to 100; 0: nothing was said
 }
 
 // Report is all opinions of one vantage: whole, never a difference. Lose or repeat one and the next repairs it.

@@ -509,4 +509,5 @@ func knownClass(s string) Class {
 var classes = []Class{
 	ClassNone, ClassOK, ClassTimeout, ClassRefused, ClassReset, ClassUnreachable, ClassTLS, ClassCertificate, ClassStatus, ClassHeader,
 	ClassBody, ClassRedirect, ClassProtocol, ClassLoss, ClassThreshold, ClassPermission, ClassResource, ClassUnroutable, ClassCancelled,
+	ClassDNS, ClassExit, ClassSaid, ClassExporter, ClassStale,
 }

@@ -6,14 +6,15 @@ import (
 	"unicode"
 )
 
-// Status is up, down or unknown. The zero value is Unknown and claims nothing: it is never evidence for or against anyone.
+// Status is up, down, draining or unknown. The zero value is Unknown and claims nothing: it is never evidence for or against anyone.
 type Status uint8
 
-// The three values of a Status.
+// The values of a Status.
 const (
 	Unknown Status = iota
 	Up
 	Down
+	Draining // the endpoint itself says that it is about to leave
 )
 
 func (s Status) String() string {
@@ -22,6 +23,8 @@ func (s Status) String() string {
 		return "up"
 	case Down:
 		return "down"
+	case Draining:
+		return "draining"
 	}
 	return "unknown"
 }
@@ -36,6 +39,8 @@ func (s *Status) UnmarshalText(b []byte) error {
 		*s = Up
 	case "down":
 		*s = Down
+	case "draining":
+		*s = Draining
 	default:
 		*s = Unknown
 	}
@@ -45,7 +50,7 @@ func (s *Status) UnmarshalText(b []byte) error {
 // Class sorts the reasons of observations for machines: metrics, filters and tests use it, people read Reason.
 type Class string
 
-// The classes of observations. ClassOK goes with Up; ClassPermission, ClassResource, ClassUnroutable and ClassCancelled are the
+// The classes of observations. ClassOK goes with Up; ClassExporter, ClassStale, ClassPermission, ClassResource, ClassUnroutable and ClassCancelled are the
 // prober's own failures and go with Unknown; the others go with Down.
 const (
 	ClassNone        Class = ""
@@ -63,6 +68,11 @@ const (
 	ClassProtocol    Class = "protocol" // the answer is not what the protocol allows
 	ClassLoss        Class = "loss"
 	ClassThreshold   Class = "threshold"
+	ClassDNS         Class = "dns"      // the answer has another code or other data
+	ClassExit        Class = "exit"     // the command's exit code
+	ClassSaid        Class = "said"     // the endpoint, or who watches it, says so
+	ClassExporter    Class = "exporter" // what it says cannot be read, or not be judged: goes with Unknown unless the check says down
+	ClassStale       Class = "stale"    // what was said is too old: goes with Unknown
 	ClassPermission  Class = "permission"
 	ClassResource    Class = "resource" // no descriptor, port or memory here
 	ClassUnroutable  Class = "unroutable"
@@ -74,6 +84,8 @@ type Observation struct {
 	Status Status        `json:"status"`
 	Class  Class         `json:"class,omitempty"`
 	Reason string        `json:"reason,omitempty"` // one line for people, at most MaxReason bytes, no control characters
+	Sure   bool          `json:"sure,omitempty"`   // the endpoint said so itself: it acts at once, without waiting for Fall or Rise
+	Weight uint8         `json:"weight,omitempty"` // percent of its weight that the endpoint asks for, 1 to 100; 0: nothing was said
 	At     time.Time     `json:"at"`               // when the probe ended
 	Took   time.Duration `json:"took_ns"`
 }

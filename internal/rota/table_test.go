@@ -343,15 +343,19 @@ func vary(t *testing.T, typ reflect.Type, path []int, visit func([]int, string, 
 			v.SetString("other-" + f.Name)
 		case reflect.Int, reflect.Int64:
 			v.SetInt(7)
-		case reflect.Uint16:
-			v.SetUint(7)
+		case reflect.Uint8, reflect.Uint16:
+			v.SetUint(2)
 		case reflect.Float64:
 			v.SetFloat(0.25)
 		case reflect.Bool:
 			v.SetBool(true)
 		case reflect.Slice:
 			v = reflect.MakeSlice(f.Type, 1, 1)
-			v.Index(0).Field(0).Set(reflect.ValueOf(map[reflect.Kind]any{reflect.Int: 7, reflect.String: "x"}[f.Type.Elem().Field(0).Type.Kind()]))
+			e := v.Index(0)
+			if e.Kind() == reflect.Struct {
+				e = e.Field(0)
+			}
+			e.Set(reflect.ValueOf(map[reflect.Kind]any{reflect.Int: 7, reflect.String: "x"}[e.Kind()]))
 		default:
 			t.Fatalf("field %s: a %s, which this test cannot vary", f.Name, f.Type)
 		}

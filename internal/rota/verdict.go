@@ -70,15 +70,17 @@ type Vote struct {
 	Class   Class     `json:"class,omitempty"`
 	Reason  string    `json:"reason,omitempty"`
 	Since   time.Time `json:"since,omitzero"`
+	Weight  uint8     `json:"weight,omitempty"` // percent of its weight that the endpoint asks for; 0: nothing was said
 }
 
 // Verdict is what the quorum holds of one target.
 type Verdict struct {
 	Target TargetID  `json:"target"`
 	Status Status    `json:"status"`
-	Since  time.Time `json:"since,omitzero"` // of the last change of Status
-	Need   int       `json:"need"`           // votes needed when it was taken
-	Votes  []Vote    `json:"votes"`          // as they stood then, sorted by vantage
+	Since  time.Time `json:"since,omitzero"`   // of the last change of Status
+	Need   int       `json:"need"`             // votes needed when it was taken
+	Votes  []Vote    `json:"votes"`            // as they stood then, sorted by vantage
+	Weight uint8     `json:"weight,omitempty"` // percent of its weight that the endpoint asks for, 1 to 100; 0: nothing was said
 }
 
 // Tally counts the voices for a status: vantages, or sites when the quorum is of sites.

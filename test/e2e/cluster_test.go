@@ -446,7 +446,7 @@ type writer struct {
 	last  error
 }
 
-// write begins to write, to any node that runs. What it says changes no answer: the endpoint is up, and forced up.
+// write begins to write, to any node that there is now. What it says changes no answer: the endpoint is up, and forced up.
 func (c *cluster) write(e *endpoint) *writer {
 	c.t.Helper()
 	s, err := c.leader().standing()
@@ -454,6 +454,7 @@ func (c *cluster) write(e *endpoint) *writer {
 		c.t.Fatal(err)
 	}
 	w := &writer{c: c, e: e, stop: make(chan struct{}), done: make(chan struct{}), began: s.Applied}
+	nodes := slices.Clone(c.nodes)
 	go func() {
 		defer close(w.done)
 		for i := 0; ; i++ {
@@ -463,7 +464,7 @@ func (c *cluster) write(e *endpoint) *writer {
 			case <-time.After(50 * time.Millisecond):
 			}
 			reason := fmt.Sprintf("write %d", i)
-			err := c.nodes[i%len(c.nodes)].overrideWithin(writeLimit, e, "force-up", reason)
+			err := nodes[i%len(nodes)].overrideWithin(writeLimit, e, "force-up", reason)
 			w.mu.Lock()
 			w.tried++
 			if w.last = err; err == nil {
