@@ -32,6 +32,8 @@ var kinds = map[rota.Kind]kind{
 	rota.KindTCP:   {probe: probeTCP},
 	rota.KindTLS:   {probe: probeTLS},
 	rota.KindICMP:  {probe: probeICMP, portless: true},
+
+	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter},
 }
 
 // question is a check made ready to be asked; targets that ask the same thing share it.
