@@ -318,11 +318,13 @@ type fake struct {
 	at    netip.AddrPort
 }
 
-func newFake(t testing.TB, page func() string) *fake {
+func newFake(t testing.TB, page func() string) *fake { return newFakeOn(t, "127.0.0.1:0", page) }
+
+func newFakeOn(t testing.TB, on string, page func() string) *fake {
 	t.Helper()
 	f := &fake{}
 	f.page.Store(&page)
-	f.at = serve(t, func(c net.Conn) {
+	f.at = serveOn(t, on, func(c net.Conn) {
 		readHead(c)
 		f.asked.Add(1)
 		_, _ = io.WriteString(c, okHead+(*f.page.Load())())

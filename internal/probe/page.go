@@ -48,7 +48,16 @@ func newSelector(wanted []series) *selector {
 
 // passes reports whether a line is of none of the wanted metrics, as far as that is seen at a glance.
 func (s *selector) passes(line []byte) bool {
-	return len(s.starts) > 0 && (len(line) < 8 || !slices.Contains(s.starts, binary.LittleEndian.Uint64(line)))
+	if len(line) < 8 {
+		return len(s.starts) > 0
+	}
+	start := binary.LittleEndian.Uint64(line)
+	for _, w := range s.starts {
+		if w == start {
+			return false
+		}
+	}
+	return len(s.starts) > 0
 }
 
 var lineBuffers = sync.Pool{New: func() any { return new([maxLine]byte) }}
@@ -78,11 +87,15 @@ func (s *selector) read(in io.Reader, limit int, r *reading) (int, error) {
 				break
 			}
 			number++
+			line := rest[:end]
+			rest = rest[end+1:]
+			if end == 0 || line[0] == '#' || nameBytes[line[0]] && s.passes(line) {
+				continue
+			}
 			var bad error
-			if labels, bad = s.line(rest[:end], labels, r); bad != nil {
+			if labels, bad = s.line(line, labels, r); bad != nil {
 				return size, pageFault("line %d: %w", number, bad)
 			}
-			rest = rest[end+1:]
 		}
 		have = copy(buf[:], rest)
 		switch {
@@ -100,25 +113,18 @@ func (s *selector) read(in io.Reader, limit int, r *reading) (int, error) {
 
 // line takes one line. Labels is room for those of the series.
 func (s *selector) line(b []byte, labels []label, r *reading) ([]label, error) {
-	if len(b) == 0 || b[0] == '#' {
+	b = blanks(b)
+	switch {
+	case len(b) == 0 || b[0] == '#':
 		return labels, nil
-	}
-	if b[0] == ' ' || b[0] == '\t' {
-		if b = blanks(b); len(b) == 0 || b[0] == '#' {
-			return labels, nil
-		}
-	}
-	if !nameByte(b[0]) && b[0] != '{' {
+	case !nameBytes[b[0]] && b[0] != '{': // {"NAME",…} is of a metric whose name is none of ours
 		return labels, fmt.Errorf("%.40q is no metric; is this an exporter's page?", b)
-	}
-	if s.passes(b) {
-		return labels, nil
 	}
 	var value float64
 	parsed := false
 	for i := range s.series {
 		w := &s.series[i]
-		if len(b) <= len(w.name) || string(b[:len(w.name)]) != w.name || nameByte(b[len(w.name)]) {
+		if len(b) <= len(w.name) || string(b[:len(w.name)]) != w.name || nameBytes[b[len(w.name)]] {
 			continue
 		}
 		if !parsed {
@@ -133,9 +139,13 @@ func (s *selector) line(b []byte, labels []label, r *reading) ([]label, error) {
 	return labels, nil
 }
 
-func nameByte(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == ':'
-}
+// nameBytes are those of the names of metrics.
+var nameBytes = func() (is [256]bool) {
+	for _, c := range []byte("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_:") {
+		is[c] = true
+	}
+	return is
+}()
 
 func blanks(b []byte) []byte { return bytes.TrimLeft(b, " \t") }
 
@@ -194,7 +204,7 @@ func parseSeries(b []byte, labels []label) ([]label, float64, error) {
 // parseLabel reads one label and returns what follows it.
 func parseLabel(b []byte) (l label, rest []byte, ok bool) {
 	end := 0
-	for end < len(b) && nameByte(b[end]) && b[end] != ':' {
+	for end < len(b) && nameBytes[b[end]] && b[end] != ':' {
 		end++
 	}
 	l.name, b = b[:end], blanks(b[end:])
