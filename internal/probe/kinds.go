@@ -33,6 +33,7 @@ var kinds = map[rota.Kind]kind{
 	rota.KindTLS:   {probe: probeTLS},
 	rota.KindICMP:  {probe: probeICMP, portless: true},
 
+	rota.KindDNS:        {probe: probeDNS, prepare: prepareDNS},
 	rota.KindAgentCheck: {probe: probeAgentCheck},
 }
 
