@@ -24,6 +24,7 @@ var hub = map[string]string{
 	"crypto/sha256":   "a fingerprint of targets that no configuration can forge",
 	"encoding/binary": "packed reports",
 	"encoding/hex":    "fingerprints as text",
+	"encoding/json":   "whether text is JSON, and what its strings mean",
 	"errors":          "values",
 	"fmt":             "text",
 	"hash/fnv":        "offsets and shares that every process computes alike",
