@@ -141,6 +141,16 @@ func TestKindsOfChecks(t *testing.T) {
 	}
 }
 
+func TestTheFormatHasEveryKind(t *testing.T) {
+	var kinds []rota.Kind
+	for _, k := range checkKinds() {
+		kinds = append(kinds, rota.Kind(k.word))
+	}
+	if !slices.Equal(kinds, rota.Kinds()) {
+		t.Errorf("the format has %v, rota has %v", kinds, rota.Kinds())
+	}
+}
+
 func TestBadChecks(t *testing.T) {
 	for in, want := range map[string]string{
 		"{type: http, method: DELETE}":                                  `method "DELETE": want GET, HEAD, OPTIONS, POST, PUT or PATCH`,

@@ -354,7 +354,7 @@ func tlsFields() []field {
 	}
 }
 
-// checkKinds are the kinds of checks; those that rota.Kinds lacks are refused where they are used.
+// checkKinds are the kinds of checks: those of rota.Kinds.
 func checkKinds() []variant {
 	with := func(fs ...[]field) []field {
 		return append(append(slices.Concat(fs...), fieldRole), timing()...)
