@@ -439,6 +439,18 @@ func TestExporterSamples(t *testing.T) {
 	f.page.Store(&page)
 	observe("down threshold", 1)
 
+	// What does not hold at the first look is down without a second one, but for a person who wants to see all numbers.
+	loaded := check
+	loaded.Rules = rules("cpu", "< 90%", "load1", "< 0")
+	before := f.asked.Load()
+	if tr := p.observe(t.Context(), "", f.at.Addr(), newQuestion(loaded), &memory{}, nil); outcome(*tr) != "down threshold" || f.asked.Load() != before+1 {
+		t.Errorf("%s, asked %d times", verdict(*tr), f.asked.Load()-before)
+	}
+	tr = ask(t, Options{}, f.at, loaded)
+	if last := tr.Steps[len(tr.Steps)-1]; outcome(tr) != "down threshold" || !strings.HasPrefix(last.Note, "cpu ") {
+		t.Errorf("%s, last step %v, want all numbers", verdict(tr), last)
+	}
+
 	m.sample.(*sample).at = time.Now().Add(-time.Hour)
 	observe("down threshold", 2) // too old to tell of now
 
