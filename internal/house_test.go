@@ -64,7 +64,7 @@ var forbidden = map[string]struct {
 	"plugin":                        {"one static binary", nil},
 	"os/exec":                       {"the daemon's processes have a group, a time limit and bounds that internal/process gives them; peers and tests start their own", []string{"internal/process", "internal/peers"}},
 	"github.com/stretchr/testify":   {"standard testing and go-cmp", nil},
-	"github.com/miekg/dns":          {"the hub, the probes and the log of events know no DNS library", []string{"internal/publish", "internal/witness", "internal/nameserver", "internal/config", "internal/peers", "internal/sim", "cmd/rota"}},
+	"github.com/miekg/dns":          {"the hub and the log of events know no DNS library; of the probes one kind asks name servers", []string{"internal/probe", "internal/publish", "internal/witness", "internal/nameserver", "internal/config", "internal/peers", "internal/sim", "cmd/rota"}},
 	"github.com/hashicorp/raft":     {"order is internal/cluster's business", []string{"internal/cluster", "internal/sim"}},
 	"github.com/spf13/cobra":        {"the command line is cmd/rota's business", []string{"cmd/rota"}},
 	"go.yaml.in/yaml/v4":            {"text becomes values in internal/config; cmd/rota prints; a mock's zones are a YAML file", []string{"internal/config", "internal/publish", "cmd/rota"}},

@@ -33,6 +33,9 @@ var kinds = map[rota.Kind]kind{
 	rota.KindTCP:   {probe: probeTCP},
 	rota.KindTLS:   {probe: probeTLS},
 	rota.KindICMP:  {probe: probeICMP, portless: true},
+
+	rota.KindDNS:        {probe: probeDNS, prepare: prepareDNS},
+	rota.KindAgentCheck: {probe: probeAgentCheck},
 }
 
 // question is a check made ready to be asked; targets that ask the same thing share it.
@@ -233,7 +236,7 @@ func (p *Prober) forbidden(addr netip.Addr) error {
 func (r *run) dial(ctx context.Context) (net.Conn, func(), error) {
 	done := r.trace.begin("connect")
 	d := net.Dialer{KeepAlive: -1}
-	if r.q.expect == nil || r.q.check.Send != "" || r.q.check.Kind != rota.KindTCP {
+	if !r.q.listens() {
 		d.Control = holdAck // not when the target speaks first: it would wait for the ACK
 	}
 	c, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, netip.AddrPortFrom(r.addr, r.q.check.Port))
@@ -246,6 +249,17 @@ func (r *run) dial(ctx context.Context) (net.Conn, func(), error) {
 	_ = c.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	return c, func() { stop(); _ = c.Close() }, nil
+}
+
+// listens reports whether the target speaks first.
+func (q *question) listens() bool {
+	switch q.check.Kind {
+	case rota.KindTCP:
+		return q.expect != nil && q.check.Send == ""
+	case rota.KindAgentCheck:
+		return q.check.Send == ""
+	}
+	return false
 }
 
 // probeTCP connects and, when the check says so, sends and expects. A mere connect ends in RST, so that it leaves no TIME_WAIT

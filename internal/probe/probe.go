@@ -158,7 +158,7 @@ func (p *Prober) publish(r *rota.Report) {
 	p.mu.Unlock()
 }
 
-// History returns the last traces of a target, oldest first: the last maxSuccesses that were up and, kept longer, the last
+// History returns the last traces of a target, oldest first: the last maxSuccesses that were up or draining and, kept longer, the last
 // maxFailures that were not. With more targets than Options.History has room for, the oldest of all go first.
 func (p *Prober) History(id rota.TargetID) []Trace {
 	p.mu.Lock()
