@@ -42,7 +42,7 @@ func (d *doubt) set(reason string) bool {
 // watchUplink probes what this node must see to be sure that it is not cut off itself, and doubts what it sees otherwise. An abstention
 // shows in its report, and in the log when it begins and ends.
 func (n *node) watchUplink(ctx context.Context) error {
-	uplink := probe.New(probe.Options{Vantage: n.name, Log: n.log.With("room", "uplink")})
+	uplink := probe.New(probe.Options{Vantage: n.name, Log: n.log.With("room", "uplink"), Secret: n.place})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		_ = uplink.Run(ctx) // ends with ctx and says so

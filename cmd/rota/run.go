@@ -175,9 +175,9 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 	logWarnings(log, cfg)
 	n := &node{
 		log: log, name: cfg.Node.Name, dir: cfg.Node.DataDir,
-		prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
-		seen:   newEvidence(time.Now()),
+		seen: newEvidence(time.Now()),
 	}
+	n.prober = probe.New(probe.Options{Vantage: n.name, Log: log.With("room", "probe"), Secret: n.place})
 	o := cluster.Options{Dir: n.dir, Node: n.name, Log: log.With("room", "cluster")}
 	var err error
 	if cfg.Cluster.Election == config.Raft {
