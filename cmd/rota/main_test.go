@@ -16,6 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -191,8 +192,11 @@ func TestScripts(t *testing.T) {
 				var out, errs bytes.Buffer
 				a := &app{
 					out: &out, err: &errs, getenv: ts.Getenv, version: "v1.2.3", now: func() time.Time { return t0.Add(time.Minute) },
-					once: func(_ context.Context, t rota.Target) ([]string, rota.Observation) {
-						return []string{"connect " + t.Address.String()}, rota.Observation{Status: rota.Up, Took: 12 * time.Millisecond}
+					once: func(_ context.Context, _ *config.Config, t rota.Target) api.Probe {
+						return api.Probe{
+							Observation: rota.Observation{Status: rota.Up, Took: 12 * time.Millisecond},
+							Steps:       []api.ProbeStep{{Name: "connect", Took: 3 * time.Millisecond, Note: "to " + t.Address.String()}},
+						}
 					},
 				}
 				args = slices.Clone(args[1:])
