@@ -110,8 +110,9 @@ type (
 		Label []string `query:"label,explode" maxItems:"20" doc:"KEY=VALUE; all must hold."`
 	}
 	checksInput struct {
-		filterInput
-		Traces bool `query:"traces" doc:"Whole traces of this node's last probes, with heads and certificates; of at most 100 checks."`
+		Match  string   `query:"match" maxLength:"300" doc:"SERVICE, SERVICE/ADDRESS, ADDRESS, site:NAME or label:KEY=VALUE."`
+		Label  []string `query:"label,explode" maxItems:"20" doc:"KEY=VALUE; all must hold."`
+		Traces bool     `query:"traces" doc:"Whole traces of this node's last probes, with heads and certificates; of at most 100 checks."`
 	}
 	limitInput struct {
 		After uint64 `query:"after" doc:"Only what happened after the event with this index."`
@@ -352,7 +353,7 @@ const maxTraced = 100
 
 func (s *Server) listChecks(_ context.Context, in *checksInput) (*List[CheckView], error) {
 	v := s.view()
-	keep, err := v.filter(&in.filterInput)
+	keep, err := v.filter(&filterInput{in.Match, in.Label})
 	if err != nil {
 		return nil, err
 	}
