@@ -151,7 +151,12 @@ func secretObject() object {
 			},
 		}},
 		{key: "credential", doc: "Name of a systemd credential (LoadCredential=).", shape: scalar{
-			want: "the name of a credential", json: "string", parse: parseCredential,
+			want: "the name of a credential", json: "string", parse: func(s string) error {
+				if s == "" || s == "." || s == ".." || strings.ContainsAny(s, "/\x00") {
+					return fmt.Errorf("%q is no name of a credential", s)
+				}
+				return nil
+			},
 		}},
 	}}
 }

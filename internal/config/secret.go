@@ -1,13 +1,8 @@
 package config
 
 import (
-	"bytes"
 	"fmt"
 	"log/slog"
-	"path/filepath"
-	"strings"
-
-	"github.com/rota-dns/rota/internal/rota"
 )
 
 // hidden is what every way of printing a Secret shows.
@@ -52,50 +47,3 @@ func (s Secret) MarshalJSON() ([]byte, error) { return []byte(`"` + hidden + `"`
 
 // MarshalYAML returns "***".
 func (s Secret) MarshalYAML() (any, error) { return hidden, nil }
-
-// ReadPlace returns what is at a place on this machine now, without the space round it: at most 1 MiB. It never waits for a writer. An
-// error says what is wrong with the place, and nothing of what is there. Whether this machine may read it at all, Config.Places says.
-func ReadPlace(p rota.Place, o Options) ([]byte, error) {
-	o = o.withDefaults()
-	form, name, _ := strings.Cut(string(p), ":")
-	path := name
-	switch form {
-	case "file":
-		if !filepath.IsAbs(name) {
-			return nil, fmt.Errorf("%q is no absolute path", short(name))
-		}
-	case "env":
-		v, ok := o.Env(name)
-		if v = strings.TrimSpace(v); v == "" {
-			return nil, fmt.Errorf("environment variable %s is %s", short(name), map[bool]string{true: "empty", false: "not set"}[ok])
-		}
-		return []byte(v), nil
-	case "credential":
-		dir, ok := o.Env("CREDENTIALS_DIRECTORY")
-		if !ok {
-			return nil, fmt.Errorf("credential %q: systemd passed no credentials to this process: LoadCredential= in the unit, or use a file", short(name))
-		}
-		if err := parseCredential(name); err != nil {
-			return nil, err
-		}
-		path = filepath.Join(dir, name)
-	default:
-		return nil, fmt.Errorf("%q is no place: want file:PATH, env:NAME or credential:NAME", short(string(p)))
-	}
-	text, _, err := o.filesystem.read(path, maxPEM)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	if text = bytes.TrimSpace(text); len(text) == 0 {
-		return nil, fmt.Errorf("%s is empty", path)
-	}
-	return text, nil
-}
-
-// parseCredential refuses what is no name of a systemd credential, and would lead out of their directory.
-func parseCredential(s string) error {
-	if s == "" || s == "." || s == ".." || strings.ContainsAny(s, "/\x00") {
-		return fmt.Errorf("%q is no name of a credential", short(s))
-	}
-	return nil
-}

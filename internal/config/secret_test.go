@@ -10,8 +10,6 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v4"
-
-	"github.com/rota-dns/rota/internal/rota"
 )
 
 func TestSecretIsNeverShown(t *testing.T) {
@@ -155,27 +153,5 @@ func TestNoSecretsReadsNone(t *testing.T) {
 		if !strings.Contains(p.Message, "not supported yet") {
 			t.Error(p)
 		}
-	}
-}
-
-func TestReadPlace(t *testing.T) {
-	o := options(tree{"/etc/rota/pw": "hunter2\n", "/etc/rota/none": " \n", "/run/credentials/pw": "x", "/run/pw": "outside", "/etc/rota/big": strings.Repeat("x", 2<<20)})
-	o.Env = environment("CREDENTIALS_DIRECTORY", "/run/credentials", "TOKEN", " t ", "NOTHING", " ")
-	for p, want := range map[rota.Place]string{"file:/etc/rota/pw": "hunter2", "credential:pw": "x", "env:TOKEN": "t"} {
-		if got, err := ReadPlace(p, o); err != nil || string(got) != want {
-			t.Errorf("%s: %q, %v", p, got, err)
-		}
-	}
-	for p, want := range map[rota.Place]string{
-		"file:pw": "no absolute path", "file:/etc/rota/gone": "/etc/rota/gone: no such file", "file:/etc/rota/none": "is empty", "file:/etc/rota/big": "is larger than",
-		"env:GONE": "is not set", "env:NOTHING": "is empty", "credential:../pw": "no name of a credential", "credential:": "no name of a credential", "hunter2": "is no place", "": "is no place",
-	} {
-		if got, err := ReadPlace(p, o); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %q, %v, want %s", p, got, err, want)
-		}
-	}
-	o.Env = environment()
-	if _, err := ReadPlace("credential:pw", o); err == nil || !strings.Contains(err.Error(), "LoadCredential=") {
-		t.Error(err)
 	}
 }
