@@ -974,3 +974,42 @@ func TestTLSReadsItsCertificateAgain(t *testing.T) {
 		}
 	}
 }
+
+// Heads and certificates of probes are in an answer where they are asked for, and then for so many checks only.
+func TestTracesOfChecks(t *testing.T) {
+	o := options(t, night(t))
+	o.Probes = func(rota.TargetID) (TargetProbes, bool) {
+		return TargetProbes{Recent: []Probe{{
+			Steps: []ProbeStep{{Name: "connect", Took: time.Second}}, Sent: "GET /", Received: "HTTP/1.1 200 OK", TLS: &ProbeTLS{Version: "TLS 1.3", Chain: []ProbeCertificate{}},
+		}}}, true
+	}
+	s := server(t, o)
+	for path, traced := range map[string]bool{
+		"/api/v1/checks?match=www.example.org": false, "/api/v1/checks?match=www.example.org&traces=true": true, "/api/v1/explain?name=www.example.org": false,
+	} {
+		body := get(s, path).Body.String()
+		if !strings.Contains(body, `"name":"connect"`) {
+			t.Errorf("%s: no phases in %s", path, body)
+		}
+		for _, part := range []string{`"sent":"GET /"`, `"received":"HTTP/1.1 200 OK"`, `"version":"TLS 1.3"`} {
+			if strings.Contains(body, part) != traced {
+				t.Errorf("%s: %s is there: %v, want %v", path, part, !traced, traced)
+			}
+		}
+	}
+
+	f := newFold()
+	var many []string
+	for i := range maxTraced + 1 {
+		many = append(many, fmt.Sprintf("192.0.2.%d", i))
+	}
+	f.must(t, rota.Event{At: t0, Kind: rota.EventSpec, Spec: &rota.Spec{Vantages: vantages, Services: []rota.Service{service("many.example.org", many...)}}})
+	o.Source, o.Append, o.Records = f, f.Append, f.Records
+	s = server(t, o)
+	if w := get(s, "/api/v1/checks?traces=true"); w.Code != http.StatusUnprocessableEntity || !strings.Contains(w.Body.String(), "match at most 100") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := get(s, "/api/v1/checks?traces=true&match=many.example.org/192.0.2.1"); w.Code != http.StatusOK {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}

@@ -109,6 +109,11 @@ type (
 		Match string   `query:"match" maxLength:"300" doc:"SERVICE, SERVICE/ADDRESS, ADDRESS, site:NAME or label:KEY=VALUE."`
 		Label []string `query:"label,explode" maxItems:"20" doc:"KEY=VALUE; all must hold."`
 	}
+	checksInput struct {
+		Match  string   `query:"match" maxLength:"300" doc:"SERVICE, SERVICE/ADDRESS, ADDRESS, site:NAME or label:KEY=VALUE."`
+		Label  []string `query:"label,explode" maxItems:"20" doc:"KEY=VALUE; all must hold."`
+		Traces bool     `query:"traces" doc:"Whole traces of this node's last probes, with heads and certificates; of at most 100 checks."`
+	}
 	limitInput struct {
 		After uint64 `query:"after" doc:"Only what happened after the event with this index."`
 		Limit int    `query:"limit" minimum:"1" maximum:"10000" default:"200" doc:"At most this many, the newest."`
@@ -343,9 +348,12 @@ func (s *Server) listEndpoints(_ context.Context, in *filterInput) (*List[Endpoi
 	return list(v, v.endpoints(keep)), nil
 }
 
-func (s *Server) listChecks(_ context.Context, in *filterInput) (*List[CheckView], error) {
+// maxTraced bounds the checks whose whole traces are in one answer: each may have a dozen of some kilobytes.
+const maxTraced = 100
+
+func (s *Server) listChecks(_ context.Context, in *checksInput) (*List[CheckView], error) {
 	v := s.view()
-	keep, err := v.filter(in)
+	keep, err := v.filter(&filterInput{in.Match, in.Label})
 	if err != nil {
 		return nil, err
 	}
@@ -362,6 +370,10 @@ func (s *Server) listChecks(_ context.Context, in *filterInput) (*List[CheckView
 			}
 		}
 	}
+	if in.Traces && len(wanted) > maxTraced {
+		return nil, problem(http.StatusUnprocessableEntity, "traces of %d checks are too many for one answer: match at most %d", len(wanted), maxTraced)
+	}
+	v.traces = in.Traces
 	var out []CheckView
 	uses := v.uses()
 	for _, t := range v.Targets() {
