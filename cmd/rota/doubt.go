@@ -111,6 +111,6 @@ func (n *node) selfDoubt() string {
 	}
 	return rota.SelfDoubt(n.prober.Sights(func(id rota.TargetID) bool {
 		v := st.Verdict(id)
-		return v.Status == rota.Down
+		return v.Status == rota.Down || v.Status == rota.Draining
 	}), time.Now())
 }

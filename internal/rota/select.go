@@ -131,7 +131,7 @@ type Member struct {
 }
 
 // Counts is the weight that counts now, in hundredths.
-func (m *Member) Counts() uint64 { return uint64(m.Weight) * percent(m.Share) }
+func (m Member) Counts() uint64 { return uint64(m.Weight) * percent(m.Share) }
 
 // percent reads a percentage in which 0 is all of it.
 func percent(p uint8) uint64 {
