@@ -97,7 +97,7 @@ func New(o Options) *Prober {
 	}
 	p := &Prober{
 		vantage: o.Vantage, log: o.Log, concurrency: o.Concurrency, roots: o.Roots, forbid: o.Forbid,
-		userAgent: cmp.Or(o.UserAgent, "rota"), secret: o.Secret, exec: o.Exec,
+		userAgent: cmp.Or(o.UserAgent, "rota"), secret: newSecrets(o.Secret).get, exec: o.Exec,
 		set: make(chan struct{}, 1), changed: make(chan struct{}),
 		history: newHistory(o.History), stats: newTally(),
 	}
