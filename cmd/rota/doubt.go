@@ -268,7 +268,7 @@ func (n *node) fallen() why {
 	}
 	text := rota.SelfDoubt(n.prober.Sights(func(id rota.TargetID) bool {
 		v := st.Verdict(id)
-		return v.Status == rota.Down
+		return v.Status == rota.Down || v.Status == rota.Draining
 	}), time.Now())
 	if text == "" {
 		return why{}
