@@ -335,8 +335,13 @@ const firstWait = time.Second
 
 // answer serves queries. To say that a configured name does not exist would be remembered by resolvers. So a node that starts for the
 // first time lets queries wait in the sockets until it has a state, and one that starts with new names does so for a moment; but what
-// the last state knows is not kept waiting for a leader that may not come.
+// the last state knows is not kept waiting for a leader that may not come. A node that a cluster has just taken in waits until it has
+// caught up: what it goes through until then was true once.
 func (n *node) answer(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+	case <-n.raft.Arrived():
+	}
 	enough := time.NewTimer(firstWait)
 	defer enough.Stop()
 	late := false
@@ -524,6 +529,11 @@ func (n *node) settled(name rota.Name) bool {
 
 // ready says why this node should not be sent clients yet, or nil.
 func (n *node) ready() error {
+	select {
+	case <-n.raft.Arrived():
+	default:
+		return errors.New("the cluster's state is not whole here yet")
+	}
 	st := n.raft.State()
 	if len(st.Services()) == 0 && len(n.current.Load().cfg.Spec.Services) > 0 {
 		return errors.New("no state yet")
@@ -574,6 +584,7 @@ func tellSystemd(ctx context.Context, alive func() bool) error {
 func (n *node) awaitReady(ctx context.Context) {
 	enough := time.NewTimer(20 * time.Second)
 	defer enough.Stop()
+	arrived := n.raft.Arrived()
 	for {
 		changed := n.raft.Changed()
 		if n.ready() == nil {
@@ -584,6 +595,8 @@ func (n *node) awaitReady(ctx context.Context) {
 			return
 		case <-enough.C:
 			return
+		case <-arrived:
+			arrived = nil
 		case <-changed:
 		}
 	}

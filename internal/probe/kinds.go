@@ -30,11 +30,14 @@ type kind struct {
 
 // kinds holds the kinds that are probed.
 var kinds = map[rota.Kind]kind{
-	rota.KindHTTP:  {probe: probeHTTP, seated: true},
-	rota.KindHTTPS: {probe: probeHTTP},
+	rota.KindHTTP:  {probe: probeHTTP, prepare: prepareHTTP, seated: true},
+	rota.KindHTTPS: {probe: probeHTTP, prepare: prepareHTTP},
 	rota.KindTCP:   {probe: probeTCP, seated: true},
 	rota.KindTLS:   {probe: probeTLS},
 	rota.KindICMP:  {probe: probeICMP, portless: true, seated: true},
+
+	rota.KindDNS:        {probe: probeDNS, prepare: prepareDNS},
+	rota.KindAgentCheck: {probe: probeAgentCheck, seated: true},
 }
 
 // question is a check made ready to be asked; targets that ask the same thing share it.
@@ -108,9 +111,6 @@ func newQuestion(c rota.Check) *question {
 			errs = append(errs, err)
 		}
 	}
-	if c.Method != "" && !token(c.Method) {
-		errs = append(errs, fmt.Errorf("method %q is not a token", c.Method))
-	}
 	if strings.ContainsFunc(c.Host, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`/@\?#`, r) }) {
 		errs = append(errs, fmt.Errorf("host %q is not valid", c.Host))
 	}
@@ -155,6 +155,8 @@ type run struct {
 	trace     *Trace
 	memory    *memory // of the target, for this probe alone; nil beside the schedule
 	wantsCert bool    // the server asked for a client certificate
+
+	credential []string // what the check says who asks with, in the forms that must not be shown
 }
 
 // memory is what a target's probe leaves for the next one. At most one probe of a target is in flight, and it alone touches it.
@@ -238,8 +240,7 @@ func (p *Prober) forbidden(addr netip.Addr) error {
 // connection. The stop function must be called when done; it closes the connection.
 func (r *run) dial(ctx context.Context) (net.Conn, func(), error) {
 	done := r.trace.begin("connect")
-	// Not when the target speaks first: it would wait for the ACK.
-	hold := r.q.expect == nil || r.q.check.Send != "" || r.q.check.Kind != rota.KindTCP
+	hold := !r.q.listens() // who waits for the target's first word would wait for the ACK
 	to := netip.AddrPortFrom(r.addr, r.q.check.Port)
 	if r.seat != nil {
 		c, err := r.seat.dial(to, hold)
@@ -267,6 +268,17 @@ func (r *run) dial(ctx context.Context) (net.Conn, func(), error) {
 }
 
 func ends(c net.Conn) string { return c.LocalAddr().String() + " to " + c.RemoteAddr().String() }
+
+// listens reports whether the target speaks first.
+func (q *question) listens() bool {
+	switch q.check.Kind {
+	case rota.KindTCP:
+		return q.expect != nil && q.check.Send == ""
+	case rota.KindAgentCheck:
+		return q.check.Send == ""
+	}
+	return false
+}
 
 // probeTCP connects and, when the check says so, sends and expects. A mere connect ends in RST, so that it leaves no TIME_WAIT
 // behind at either end.

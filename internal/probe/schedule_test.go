@@ -73,7 +73,7 @@ func (w *world) probe(ctx context.Context, e *entry, _ *pinger) *Trace {
 	}
 	w.mu.Unlock()
 	return &Trace{Target: e.id, Kind: e.q.check.Kind, Started: start, Observation: rota.Observation{
-		Status: f.status, Class: f.class, Reason: f.reason, At: time.Now(), Took: time.Since(start),
+		Status: f.status, Class: f.class, Reason: f.reason, Sure: f.sure, Weight: f.weight, At: time.Now(), Took: time.Since(start),
 	}}
 }
 
@@ -434,6 +434,8 @@ func TestOpine(t *testing.T) {
 	ok := rota.Observation{Status: rota.Up, Class: rota.ClassOK, Reason: "status 200"}
 	bad := rota.Observation{Status: rota.Down, Class: rota.ClassStatus, Reason: "status 500"}
 	own := rota.Observation{Class: rota.ClassResource, Reason: "no descriptor"}
+	drains := rota.Observation{Status: rota.Draining, Class: rota.ClassSaid, Reason: "drains"}
+	sure := rota.Observation{Status: rota.Down, Class: rota.ClassSaid, Reason: "maint", Sure: true}
 	for _, c := range []struct {
 		name string
 		in   []rota.Observation
@@ -449,6 +451,10 @@ func TestOpine(t *testing.T) {
 		{"forgiven", []rota.Observation{ok, ok, bad, ok, ok}, "up ok status 200", true},
 		{"down", []rota.Observation{ok, ok, bad, bad}, "down status status 500", true},
 		{"still down", []rota.Observation{ok, ok, bad, bad, bad}, "down status status 500", false},
+		{"says that it drains", []rota.Observation{ok, drains}, "draining said drains", true},
+		{"says so again", []rota.Observation{ok, drains, drains}, "draining said drains", false},
+		{"comes back", []rota.Observation{ok, drains, ok}, "up ok status 200", true},
+		{"is down for sure", []rota.Observation{ok, sure}, "down said maint", true},
 	} {
 		o, s, moved := &rota.Opinion{}, rota.Streak{}, false
 		for _, x := range c.in {

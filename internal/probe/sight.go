@@ -11,14 +11,14 @@ import (
 type sight struct {
 	id   rota.TargetID
 	addr netip.Addr
-	up   time.Time // of the last success
+	up   time.Time // of the last success, or that it was said to drain
 	down time.Time // of the first failure after it; only of a target that was up
 }
 
 // see takes in an observation and returns by how many more targets have fallen: -1, 0 or 1. What the prober could not see is nothing.
 func (s *sight) see(o rota.Observation) int {
 	switch {
-	case o.Status == rota.Up:
+	case o.Status == rota.Up, o.Status == rota.Draining: // who says that it is about to leave was seen
 		n := 0
 		if !s.down.IsZero() {
 			n = -1

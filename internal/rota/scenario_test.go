@@ -24,9 +24,9 @@ var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 //	vantages NAME[@SITE]… [need Q] [of sites] [max_age D]
 //	load                                  apply the services and vantages as an event
 //	at D LINE                             go to D after the start, then LINE
-//	verdict ADDRESS up|down|unknown       of all services that ask it
+//	verdict ADDRESS up|down|draining|unknown[/N]  of all services that ask it
 //	report VANTAGE ADDRESS=STATUS… | report VANTAGE abstain WHY ADDRESS=STATUS…      packed, heard by the quorum; verdicts follow as an
-//	                                      event. ADDRESS all: all of them; STATUS later: one of a later version
+//	                                      event. ADDRESS all: all of them; STATUS may end in /N, a weight in percent
 //	judge                                 count the votes again, as when one of them has aged
 //	drain|maintenance|force-up|force-down SERVICE/ADDRESS D REASON
 //	lift SERVICE/ADDRESS, tick, restart   restart: through a stored snapshot
@@ -34,8 +34,8 @@ var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 //	expect A|AAAA|CNAME ADDRESS… | none | untouched | drop ADDRESS…  what publishers are told
 //	expect serve A|AAAA ADDRESS…          what rota's own name server answers from
 //	expect mode|mode6 MODE, expect why ADDRESS "part", expect summary "part", expect serial same|grown, expect deadline D|none
-//	expect verdict ADDRESS up|down|unknown
-//	expect votes ADDRESS NAME=up|down|unknown|silent|stale|abstains…
+//	expect verdict ADDRESS up|down|draining|unknown[/N]
+//	expect votes ADDRESS NAME=up|down|draining|unknown|silent|stale|abstains…
 //	expect split SERVICE N/M              of how many of its targets the vantages contradict one another
 //	expect outliers NAME… | none          who contradicts the others
 //	expect emptied|kept SERVICE/ADDRESS…  what a drain of these would do
@@ -312,12 +312,16 @@ func (w *world) vantages(args []string) error {
 }
 
 func statusOf(word string) Status {
-	if word == "later" {
-		return 3
-	}
-	var s Status
-	_ = s.UnmarshalText([]byte(word))
+	s, _ := sayingOf(word)
 	return s
+}
+
+// sayingOf reads a status with the weight behind it, as in up/50.
+func sayingOf(text string) (s Status, weight uint8) {
+	word, percent, _ := strings.Cut(text, "/")
+	_ = s.UnmarshalText([]byte(word))
+	n, _ := strconv.Atoi(percent)
+	return s, uint8(n)
 }
 
 // asked returns the targets in force that probe an address.
@@ -332,8 +336,9 @@ func (w *world) verdict(args []string) error {
 	}
 	e := Event{Kind: EventVerdicts}
 	for _, t := range targets {
-		e.Verdicts = append(e.Verdicts, Verdict{Target: t.ID, Status: statusOf(args[1]), Since: w.now, Need: 1, Votes: []Vote{
-			{Vantage: "ams1", Site: "ams", Status: statusOf(args[1]), Class: ClassTimeout, Reason: "no answer in 3 s"},
+		s, weight := sayingOf(args[1])
+		e.Verdicts = append(e.Verdicts, Verdict{Target: t.ID, Status: s, Weight: weight, Since: w.now, Need: 1, Votes: []Vote{
+			{Vantage: "ams1", Site: "ams", Status: s, Weight: weight, Class: ClassTimeout, Reason: "no answer in 3 s"},
 		}})
 	}
 	return w.apply(e)
@@ -357,7 +362,8 @@ func (w *world) report(args []string) error {
 			return fmt.Errorf("nobody asks %s", address)
 		}
 		for _, t := range targets {
-			said[t.ID] = &Opinion{Target: t.ID, Status: statusOf(word), Since: w.now, Reason: word + " here"}
+			s, weight := sayingOf(word)
+			said[t.ID] = &Opinion{Target: t.ID, Status: s, Weight: weight, Since: w.now, Reason: s.String() + " here"}
 		}
 	}
 	for _, o := range said {
@@ -485,7 +491,11 @@ func (w *world) expect(args []string, rest string) error {
 		x, _ := w.state.Explain(w.service(""), TypeA)
 		return holds(x.Summary, rest)
 	case "verdict":
-		return same(w.state.Verdict(w.asked(more[0])[0].ID).Status, more[1:]...)
+		v := w.state.Verdict(w.asked(more[0])[0].ID)
+		if v.Weight != 0 {
+			return same(fmt.Sprint(v.Status, "/", v.Weight), more[1:]...)
+		}
+		return same(v.Status, more[1:]...)
 	case "votes":
 		return same(w.votes(more[0]), more[1:]...)
 	case "split":

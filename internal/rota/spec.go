@@ -31,6 +31,7 @@ type Service struct {
 	Safety    Safety            `json:"safety"`
 	Policy    Policy            `json:"policy"`
 	Labels    map[string]string `json:"labels,omitempty"`
+	Disabled  bool              `json:"disabled,omitempty"` // its records stay as they are
 }
 
 // Embedded is the publisher name of rota's own name server.
@@ -44,6 +45,7 @@ type Endpoint struct {
 	Priority uint16            `json:"priority"`         // lower is preferred
 	Site     string            `json:"site,omitempty"`   // where it stands
 	Labels   map[string]string `json:"labels,omitempty"` // for matching
+	Agent    string            `json:"agent,omitempty"`  // who speaks for it where KindAgent is asked: the name of a token
 	Checks   []Use             `json:"checks"`           // without any it counts as up
 }
 
@@ -116,6 +118,8 @@ const (
 type Policy struct {
 	Answers int  `json:"answers,omitempty"` // most addresses an answer holds, per family; 0: no limit
 	Pick    Pick `json:"pick,omitempty"`    // empty: weighted when weights differ, else rotate
+
+	SlowStart time.Duration `json:"slow_start_ns,omitempty"` // over which an endpoint that came back reaches its weight; 0: at once
 }
 
 // compiled is a Spec with the indexes that lookups need. It is immutable.

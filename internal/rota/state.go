@@ -626,7 +626,7 @@ func texts(as []netip.Addr) []string {
 	return out
 }
 
-// Judge returns the verdicts that the reports change, of the given targets. reports holds at most one report a vantage; those of
+// Judge returns the verdicts that the reports change in status or weight, of the given targets. reports holds at most one report a vantage; those of
 // vantages that are not configured are not heard. now is the receiver's clock. Its cost is least when targets are sorted.
 func (s *State) Judge(targets []TargetID, reports []*Report, now time.Time) []Verdict {
 	c := s.compiled()
@@ -662,7 +662,7 @@ func (s *State) Votes(id TargetID, reports []*Report, now time.Time) []Vote {
 	return votes
 }
 
-// Heard reports whether enough vantages hold an opinion at now, up or down, of every target that decides about a service, and the state
+// Heard reports whether enough vantages hold an opinion at now, whatever it is, of every target that decides about a service, and the state
 // has taken in what they call for: what it says of the service then rests on what is seen, and not only on what was remembered.
 func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
 	v, q := s.Service(n), s.compiled().spec.Quorum
@@ -686,7 +686,7 @@ func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
 			for j := range voters {
 				votes[j] = voters[j].vote(id)
 			}
-			if q.Tally(votes, Up)+q.Tally(votes, Down) < need {
+			if q.Tally(votes, Up)+q.Behind(votes, Down) < need {
 				return false
 			}
 			if _, behind := q.decide(s.Verdict(id), votes, voices, now); behind {
