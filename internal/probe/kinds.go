@@ -24,19 +24,22 @@ type kind struct {
 	// prepare makes ready what all probes of a check share, and puts it into question.ready. It may be nil.
 	prepare  func(*question) error
 	portless bool
+	// seated: it waits for nothing but by its seat, its context's deadline or the connection that run.dial gave it, and computes little
+	// between two waits, so that it needs no goroutine.
+	seated bool
 }
 
 // kinds holds the kinds that are probed.
 var kinds = map[rota.Kind]kind{
-	rota.KindHTTP:  {probe: probeHTTP, prepare: prepareHTTP},
+	rota.KindHTTP:  {probe: probeHTTP, prepare: prepareHTTP, seated: true},
 	rota.KindHTTPS: {probe: probeHTTP, prepare: prepareHTTP},
-	rota.KindTCP:   {probe: probeTCP},
+	rota.KindTCP:   {probe: probeTCP, seated: true},
 	rota.KindTLS:   {probe: probeTLS},
-	rota.KindICMP:  {probe: probeICMP, portless: true},
+	rota.KindICMP:  {probe: probeICMP, portless: true, seated: true},
 
 	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter},
 	rota.KindDNS:          {probe: probeDNS, prepare: prepareDNS},
-	rota.KindAgentCheck:   {probe: probeAgentCheck},
+	rota.KindAgentCheck:   {probe: probeAgentCheck, seated: true},
 }
 
 // question is a check made ready to be asked; targets that ask the same thing share it.
@@ -155,6 +158,7 @@ type run struct {
 	addr      netip.Addr
 	parent    context.Context // ends when the probe is no longer wanted; the probe's own context ends at the deadline too
 	ping      *pinger
+	seat      seat // where the probe runs; nil: it has a goroutine
 	trace     *Trace
 	memory    *memory // of the target, for this probe alone; nil beside the schedule
 	wantsCert bool    // the server asked for a client certificate
@@ -168,10 +172,16 @@ type memory struct {
 	sample any // of kinds that compare two samples
 }
 
-// observe runs one probe of q at addr, whole: the deadline, the judgement of an overrun, the trace.
+// observe runs one probe of q at addr on the caller's goroutine, whole: the deadline, the judgement of an overrun, the trace.
 func (p *Prober) observe(parent context.Context, id rota.TargetID, addr netip.Addr, q *question, m *memory, ping *pinger) *Trace {
-	t := &Trace{Target: id, Kind: q.check.Kind, Address: addr, Port: q.check.Port, Started: time.Now()}
-	r := &run{p: p, q: q, addr: dialable(addr), parent: parent, ping: ping, trace: t, memory: m}
+	return p.observeIn(parent, job{id, addr, q, m}, ping, nil)
+}
+
+// observeIn does so on a seat.
+func (p *Prober) observeIn(parent context.Context, j job, ping *pinger, seat seat) *Trace {
+	q := j.q
+	t := &Trace{Target: j.id, Kind: q.check.Kind, Address: j.addr, Port: q.check.Port, Started: time.Now()}
+	r := &run{p: p, q: q, addr: dialable(j.addr), parent: parent, ping: ping, seat: seat, trace: t, memory: j.memory}
 	var f finding
 	switch err := p.forbidden(r.addr); {
 	case parent.Err() != nil:
@@ -180,6 +190,8 @@ func (p *Prober) observe(parent context.Context, id rota.TargetID, addr netip.Ad
 		f = unknown(rota.ClassNone, "the check cannot be asked: %v", q.unusable)
 	case err != nil:
 		f = unknown(rota.ClassPermission, "%v", err)
+	case seat != nil:
+		f = r.ask(seat.span(q.check.Timeout))
 	default:
 		ctx, cancel := context.WithTimeout(parent, q.check.Timeout)
 		f = r.ask(ctx)
@@ -236,21 +248,34 @@ func (p *Prober) forbidden(addr netip.Addr) error {
 // connection. The stop function must be called when done; it closes the connection.
 func (r *run) dial(ctx context.Context) (net.Conn, func(), error) {
 	done := r.trace.begin("connect")
-	d := net.Dialer{KeepAlive: -1}
-	if !r.q.listens() {
-		d.Control = holdAck // not when the target speaks first: it would wait for the ACK
+	hold := !r.q.listens() // who waits for the target's first word would wait for the ACK
+	to := netip.AddrPortFrom(r.addr, r.q.check.Port)
+	if r.seat != nil {
+		c, err := r.seat.dial(to, hold)
+		if err != nil {
+			done("failed")
+			return nil, nil, err
+		}
+		done(ends(c))
+		return c, func() { _ = c.Close() }, nil
 	}
-	c, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, netip.AddrPortFrom(r.addr, r.q.check.Port))
+	d := net.Dialer{KeepAlive: -1}
+	if hold {
+		d.Control = holdAck
+	}
+	c, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
 	if err != nil {
 		done("failed")
 		return nil, nil, err
 	}
-	done(c.LocalAddr().String() + " to " + c.RemoteAddr().String())
+	done(ends(c))
 	deadline, _ := ctx.Deadline()
 	_ = c.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	return c, func() { stop(); _ = c.Close() }, nil
 }
+
+func ends(c net.Conn) string { return c.LocalAddr().String() + " to " + c.RemoteAddr().String() }
 
 // listens reports whether the target speaks first.
 func (q *question) listens() bool {
@@ -272,8 +297,8 @@ func probeTCP(ctx context.Context, r *run) finding {
 	}
 	defer stop()
 	if r.q.check.Send == "" && r.q.expect == nil {
-		if tcp, ok := c.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0)
+		if c, ok := c.(interface{ SetLinger(int) error }); ok {
+			_ = c.SetLinger(0)
 		}
 		return up("connected")
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"pgregory.net/rapid"
+
+	"github.com/rota-dns/rota/internal/rota"
 )
 
 // picks reads a page with the reader under test: the values of the wanted metrics by series, in the form NAME{a="b"}.
@@ -201,7 +203,14 @@ func BenchmarkPage(b *testing.B) {
 }
 
 func BenchmarkProbeExporter(b *testing.B) {
-	page := realPage(b)
 	c := exporterCheck(rules("mem_free", "> 0%", "load1", "< 1000"))
-	benchmark(b, serve(b, answers(okHead+string(page))), c)
+	at := serve(b, answers(okHead+string(realPage(b))))
+	c.Port = at.Port()
+	p := New(Options{})
+	b.ReportAllocs()
+	for b.Loop() {
+		if t := p.Once(b.Context(), rota.NewTarget(at.Addr(), c)); t.Observation.Status != rota.Up {
+			b.Fatal(t.Observation.Reason)
+		}
+	}
 }

@@ -65,7 +65,7 @@ type Prober struct {
 	userAgent   string
 	secret      func(rota.Place) ([]byte, error)
 	exec        func(ctx context.Context, argv, env []string, limit time.Duration) (ExecResult, error)
-	probe       func(context.Context, *entry, *pinger) *Trace // observes an entry; tests of the schedule replace it
+	probe       func(context.Context, *entry, *pinger) *Trace // tests of the schedule put it in the place of observe; nil otherwise
 
 	// Shared by pointer.
 	report  atomic.Pointer[rota.Report]
@@ -100,9 +100,6 @@ func New(o Options) *Prober {
 		userAgent: cmp.Or(o.UserAgent, "rota"), secret: newSecrets(o.Secret).get, exec: o.Exec,
 		set: make(chan struct{}, 1), changed: make(chan struct{}),
 		history: newHistory(o.History), stats: newTally(),
-	}
-	p.probe = func(ctx context.Context, e *entry, ping *pinger) *Trace {
-		return p.observe(ctx, e.id, e.addr, e.q, &e.memory, ping)
 	}
 	p.report.Store(&rota.Report{Vantage: p.vantage, Opinions: []*rota.Opinion{}})
 	return p

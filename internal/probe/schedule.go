@@ -24,11 +24,12 @@ type entry struct {
 	lazy    bool               // as rota.Target.Lazy
 	slow    bool               // its grid is that of the slow interval
 	heap    int                // index in the heap; -1: in flight
-	cancel  context.CancelFunc // of the probe in flight
+	cancel  context.CancelFunc // of the probe in flight, if it has a goroutine
 	gone    bool               // no longer wanted; kept only until its probe in flight has ended
 	stale   bool               // the probe in flight began before the target was dropped and wanted again: its outcome is void
 	sight   *sight
 	memory  memory
+	seat    seat // of the probe in flight; owned by the engine
 }
 
 // queue is the heap of waiting entries, by due time.
@@ -68,6 +69,7 @@ const (
 type scheduler struct {
 	p         *Prober
 	ping      *pinger
+	engine    engine // nil: every probe has a goroutine
 	base      time.Time
 	entries   map[rota.TargetID]*entry
 	order     []*entry // sorted by id, without those gone
@@ -95,6 +97,15 @@ func (s *scheduler) now() int64 { return int64(time.Since(s.base)) }
 
 func (s *scheduler) run(ctx context.Context) {
 	defer s.wg.Wait()
+	if s.p.probe == nil {
+		var err error
+		if s.engine, err = newEngine(s.p, s.ping, s.done); err != nil {
+			s.p.log.Warn("no event loop: each probe has a goroutine", "err", err)
+		}
+	}
+	if s.engine != nil {
+		defer s.engine.close()
+	}
 	s.apply()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -233,7 +244,7 @@ func (s *scheduler) apply() {
 		dropped = append(dropped, id)
 		if e.heap < 0 {
 			e.gone = true
-			e.cancel()
+			s.cancel(e)
 			continue
 		}
 		heap.Remove(&s.waiting, e.heap)
@@ -260,23 +271,44 @@ func (s *scheduler) apply() {
 }
 
 func (s *scheduler) start(ctx context.Context, e *entry, now int64) {
-	ctx, e.cancel = context.WithCancel(ctx)
 	s.flying++
 	s.p.mu.Lock()
 	s.p.stats.started(e.q.check.Kind, time.Duration(now-e.due))
 	s.p.mu.Unlock()
+	j := job{e.id, e.addr, e.q, &e.memory}
+	if s.engine != nil && j.seated() {
+		s.engine.start(e, j)
+		return
+	}
+	ctx, e.cancel = context.WithCancel(ctx)
 	s.wg.Go(func() {
-		t := s.p.probe(ctx, e, s.ping)
+		var t *Trace
+		if s.p.probe != nil {
+			t = s.p.probe(ctx, e, s.ping)
+		} else {
+			t = s.p.observeIn(ctx, j, s.ping, nil)
+		}
 		s.done <- finished{e, t} // there is room for every probe in flight
 	})
+}
+
+// cancel ends the probe of e in flight.
+func (s *scheduler) cancel(e *entry) {
+	if e.cancel != nil {
+		e.cancel()
+		return
+	}
+	s.engine.cancel(e)
 }
 
 // finish takes the outcome of a probe and sets the next.
 func (s *scheduler) finish(f finished) {
 	e, t := f.e, f.trace
 	s.flying--
-	e.cancel()
-	e.cancel = nil
+	if e.cancel != nil {
+		e.cancel()
+		e.cancel = nil
+	}
 	o := t.Observation
 	began := int64(t.Started.Sub(s.base))
 	void := o.Status == rota.Down && began < s.woke

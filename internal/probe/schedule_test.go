@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -16,7 +17,13 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if speaks := os.Getenv(targetProcess); speaks != "" {
+		beTarget(speaks)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // world stands in for the network: it says what each probe finds and remembers when each began.
 type world struct {
