@@ -20,6 +20,7 @@ import (
 
 	"github.com/rota-dns/rota/internal/agent"
 	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/clock"
 	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/nameserver"
@@ -127,6 +128,8 @@ type node struct {
 	relay     *agent.Relay     // with healthd
 	admin     *raftadmin.Admin // nil: off
 	quit      func()           // stops the process in order
+	clock     *clock.Clock     // the time of decisions
+	doubt     *doubter         // why this vantage abstains
 	raft      *cluster.Node
 	inbox     *cluster.Inbox
 	prober    *probe.Prober
@@ -144,8 +147,6 @@ type node struct {
 	news     broadcast              // fired when the state, who leads or what was seen may have changed
 	told     broadcast              // fired when the state or who leads may have changed: agents wait for it, and there may be many
 	opined   broadcast              // fired when this vantage's report may have changed
-	doubt    doubt                  // why this vantage abstains
-	doubted  broadcast              // fired when that changed
 	waits    atomic.Pointer[string] // why a node that is of no cluster yet was not taken in; nil: it is, or nobody was asked
 	sites    sites                  // where agents say that they stand
 	differed atomic.Pointer[difference]
@@ -177,7 +178,9 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 		log: log, name: cfg.Node.Name, dir: cfg.Node.DataDir,
 		prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
 		seen:   newEvidence(time.Now()),
+		clock:  clock.New(),
 	}
+	n.doubt = &doubter{clocks: n.clock.Look, log: log.With("room", "vantage"), targets: func() []rota.Target { return n.raft.State().Targets() }}
 	o := cluster.Options{Dir: n.dir, Node: n.name, Log: log.With("room", "cluster")}
 	var err error
 	if cfg.Cluster.Election == config.Raft {
@@ -295,7 +298,7 @@ func (n *node) run(ctx context.Context) error {
 		part{"narrator", n.narrate},
 		part{"prober", n.prober.Run},
 		part{"vantage", n.feed},
-		part{"uplink", n.watchUplink},
+		part{"doubt", n.watchSelf},
 		part{"reports", n.report},
 	)
 	parts = append(parts, part{"witness", n.outside.Run}, part{"outside", n.watchOutside})
@@ -335,8 +338,13 @@ const firstWait = time.Second
 
 // answer serves queries. To say that a configured name does not exist would be remembered by resolvers. So a node that starts for the
 // first time lets queries wait in the sockets until it has a state, and one that starts with new names does so for a moment; but what
-// the last state knows is not kept waiting for a leader that may not come.
+// the last state knows is not kept waiting for a leader that may not come. A node that a cluster has just taken in waits until it has
+// caught up: what it goes through until then was true once.
 func (n *node) answer(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+	case <-n.raft.Arrived():
+	}
 	enough := time.NewTimer(firstWait)
 	defer enough.Stop()
 	late := false
@@ -372,7 +380,7 @@ func (n *node) feed(ctx context.Context) error {
 	var told *rota.State
 	lead := ""
 	for {
-		changed, heard, opined, doubted, led := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubted.wait(), n.raft.LeaderChanged()
+		changed, heard, opined, doubted, led := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubt.doubted.wait(), n.raft.LeaderChanged()
 		st := n.raft.State()
 		ts := st.Targets()
 		if !n.votes(st) {
@@ -524,6 +532,11 @@ func (n *node) settled(name rota.Name) bool {
 
 // ready says why this node should not be sent clients yet, or nil.
 func (n *node) ready() error {
+	select {
+	case <-n.raft.Arrived():
+	default:
+		return errors.New("the cluster's state is not whole here yet")
+	}
 	st := n.raft.State()
 	if len(st.Services()) == 0 && len(n.current.Load().cfg.Spec.Services) > 0 {
 		return errors.New("no state yet")
@@ -574,6 +587,7 @@ func tellSystemd(ctx context.Context, alive func() bool) error {
 func (n *node) awaitReady(ctx context.Context) {
 	enough := time.NewTimer(20 * time.Second)
 	defer enough.Stop()
+	arrived := n.raft.Arrived()
 	for {
 		changed := n.raft.Changed()
 		if n.ready() == nil {
@@ -584,6 +598,8 @@ func (n *node) awaitReady(ctx context.Context) {
 			return
 		case <-enough.C:
 			return
+		case <-arrived:
+			arrived = nil
 		case <-changed:
 		}
 	}

@@ -678,6 +678,71 @@ func TestNewNode(t *testing.T) {
 	}, "a")
 }
 
+// TestArrived: a node that is taken in goes through the history before it says that its state may be believed, also when it is stopped in
+// the middle; one that has arrived says so at its next start, whom it hears or not.
+func TestArrived(t *testing.T) {
+	bubble(t, func(m *many) {
+		t := m.T
+		l := m.leader()
+		mustAppend(t, l, rota.Event{Kind: rota.EventSpec, Spec: spec(50, 2)})
+		for i := range 999 {
+			mustAppend(t, l, drain(i, l.State()))
+		}
+		last := mustAppend(t, l, drain(999, l.State())).Index
+		arrived := func(n *Node) bool {
+			select {
+			case <-n.Arrived():
+				return true
+			default:
+				return false
+			}
+		}
+		if !arrived(l) {
+			t.Error("who leads has not arrived")
+		}
+		n := m.start("spare")
+		time.Sleep(time.Minute)
+		if arrived(n) {
+			t.Error("it has arrived where nobody took it in")
+		}
+		m.net.Weather(200*time.Millisecond, 0)
+		if err := l.AddNonvoter(t.Context(), Member{ID: n.id.Node, Name: "spare", Address: "spare"}); err != nil {
+			t.Fatal(err)
+		}
+		for n.State().Index() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(5 * time.Millisecond) // for its state file
+		m.net.Split([]string{"a"}, []string{"spare"})
+		m.stop("spare")
+		n = m.start("spare")
+		if got := n.State().Index(); got == 0 || got >= last {
+			t.Fatalf("it has event %d of %d; the test wants it in the middle", got, last)
+		}
+		time.Sleep(time.Minute)
+		if arrived(n) {
+			t.Error("it has arrived with half of the history")
+		}
+		m.net.Heal()
+		m.net.Weather(200*time.Millisecond, 0)
+		for seen := n.State().Index(); !arrived(n); seen = n.State().Index() {
+			if seen >= last+100 {
+				t.Fatal("it never arrives")
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if got := n.State().Index(); got < last {
+			t.Errorf("arrived at event %d of %d", got, last)
+		}
+		time.Sleep(5 * time.Second)
+		m.net.Split([]string{"a"}, []string{"spare"})
+		m.stop("spare")
+		if n = m.start("spare"); !arrived(n) {
+			t.Error("what it has on disk is not served")
+		}
+	}, "a")
+}
+
 func TestMembersAreGuarded(t *testing.T) {
 	bubble(t, func(m *many) {
 		t := m.T

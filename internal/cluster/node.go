@@ -77,6 +77,7 @@ type Node struct {
 	rounds   gate               // who runs inside Lead
 	appends  gate               // who waits for raft
 	closing  chan struct{}      // closed when Close begins
+	arrival  chan struct{}      // closed when Arrived says so
 	known    *saved             // what the state files hold; nil after Open
 	sole     bool               // the log says that no other node votes
 	life     context.Context    // ends when Close begins
@@ -197,7 +198,7 @@ func newNode(o Options) *Node {
 	n := &Node{
 		dir: o.Dir, name: o.Node, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 		history: &history{limit: cmp.Or(max(o.History, 0), DefaultHistory)},
-		closing: make(chan struct{}), changing: make(chan struct{}, 1), digesting: make(chan struct{}, 1), begun: time.Now(),
+		closing: make(chan struct{}), arrival: make(chan struct{}), changing: make(chan struct{}, 1), digesting: make(chan struct{}, 1), begun: time.Now(),
 		alone: o.Network == nil, net: cmp.Or(o.Network, &Network{}),
 	}
 	n.life, n.end = context.WithCancel(context.Background())
@@ -279,6 +280,11 @@ func (n *Node) start(snaps raft.SnapshotStore) error {
 		return ok
 	}))
 	n.own.Go(func() { n.followLeader(ctx, seen) })
+	if n.waiting {
+		n.own.Go(func() { n.arrive(ctx) })
+	} else {
+		close(n.arrival)
+	}
 	if n.alone {
 		return nil
 	}
@@ -299,6 +305,11 @@ func (n *Node) Changed() <-chan struct{} {
 	_, changed := n.view.load()
 	return changed
 }
+
+// Arrived returns a channel that is closed as soon as State is one that the cluster was in while this node ran, or before it was last
+// stopped: at once, but for a node that was taken in without a state. That one is fed the history of the cluster first, and what it holds
+// meanwhile was true once and is not any more.
+func (n *Node) Arrived() <-chan struct{} { return n.arrival }
 
 // Records returns the newest events after an index and what came of each, oldest first; with a limit above 0 at most that many of
 // the newest. How far it looks back is bounded by Options.History and by bytes, and survives a restart. Nothing in it may be changed.
@@ -555,9 +566,14 @@ func (n *Node) keep(ctx context.Context) {
 	for {
 		changed := n.Changed()
 		if n.State().Index() == n.savedIndex {
+			var arrival chan struct{}
+			if n.waiting {
+				arrival = n.arrival
+			}
 			select {
 			case <-changed:
 				continue
+			case <-arrival:
 			case <-ctx.Done():
 				return
 			}

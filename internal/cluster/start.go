@@ -3,6 +3,7 @@ package cluster
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -434,9 +436,60 @@ func openSnapshot(snaps raft.SnapshotStore, id string, known uint64) (*saved, er
 // identity returns who the node is.
 func (n *Node) identity() Identity { return Identity{n.id.Cluster, n.id.Node, n.id.Name} }
 
-// arrived notes, once it has a state, that the node no longer waits: from now on an empty log is a lost one.
+// arriveEvery is how often a node that was taken in looks whether it holds all that is committed, beside each change of its state: the
+// last of it may be no event.
+const arriveEvery = 50 * time.Millisecond
+
+// arrive closes arrival once the node has caught up for the first time.
+func (n *Node) arrive(ctx context.Context) {
+	var pause waiting
+	defer pause.stop()
+	for {
+		changed := n.Changed()
+		if n.caughtUp() {
+			close(n.arrival)
+			return
+		}
+		select {
+		case <-changed:
+		case <-pause.until(arriveEvery):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// caughtUp reports whether the state holds every event that a leader has said is committed, or this node leads. Until a leader has spoken
+// it does not.
+func (n *Node) caughtUp() bool {
+	if r, _ := n.round.load(); r != nil {
+		return true
+	}
+	i := n.raft.Load().AppliedIndex() // raft's word, which runs ahead of the state
+	if c := n.wire.committed(); c == 0 || i < c {
+		return false
+	}
+	for ; i > n.State().Index(); i-- {
+		var l raft.Log
+		switch err := n.disk.GetLog(i, &l); {
+		case errors.Is(err, raft.ErrLogNotFound):
+			return true // it is in a snapshot, which the state was made of
+		case err != nil || l.Type == raft.LogCommand:
+			return false
+		}
+	}
+	return true
+}
+
+// arrived notes, once the node has caught up and its state is in the file, that it no longer waits: from now on an empty log is a lost
+// one, and what is on disk is served at the next start.
 func (n *Node) arrived() error {
 	if !n.waiting {
+		return nil
+	}
+	select {
+	case <-n.arrival:
+	default:
 		return nil
 	}
 	id := n.id

@@ -27,11 +27,15 @@ type kind struct {
 
 // kinds holds the kinds that are probed.
 var kinds = map[rota.Kind]kind{
-	rota.KindHTTP:  {probe: probeHTTP},
-	rota.KindHTTPS: {probe: probeHTTP},
+	rota.KindHTTP:  {probe: probeHTTP, prepare: prepareHTTP},
+	rota.KindHTTPS: {probe: probeHTTP, prepare: prepareHTTP},
 	rota.KindTCP:   {probe: probeTCP},
 	rota.KindTLS:   {probe: probeTLS},
 	rota.KindICMP:  {probe: probeICMP, portless: true},
+
+	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter},
+	rota.KindDNS:          {probe: probeDNS, prepare: prepareDNS},
+	rota.KindAgentCheck:   {probe: probeAgentCheck},
 }
 
 // question is a check made ready to be asked; targets that ask the same thing share it.
@@ -105,9 +109,6 @@ func newQuestion(c rota.Check) *question {
 			errs = append(errs, err)
 		}
 	}
-	if c.Method != "" && !token(c.Method) {
-		errs = append(errs, fmt.Errorf("method %q is not a token", c.Method))
-	}
 	if strings.ContainsFunc(c.Host, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`/@\?#`, r) }) {
 		errs = append(errs, fmt.Errorf("host %q is not valid", c.Host))
 	}
@@ -151,6 +152,8 @@ type run struct {
 	trace     *Trace
 	memory    *memory // of the target, for this probe alone; nil beside the schedule
 	wantsCert bool    // the server asked for a client certificate
+
+	credential []string // what the check says who asks with, in the forms that must not be shown
 }
 
 // memory is what a target's probe leaves for the next one. At most one probe of a target is in flight, and it alone touches it.
@@ -227,7 +230,7 @@ func (p *Prober) forbidden(addr netip.Addr) error {
 func (r *run) dial(ctx context.Context) (net.Conn, func(), error) {
 	done := r.trace.begin("connect")
 	d := net.Dialer{KeepAlive: -1}
-	if r.q.expect == nil || r.q.check.Send != "" || r.q.check.Kind != rota.KindTCP {
+	if !r.q.listens() {
 		d.Control = holdAck // not when the target speaks first: it would wait for the ACK
 	}
 	c, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, netip.AddrPortFrom(r.addr, r.q.check.Port))
@@ -240,6 +243,17 @@ func (r *run) dial(ctx context.Context) (net.Conn, func(), error) {
 	_ = c.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	return c, func() { stop(); _ = c.Close() }, nil
+}
+
+// listens reports whether the target speaks first.
+func (q *question) listens() bool {
+	switch q.check.Kind {
+	case rota.KindTCP:
+		return q.expect != nil && q.check.Send == ""
+	case rota.KindAgentCheck:
+		return q.check.Send == ""
+	}
+	return false
 }
 
 // probeTCP connects and, when the check says so, sends and expects. A mere connect ends in RST, so that it leaves no TIME_WAIT
