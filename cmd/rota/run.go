@@ -175,9 +175,10 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 	logWarnings(log, cfg)
 	n := &node{
 		log: log, name: cfg.Node.Name, dir: cfg.Node.DataDir,
-		prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
-		seen:   newEvidence(time.Now()),
+		seen: newEvidence(time.Now()),
 	}
+	own := &named{cfg: func() *config.Config { return n.current.Load().cfg }}
+	n.prober = probe.New(probe.Options{Vantage: n.name, Log: log.With("room", "probe"), Exec: execs(own.allowed)})
 	o := cluster.Options{Dir: n.dir, Node: n.name, Log: log.With("room", "cluster")}
 	var err error
 	if cfg.Cluster.Election == config.Raft {

@@ -34,6 +34,8 @@ var kinds = map[rota.Kind]kind{
 	rota.KindICMP:  {probe: probeICMP, portless: true},
 
 	rota.KindDNS:        {probe: probeDNS, prepare: prepareDNS},
+	rota.KindGRPC:       {probe: probeGRPC, prepare: prepareGRPC},
+	rota.KindExec:       {probe: probeExec, prepare: prepareExec, portless: true},
 	rota.KindAgentCheck: {probe: probeAgentCheck},
 }
 

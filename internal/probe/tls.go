@@ -68,8 +68,11 @@ func (r *run) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *finding)
 	if _, err := netip.ParseAddr(name); err != nil {
 		conf.ServerName = name // RFC 6066 §3: an address is not sent
 	}
-	if r.q.check.Kind == rota.KindHTTPS {
+	switch r.q.check.Kind {
+	case rota.KindHTTPS:
 		conf.NextProtos = []string{"http/1.1"}
+	case rota.KindGRPC:
+		conf.NextProtos = []string{"h2"}
 	}
 	c := tls.Client(raw, conf)
 	if err := c.HandshakeContext(ctx); err != nil {
