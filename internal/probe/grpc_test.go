@@ -207,7 +207,10 @@ func TestGRPCHostile(t *testing.T) {
 		})
 	}
 	trailers := func(fields ...string) func(net.Conn) {
-		return h2(func(f *http2.Framer, block func(...string) []byte) { _ = f.WriteSettings(); headers(f, block(fields...), true) })
+		return h2(func(f *http2.Framer, block func(...string) []byte) {
+			_ = f.WriteSettings()
+			headers(f, block(fields...), true)
+		})
 	}
 	endless := func(write func(*http2.Framer) error) func(net.Conn) {
 		return h2(func(f *http2.Framer, _ func(...string) []byte) {
@@ -237,7 +240,9 @@ func TestGRPCHostile(t *testing.T) {
 		{"words escaped", trailers(append(ok, "grpc-status", "14", "grpc-message", "in%20parts%1b[2J")...), rota.Check{}, "down status: grpc-status 14: in parts?[2J"},
 		{"a web server", trailers(":status", "404", "content-type", "text/html"), rota.Check{}, "down status: call: HTTP status 404, want 200 of a gRPC server"},
 		{"a web page", trailers(":status", "200", "content-type", "text/html"), rota.Check{}, `down protocol: call: the answer is no gRPC (content-type "text/html")`},
-		{"going away", h2(func(f *http2.Framer, _ func(...string) []byte) { _ = f.WriteGoAway(0, http2.ErrCodeEnhanceYourCalm, nil) }), rota.Check{}, "down protocol: call: the target is going away (ENHANCE_YOUR_CALM)"},
+		{"going away", h2(func(f *http2.Framer, _ func(...string) []byte) {
+			_ = f.WriteGoAway(0, http2.ErrCodeEnhanceYourCalm, nil)
+		}), rota.Check{}, "down protocol: call: the target is going away (ENHANCE_YOUR_CALM)"},
 		{"going away after this", h2(func(f *http2.Framer, block func(...string) []byte) {
 			_ = f.WriteGoAway(1, http2.ErrCodeNo, nil)
 			headers(f, block(ok...), false)
