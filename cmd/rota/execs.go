@@ -6,8 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
+	"slices"
 	"syscall"
 	"time"
 
@@ -24,66 +23,57 @@ const (
 	execKeep    = 4 << 10
 )
 
-// execs runs the commands of exec checks that allowed has nothing against.
-func execs(allowed func([]string) error) func(context.Context, probe.ExecCommand) (probe.ExecResult, error) {
+// execs runs the commands of exec checks that find has nothing against; it returns the path of the program.
+func execs(find func(argv []string) (string, error)) func(context.Context, probe.ExecCommand) (probe.ExecResult, error) {
 	r := process.New(execsAtOnce, execGrace)
 	return func(ctx context.Context, c probe.ExecCommand) (probe.ExecResult, error) {
-		if err := allowed(c.Check); err != nil {
+		program, err := find(c.Check)
+		if err != nil {
 			return probe.ExecResult{Code: -1}, err
 		}
-		out, err := r.Run(ctx, process.Command{Argv: c.Argv, Env: c.Env, Keep: execKeep, Timeout: c.Limit})
+		argv := append([]string{program}, c.Argv[1:]...)
+		out, err := r.Run(ctx, process.Command{Argv: argv, Env: c.Env, Keep: execKeep, Timeout: c.Limit})
 		return probe.ExecResult{
 			Started: out.Started, Code: out.Code, Stdout: out.Stdout, Stderr: out.Stderr[:min(len(out.Stderr), execKeep)], Took: out.Took,
 		}, err
 	}
 }
 
-// named allows the commands of the exec checks in a node's own file, word for word: what comes to it by the cluster may be another's.
-type named struct {
-	cfg func() *config.Config // the one in force
-
-	mu    sync.Mutex // guards what follows
-	of    *config.Config
-	argvs map[string]bool // by their words, with NUL between them
-}
-
-func (n *named) allowed(argv []string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if cfg := n.cfg(); cfg != n.of {
-		n.of, n.argvs = cfg, map[string]bool{}
-		for _, s := range cfg.Spec.Services {
-			for _, e := range s.Endpoints {
-				for _, u := range e.Checks {
-					if len(u.Check.Command) > 0 {
-						n.argvs[strings.Join(u.Check.Command, "\x00")] = true
-					}
-				}
-			}
+// ownCommands finds the commands of the checks in a node's own file, word for word: what comes to it by the cluster may be another's.
+func ownCommands(cfg func() *config.Config) func([]string) (string, error) {
+	return func(argv []string) (string, error) {
+		if !slices.ContainsFunc(cfg().Commands, func(own []string) bool { return slices.Equal(own, argv) }) {
+			return "", fmt.Errorf("%s is not run here: write a check with this command, word for word, into this node's own file", argv[0])
 		}
+		found, err := commandOf(argv)
+		if err != nil {
+			return "", err
+		}
+		return found[0], nil
 	}
-	if !n.argvs[strings.Join(argv, "\x00")] {
-		return fmt.Errorf("%s is not run here: no check of this node's own file has this command with these words", argv[0])
-	}
-	return nil
 }
 
 // execDir is a directory whose programs an agent runs for exec checks, with whatever arguments the nodes say. Empty: it runs none.
 type execDir string
 
-// allowed says why a command is not run. Nobody but root and the agent's own user may have a say in what the program is: neither it, nor the
-// directory, nor one above may be another's or be written by others, and a symbolic link is not followed.
-func (d execDir) allowed(argv []string) error {
+// find returns the path of a program of the directory, or says why it is not run. Nobody but root and the agent's own user may have a say in
+// what the program is: neither it, nor the directory, nor one above may be another's or be written by others, and a symbolic link is not
+// followed.
+func (d execDir) find(argv []string) (string, error) {
 	if d == "" {
-		return fmt.Errorf("%s is not run here: start the agent with --exec-dir and the directory of the programs that it may run", argv[0])
+		return "", fmt.Errorf("%s is not run here: start the agent with --exec-dir and the directory of the programs that it may run", argv[0])
 	}
-	if filepath.Dir(argv[0]) != string(d) {
-		return fmt.Errorf("%s is not run here: it does not lie in %s (--exec-dir)", argv[0], string(d))
+	path := argv[0]
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(string(d), path)
+	}
+	if filepath.Dir(path) != string(d) {
+		return "", fmt.Errorf("%s is not run here: it does not lie in %s (--exec-dir)", argv[0], string(d))
 	}
 	if err := d.check(); err != nil {
-		return err
+		return "", err
 	}
-	return ours(argv[0], 0)
+	return path, ours(path, 0)
 }
 
 // check says what is wrong with the directory.

@@ -27,7 +27,7 @@ func plugin(t *testing.T, dir, name, script string) string {
 	return path
 }
 
-func anything([]string) error { return nil }
+func anything(argv []string) (string, error) { return argv[0], nil }
 
 // execOnce probes once by a command, with an address to look at.
 func execOnce(t *testing.T, exec func(context.Context, probe.ExecCommand) (probe.ExecResult, error), timeout time.Duration, argv ...string) probe.Trace {
@@ -133,7 +133,7 @@ func TestExecWaits(t *testing.T) {
 		started := make(chan struct{})
 		held.Go(func() {
 			close(started)
-			_, _ = exec(ctx, probe.ExecCommand{Argv: []string{path}, Limit: time.Minute})
+			_, _ = exec(ctx, probe.ExecCommand{Check: []string{path}, Argv: []string{path}, Limit: time.Minute})
 		})
 		<-started
 	}
@@ -153,24 +153,26 @@ func TestExecWaits(t *testing.T) {
 	held.Wait()
 }
 
-func TestNamedCommands(t *testing.T) {
-	uses := func(argv ...string) *config.Config {
-		c := rota.Check{Kind: rota.KindExec, Command: argv}
-		return &config.Config{Spec: rota.Spec{Services: []rota.Service{{Endpoints: []rota.Endpoint{{Checks: []rota.Use{{Check: c}}}}}}}}
+func TestOwnCommands(t *testing.T) {
+	cfg := &config.Config{Commands: [][]string{{"/bin/check", "-H", "{}"}, {"sh", "{}"}}}
+	find := ownCommands(func() *config.Config { return cfg })
+	if path, err := find([]string{"/bin/check", "-H", "{}"}); err != nil || path != "/bin/check" {
+		t.Error(path, err)
 	}
-	cfg := uses("/bin/check", "-H", "{}")
-	n := &named{cfg: func() *config.Config { return cfg }}
-	if err := n.allowed([]string{"/bin/check", "-H", "{}"}); err != nil {
-		t.Error(err)
+	if path, err := find([]string{"sh", "{}"}); err != nil || !filepath.IsAbs(path) || filepath.Base(path) != "sh" {
+		t.Error(path, err)
 	}
-	for _, argv := range [][]string{{"/bin/check"}, {"/bin/check", "-H", "{}", "-x"}, {"/bin/check", "-H {}"}, {"/bin/other", "-H", "{}"}, {"/bin/check", "-H", "192.0.2.1"}} {
-		if err := n.allowed(argv); err == nil || !strings.Contains(err.Error(), "no check of this node's own file") {
+	for _, argv := range [][]string{{"/bin/check"}, {"/bin/check", "-H", "{}", "-x"}, {"/bin/check", "-H {}"}, {"/bin/other", "-H", "{}"}, {"/bin/check", "-H", "192.0.2.1"}, {"sh", "-c"}} {
+		if _, err := find(argv); err == nil || !strings.Contains(err.Error(), "into this node's own file") {
 			t.Errorf("%q: %v", argv, err)
 		}
 	}
-	cfg = uses("/bin/other")
-	if n.allowed([]string{"/bin/check", "-H", "{}"}) == nil || n.allowed([]string{"/bin/other"}) != nil {
+	cfg = &config.Config{Commands: [][]string{{"/bin/other"}, {"no-such-program"}}}
+	if _, err := find([]string{"/bin/check", "-H", "{}"}); err == nil {
 		t.Error("a new configuration is not heeded")
+	}
+	if _, err := find([]string{"no-such-program"}); err == nil || !strings.Contains(err.Error(), "install it") {
+		t.Errorf("a program that is not there: %v", err)
 	}
 }
 
@@ -198,16 +200,19 @@ func TestExecDir(t *testing.T) {
 		}
 	}
 	d := execDir(dir)
+	if path, err := d.find([]string{"good"}); err != nil || path != good {
+		t.Error(path, err)
+	}
 	for path, want := range map[string]string{
-		good: "", elsewhere: "does not lie in", plugin(t, below, "deep", ""): "does not lie in", dir + "/../elsewhere": "does not lie in",
+		good: "", "../elsewhere": "does not lie in", elsewhere: "does not lie in", plugin(t, below, "deep", ""): "does not lie in", dir + "/../elsewhere": "does not lie in",
 		dir + "/.": "no directory or program", below: "no directory or program", link: "symbolic links are not followed", open: "chmod go-w", sticky: "chmod go-w", dir + "/none": "no such file",
 	} {
-		err := d.allowed([]string{path})
+		_, err := d.find([]string{path})
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
 	}
-	if err := execDir("").allowed([]string{good}); err == nil || !strings.Contains(err.Error(), "--exec-dir") {
+	if _, err := execDir("").find([]string{good}); err == nil || !strings.Contains(err.Error(), "--exec-dir") {
 		t.Errorf("without a directory: %v", err)
 	}
 	linked := filepath.Join(top, "linked")
@@ -222,7 +227,7 @@ func TestExecDir(t *testing.T) {
 	if err := os.Chmod(dir, 0o1777); err != nil || syscall.Chmod(dir, 0o1777) != nil {
 		t.Fatal(err)
 	}
-	if d.allowed([]string{good}) == nil {
+	if _, err := d.find([]string{good}); err == nil {
 		t.Error("a directory that all may write is trusted")
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
@@ -231,7 +236,7 @@ func TestExecDir(t *testing.T) {
 	if err := os.Chmod(top, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if d.allowed([]string{good}) == nil {
+	if _, err := d.find([]string{good}); err == nil {
 		t.Error("a directory that can be moved away is trusted")
 	}
 	if os.Geteuid() == 0 {
@@ -241,7 +246,7 @@ func TestExecDir(t *testing.T) {
 		if err := os.Chown(good, 12345, -1); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.allowed([]string{good}); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
+		if _, err := d.find([]string{good}); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
 			t.Errorf("another's program: %v", err)
 		}
 	}

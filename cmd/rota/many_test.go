@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/miekg/dns"
 
 	"github.com/rota-dns/rota/internal/api"
 	"github.com/rota-dns/rota/internal/cluster"
@@ -780,6 +783,52 @@ func TestAskIn(t *testing.T) {
 	}
 	if begun, err := bootstrap(t.Context(), m.config(), quiet); err != nil || begun {
 		t.Errorf("it began a cluster: %v, %v", begun, err)
+	}
+}
+
+// A node that was stopped while it was being fed the history of its cluster answers nobody before it has heard the rest; what it has was
+// true once.
+func TestNewcomerHoldsQueries(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 2, func(int) string { return oneService })
+	first, m := f.members[0], f.members[1]
+	m.end()
+	first.end()
+	path := filepath.Join(m.dir, "identity.json")
+	var id map[string]any
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(b, &id)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	id["waiting"] = true
+	if b, err = json.Marshal(id); err == nil {
+		err = os.WriteFile(path, b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	asks := func(patience time.Duration) error {
+		q := new(dns.Msg).SetQuestion("www.example.test.", dns.TypeA)
+		in, _, err := (&dns.Client{Timeout: patience}).ExchangeContext(t.Context(), q, m.dns.Addrs()[0].String())
+		if err == nil && len(in.Answer) == 0 {
+			t.Errorf("answered %v", in)
+		}
+		return err
+	}
+	if len(m.raft.State().Services()) == 0 || m.ready() == nil {
+		t.Errorf("%d services, ready: %v", len(m.raft.State().Services()), m.ready())
+	}
+	if asks(firstWait+time.Second) == nil {
+		t.Error("it answers from a state that was true once")
+	}
+	first.start()
+	f.await("it is ready", func() bool { return m.ready() == nil })
+	if err := asks(10 * time.Second); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -459,8 +459,12 @@ func (n *Node) arrive(ctx context.Context) {
 	}
 }
 
-// caughtUp reports whether the state holds every event that a leader has said is committed. Until a leader has spoken it does not.
+// caughtUp reports whether the state holds every event that a leader has said is committed, or this node leads. Until a leader has spoken
+// it does not.
 func (n *Node) caughtUp() bool {
+	if r, _ := n.round.load(); r != nil {
+		return true
+	}
 	i := n.raft.Load().AppliedIndex() // raft's word, which runs ahead of the state
 	if c := n.wire.committed(); c == 0 || i < c {
 		return false

@@ -24,8 +24,10 @@ func prepareExec(q *question) error {
 		size += len(w)
 	}
 	switch {
-	case len(words) == 0 || !filepath.IsAbs(words[0]):
-		return errors.New("command: name the program by its absolute path")
+	case len(words) == 0 || words[0] == "":
+		return errors.New("command: it names no program")
+	case strings.Contains(words[0], "/") && !filepath.IsAbs(words[0]):
+		return errors.New("command: name the program by its absolute path, or without a slash")
 	case len(words) > maxWords || size > maxCommand:
 		return fmt.Errorf("command: more than %d words or %d bytes", maxWords, maxCommand)
 	case slices.ContainsFunc(words, func(w string) bool { return strings.ContainsRune(w, 0) }):

@@ -13,7 +13,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"golang.org/x/net/http2"
@@ -23,22 +22,21 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// Bounds of a call, in bytes: the service's name and the token that are sent, and all that is read.
+// Bounds of a call, in bytes: the service's name that is sent, and all that is read.
 const (
 	maxService = 255
-	maxToken   = 8 << 10
 	maxCall    = 64 << 10
 )
 
 func prepareGRPC(q *question) error {
 	c := &q.check
-	switch {
+	switch err := authFault(c); {
+	case err != nil:
+		return err
 	case len(c.Service) > maxService || !utf8.ValidString(c.Service):
 		return fmt.Errorf("service: want at most %d bytes of text", maxService)
-	case c.Auth.User != "":
-		return errors.New("auth: gRPC takes a bearer token and no user")
 	case c.Auth.Secret != "" && !c.TLS:
-		return errors.New("auth: a token is sent over TLS only; set tls: true")
+		return errors.New("auth: a gRPC server is told who asks over TLS only; set tls: true")
 	}
 	return nil
 }
@@ -47,13 +45,9 @@ func prepareGRPC(q *question) error {
 // goroutine alone: a client of a library would bring some of its own for every probe.
 func probeGRPC(ctx context.Context, r *run) finding {
 	c := &r.q.check
-	var token string
-	if c.Auth.Secret != "" {
-		t, bad := r.bearer(c.Auth.Secret)
-		if bad != nil {
-			return *bad
-		}
-		token = t
+	auth, bad := r.authorization()
+	if bad != nil {
+		return *bad
 	}
 	raw, stop, err := r.dial(ctx)
 	if err != nil {
@@ -73,46 +67,26 @@ func probeGRPC(ctx context.Context, r *run) finding {
 	}
 	r.trace.Sent = escape([]byte(healthMethod+" service "+strconv.Quote(c.Service)), maxHead)
 	done := r.trace.begin("call")
-	a, err := call(conn, r.healthCall(ctx, token))
-	r.trace.Received, r.trace.ReceivedSize = escape([]byte(a.String()), maxHead), a.size
+	a, err := call(conn, r.healthCall(auth))
+	r.trace.Received, r.trace.ReceivedSize = escape(r.conceal([]byte(a.String())), maxHead), a.size
 	if err != nil {
 		done("failed")
 		return r.fault(ctx, "call", err)
 	}
 	done(fmt.Sprintf("%d bytes", a.size))
-	return a.judge(c.Service)
-}
-
-// bearer reads the token of a check. It is never shown.
-func (r *run) bearer(at rota.Place) (string, *finding) {
-	fail := func(why string) (string, *finding) {
-		f := unknown(rota.ClassPermission, "auth: %s", why)
-		return "", &f
-	}
-	if r.p.secret == nil {
-		return fail("no secret is read here")
-	}
-	b, err := r.p.secret(at)
-	if err != nil {
-		return fail(err.Error())
-	}
-	token := strings.TrimSpace(string(b))
-	if token == "" || len(token) > maxToken || !fieldValue(token) {
-		return fail(fmt.Sprintf("what is at %s is no token: want one line of at most %d bytes", at, maxToken))
-	}
-	return token, nil
+	return r.judgeCall(a)
 }
 
 const healthMethod = "/grpc.health.v1.Health/Check"
 
-// healthCall is a whole call of Health/Check as a client sends it (RFC 9113 §3.4, and gRPC's PROTOCOL-HTTP2.md).
-func (r *run) healthCall(ctx context.Context, token string) []byte {
+// healthCall is a whole call of Health/Check as a client sends it (RFC 9113 §3.4, and gRPC's PROTOCOL-HTTP2.md). It names no timeout: at
+// ours the connection ends, and the call with it.
+func (r *run) healthCall(auth string) []byte {
 	c := &r.q.check
 	scheme := "http"
 	if c.TLS {
 		scheme = "https"
 	}
-	deadline, _ := ctx.Deadline()
 	fields := [][2]string{
 		{":method", "POST"},
 		{":scheme", scheme},
@@ -121,10 +95,9 @@ func (r *run) healthCall(ctx context.Context, token string) []byte {
 		{"content-type", "application/grpc"},
 		{"user-agent", r.p.userAgent},
 		{"te", "trailers"},
-		{"grpc-timeout", strconv.FormatInt(min(max(time.Until(deadline).Milliseconds(), 1), 99_999_999), 10) + "m"},
 	}
-	if token != "" {
-		fields = append(fields, [2]string{"authorization", "Bearer " + token})
+	if auth != "" {
+		fields = append(fields, [2]string{"authorization", auth})
 	}
 	var head, out bytes.Buffer
 	enc := hpack.NewEncoder(&head)
@@ -224,6 +197,9 @@ func call(c net.Conn, request []byte) (a grpcReply, err error) {
 				a.fields = map[string]string{}
 			}
 			for _, h := range frame.Fields {
+				if plain, err := url.PathUnescape(h.Value); err == nil && h.Name == "grpc-message" {
+					h.Value = plain
+				}
 				a.fields[h.Name] = h.Value
 			}
 			if frame.Truncated {
@@ -261,18 +237,15 @@ const (
 // healthStates are the names of what a service may be.
 var healthStates = []string{"UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"}
 
-// judge says what a reply means. Only SERVING is up.
-func (a grpcReply) judge(service string) finding {
+// judgeCall says what a reply means. Only SERVING is up.
+func (r *run) judgeCall(a grpcReply) finding {
 	what := "the server"
-	if service != "" {
+	if service := r.q.check.Service; service != "" {
 		what = "service " + strconv.Quote(service)
 	}
 	status, said := a.fields["grpc-status"]
-	message := a.fields["grpc-message"]
+	message := string(r.conceal([]byte(a.fields["grpc-message"])))
 	if message != "" {
-		if plain, err := url.PathUnescape(message); err == nil {
-			message = plain
-		}
 		message = ": " + message
 	}
 	switch {

@@ -27,16 +27,17 @@ type kind struct {
 
 // kinds holds the kinds that are probed.
 var kinds = map[rota.Kind]kind{
-	rota.KindHTTP:  {probe: probeHTTP},
-	rota.KindHTTPS: {probe: probeHTTP},
+	rota.KindHTTP:  {probe: probeHTTP, prepare: prepareHTTP},
+	rota.KindHTTPS: {probe: probeHTTP, prepare: prepareHTTP},
 	rota.KindTCP:   {probe: probeTCP},
 	rota.KindTLS:   {probe: probeTLS},
 	rota.KindICMP:  {probe: probeICMP, portless: true},
 
-	rota.KindDNS:        {probe: probeDNS, prepare: prepareDNS},
-	rota.KindGRPC:       {probe: probeGRPC, prepare: prepareGRPC},
-	rota.KindExec:       {probe: probeExec, prepare: prepareExec, portless: true},
-	rota.KindAgentCheck: {probe: probeAgentCheck},
+	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter},
+	rota.KindDNS:          {probe: probeDNS, prepare: prepareDNS},
+	rota.KindGRPC:         {probe: probeGRPC, prepare: prepareGRPC},
+	rota.KindExec:         {probe: probeExec, prepare: prepareExec, portless: true},
+	rota.KindAgentCheck:   {probe: probeAgentCheck},
 }
 
 // question is a check made ready to be asked; targets that ask the same thing share it.
@@ -110,9 +111,6 @@ func newQuestion(c rota.Check) *question {
 			errs = append(errs, err)
 		}
 	}
-	if c.Method != "" && !token(c.Method) {
-		errs = append(errs, fmt.Errorf("method %q is not a token", c.Method))
-	}
 	if strings.ContainsFunc(c.Host, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`/@\?#`, r) }) {
 		errs = append(errs, fmt.Errorf("host %q is not valid", c.Host))
 	}
@@ -156,6 +154,8 @@ type run struct {
 	trace     *Trace
 	memory    *memory // of the target, for this probe alone; nil beside the schedule
 	wantsCert bool    // the server asked for a client certificate
+
+	credential []string // what the check says who asks with, in the forms that must not be shown
 }
 
 // memory is what a target's probe leaves for the next one. At most one probe of a target is in flight, and it alone touches it.

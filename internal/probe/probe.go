@@ -88,7 +88,7 @@ type Prober struct {
 	history history
 	stats   tally
 	sights  []*sight // of the targets that are probed
-	fell    int      // of these, how many failed since they were last up
+	eyes    eyes     // what they come to
 }
 
 // New returns a prober without targets. It does nothing until Run.
@@ -107,7 +107,7 @@ func New(o Options) *Prober {
 	}
 	p := &Prober{
 		vantage: o.Vantage, log: o.Log, concurrency: o.Concurrency, roots: o.Roots, forbid: o.Forbid,
-		userAgent: cmp.Or(o.UserAgent, "rota"), secret: o.Secret, exec: o.Exec,
+		userAgent: cmp.Or(o.UserAgent, "rota"), secret: newSecrets(o.Secret).get, exec: o.Exec,
 		set: make(chan struct{}, 1), changed: make(chan struct{}),
 		history: newHistory(o.History), stats: newTally(),
 	}
@@ -168,7 +168,7 @@ func (p *Prober) publish(r *rota.Report) {
 	p.mu.Unlock()
 }
 
-// History returns the last traces of a target, oldest first: the last maxSuccesses that were up and, kept longer, the last
+// History returns the last traces of a target, oldest first: the last maxSuccesses that were up or draining and, kept longer, the last
 // maxFailures that were not. With more targets than Options.History has room for, the oldest of all go first.
 func (p *Prober) History(id rota.TargetID) []Trace {
 	p.mu.Lock()

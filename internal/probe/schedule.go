@@ -21,6 +21,8 @@ type entry struct {
 	opinion *rota.Opinion
 	due     int64              // of the next probe, jitter included
 	slot    int64              // the same without jitter; 0 while off the grid (first round, fast interval)
+	lazy    bool               // as rota.Target.Lazy
+	slow    bool               // its grid is that of the slow interval
 	heap    int                // index in the heap; -1: in flight
 	cancel  context.CancelFunc // of the probe in flight
 	gone    bool               // no longer wanted; kept only until its probe in flight has ended
@@ -77,7 +79,8 @@ type scheduler struct {
 	seq       uint64
 	dirty     bool      // the report is behind
 	reported  time.Time // when it was last made
-	woke      int64     // when the scheduler last came back from a stop; probes that began before and failed are not judged
+	damped    damped
+	woke      int64 // when the scheduler last came back from a stop; probes that began before and failed are not judged
 }
 
 func newScheduler(p *Prober, ping *pinger) *scheduler {
@@ -218,6 +221,7 @@ func (s *scheduler) apply() {
 			}
 			e, changed = fresh, true
 		}
+		s.wake(e, t.Lazy, now)
 		order = append(order, e)
 	}
 	var dropped []rota.TargetID
@@ -242,12 +246,10 @@ func (s *scheduler) apply() {
 	}
 	s.order, s.questions = order, questions
 	s.p.mu.Lock()
-	s.p.sights, s.p.fell = make([]*sight, len(order)), 0
+	s.p.sights, s.p.eyes = make([]*sight, len(order)), eyes{why: s.p.eyes.why}
 	for i, e := range order {
 		s.p.sights[i] = e.sight
-		if !e.sight.down.IsZero() {
-			s.p.fell++
-		}
+		s.p.eyes.add(e.sight, 1)
 	}
 	s.p.history.drop(dropped)
 	s.p.stats.targets = len(order)
@@ -277,7 +279,8 @@ func (s *scheduler) finish(f finished) {
 	e.cancel = nil
 	o := t.Observation
 	began := int64(t.Started.Sub(s.base))
-	if o.Status == rota.Down && began < s.woke {
+	void := o.Status == rota.Down && began < s.woke
+	if void {
 		o = rota.Observation{
 			Status: rota.Unknown, Class: rota.ClassResource, Reason: "this process was stopped during the probe", At: o.At, Took: o.Took,
 		}
@@ -288,7 +291,9 @@ func (s *scheduler) finish(f finished) {
 	if !e.gone && !e.stale {
 		t.Streak = e.streak.Observe(o, e.q.check.Timing)
 		s.p.history.add(t)
-		s.p.fell += e.sight.see(o)
+		if !void {
+			s.p.eyes.see(e.sight, o)
+		}
 	}
 	s.p.mu.Unlock()
 	now := s.now()
@@ -302,13 +307,7 @@ func (s *scheduler) finish(f finished) {
 	default:
 		was := e.streak
 		e.streak = t.Streak
-		if next := opine(e.opinion, was, e.streak); next != e.opinion {
-			if next.Status != e.opinion.Status {
-				s.p.log.Info("opinion changed", "target", e.id, "status", next.Status.String(), "class", next.Class, "reason", next.Reason)
-			}
-			e.opinion = next
-			s.dirty = true
-		}
+		s.mind(e, was)
 		s.next(e, began, now)
 	}
 	heap.Push(&s.waiting, e)
@@ -316,21 +315,28 @@ func (s *scheduler) finish(f finished) {
 
 // next sets when e is due again after a probe that began at began. While a change of mind is pending, that is a fast interval
 // later; otherwise the next slot of the target's own grid, so that the rate of all probes stays even however they came to be due.
-// The prober's own failures do not make it hurry.
+// The prober's own failures do not make it hurry. What has long been down, and what nothing depends on, has a grid of slow intervals:
+// the former leaves it with its first success, the latter when something depends on it.
 func (s *scheduler) next(e *entry, began, now int64) {
 	t := e.q.check.Timing
-	if e.streak.Pending(t) && e.streak.Last.Status != rota.Unknown {
+	if !e.lazy && e.streak.Pending(t) && e.streak.Last.Status != rota.Unknown {
 		e.slot = 0
 		e.due = max(began+spread(int64(t.FastInterval)), now)
 		return
 	}
+	if slow := e.lazy || e.streak.Slow(); slow != e.slow {
+		e.slow, e.slot = slow, 0 // another grid: all that fell at once do not stay together
+	}
 	interval := int64(t.Interval)
+	if e.slow {
+		interval = int64(t.SlowInterval)
+	}
 	if e.slot != 0 {
 		e.slot += interval
 	}
 	if floor := now + spread(interval)/20; e.slot == 0 || e.slot < now {
 		// First slot of the grid that is not right now.
-		at := phase(e.id, t.Interval)
+		at := phase(e.id, time.Duration(interval))
 		e.slot = at + (floor-at+interval-1)/interval*interval
 		for e.slot < floor {
 			e.slot += interval
@@ -342,25 +348,6 @@ func (s *scheduler) next(e *entry, began, now int64) {
 // spread is a period 5 % shorter or longer.
 func spread(period int64) int64 {
 	return period + int64(float64(period)*2*jitter*(2*rand.Float64()-1))
-}
-
-// opine returns the opinion after an observation: the same one when nothing that it says has changed. Its reason is that of the
-// observation that decided, or of the last one that failed; once failures are forgiven, that of the success that did it.
-func opine(last *rota.Opinion, was, is rota.Streak) *rota.Opinion {
-	o := is.Last
-	next := *last
-	next.Status, next.Since = is.Status, is.Since
-	switch {
-	case is.Status != was.Status,
-		o.Status == rota.Down,
-		is.Status == rota.Unknown,
-		was.Failures > 0 && is.Failures == 0:
-		next.Class, next.Reason = o.Class, o.Reason
-	}
-	if next.Status == last.Status && next.Class == last.Class && next.Reason == last.Reason {
-		return last
-	}
-	return &next
 }
 
 func (s *scheduler) publish() {

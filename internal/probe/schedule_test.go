@@ -66,7 +66,7 @@ func (w *world) probe(ctx context.Context, e *entry, _ *pinger) *Trace {
 	}
 	w.mu.Unlock()
 	return &Trace{Target: e.id, Kind: e.q.check.Kind, Started: start, Observation: rota.Observation{
-		Status: f.status, Class: f.class, Reason: f.reason, At: time.Now(), Took: time.Since(start),
+		Status: f.status, Class: f.class, Reason: f.reason, Sure: f.sure, Weight: f.weight, At: time.Now(), Took: time.Since(start),
 	}}
 }
 
@@ -399,6 +399,7 @@ func TestStopIsNoticed(t *testing.T) {
 			t.Errorf("%d of 1000 probes in the first second after a stop, want about 100", soon)
 		}
 		e := s.order[0]
+		p.eyes.see(e.sight, rota.Observation{Status: rota.Up, At: time.Now()})
 		e.streak = rota.Streak{Status: rota.Up}
 		e.opinion = &rota.Opinion{Target: e.id, Status: rota.Up}
 		e.q = newQuestion(rota.Check{Kind: rota.KindTCP, Port: 1, Timing: rota.Timing{Interval: 10 * time.Second, Fall: 1, Rise: 1, OK: 1}})
@@ -416,6 +417,9 @@ func TestStopIsNoticed(t *testing.T) {
 		if e.streak.Status != rota.Up || e.streak.Failures != 0 || e.streak.Last.Class != rota.ClassResource {
 			t.Errorf("a probe cut by a stop was judged: %+v", e.streak)
 		}
+		if b := p.Blind(); b.Lost != 0 || b.Seen != 1 || p.Fallen() != 0 {
+			t.Errorf("it took the sight of the target: %+v, %d fallen", b, p.Fallen())
+		}
 		if p.Stats().Stops != 1 {
 			t.Error("the stop was not counted")
 		}
@@ -427,6 +431,8 @@ func TestOpine(t *testing.T) {
 	ok := rota.Observation{Status: rota.Up, Class: rota.ClassOK, Reason: "status 200"}
 	bad := rota.Observation{Status: rota.Down, Class: rota.ClassStatus, Reason: "status 500"}
 	own := rota.Observation{Class: rota.ClassResource, Reason: "no descriptor"}
+	drains := rota.Observation{Status: rota.Draining, Class: rota.ClassSaid, Reason: "drains"}
+	sure := rota.Observation{Status: rota.Down, Class: rota.ClassSaid, Reason: "maint", Sure: true}
 	for _, c := range []struct {
 		name string
 		in   []rota.Observation
@@ -442,6 +448,10 @@ func TestOpine(t *testing.T) {
 		{"forgiven", []rota.Observation{ok, ok, bad, ok, ok}, "up ok status 200", true},
 		{"down", []rota.Observation{ok, ok, bad, bad}, "down status status 500", true},
 		{"still down", []rota.Observation{ok, ok, bad, bad, bad}, "down status status 500", false},
+		{"says that it drains", []rota.Observation{ok, drains}, "draining said drains", true},
+		{"says so again", []rota.Observation{ok, drains, drains}, "draining said drains", false},
+		{"comes back", []rota.Observation{ok, drains, ok}, "up ok status 200", true},
+		{"is down for sure", []rota.Observation{ok, sure}, "down said maint", true},
 	} {
 		o, s, moved := &rota.Opinion{}, rota.Streak{}, false
 		for _, x := range c.in {

@@ -578,7 +578,8 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), "GET")
 	f.Add([]byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX: y\r\n\r\n"), "GET")
 	f.Add([]byte("HTTP/1.0 302 x\r\nLocation: //[::1]:1/\r\n\r\n"), "HEAD")
-	check := rota.Check{Kind: rota.KindHTTP, Port: 80, Follow: true, Body: "ok", ExpectHeader: []rota.Header{{Name: "X"}}}
+	f.Add([]byte("HTTP/1.1 200 OK\r\nRota-Drain: 0\r\nX: y\r\n\r\n{\"ok\":[1]}"), "GET")
+	check := rota.Check{Kind: rota.KindHTTP, Port: 80, Follow: true, Body: "ok", ExpectHeader: []rota.Header{{Name: "X"}}, JSON: []rota.JSONRule{{Pointer: "/ok/0", Want: "< 2"}}}
 	r := &run{q: newQuestion(check), addr: netip.MustParseAddr("192.0.2.1")}
 	f.Fuzz(func(t *testing.T, b []byte, method string) {
 		a := readAnswer(bytes.NewReader(b), method, 100, func() {})
@@ -587,6 +588,9 @@ func FuzzAnswer(f *testing.F) {
 		}
 		if a.err != nil {
 			return
+		}
+		if v, leaves := r.q.leaves(a); leaves && (v.status != rota.Draining || len(v.reason) > rota.MaxReason) {
+			t.Errorf("leaves %+v", v)
 		}
 		if v := r.q.judge(a); v.status == rota.Unknown || len(v.reason) > rota.MaxReason {
 			t.Errorf("judged %+v", v)
