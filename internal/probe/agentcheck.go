@@ -36,12 +36,8 @@ func probeAgentCheck(ctx context.Context, r *run) finding {
 		f := down(rota.ClassProtocol, "agent: no known word in %q; want up, down, fail, stopped, maint, drain, ready or a weight such as 75%%", escape([]byte(line), 60))
 		bad = &f
 	}
-	switch {
-	case bad == nil:
-	case bad.status == rota.Down && r.q.check.OnError != rota.Down:
-		return unknown(rota.ClassExporter, "%s", bad.reason)
-	default:
-		return *bad
+	if bad != nil {
+		return r.unclear(*bad)
 	}
 	if r.memory != nil {
 		r.memory.sample = said
