@@ -232,7 +232,7 @@ func (p *FamilyPick) sameAnswer(o *FamilyPick) bool {
 		return false
 	}
 	same := func(x, y *Member) bool {
-		return x.Serves() == y.Serves() && (x.Step == StepKept) == (y.Step == StepKept) && (!x.Serves() || x.Weight == y.Weight && x.Share == y.Share)
+		return x.Serves() == y.Serves() && (x.Step == StepKept) == (y.Step == StepKept) && (!x.Serves() || x.Counts() == y.Counts())
 	}
 	nobody := &Member{Step: StepEligible}
 	for i := range p.Members {
