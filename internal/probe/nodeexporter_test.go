@@ -304,6 +304,8 @@ func TestExporterDead(t *testing.T) {
 	expect(t, Options{}, at, check, "unknown exporter: exporter: connect: refused")
 	check.OnError = rota.Down
 	expect(t, Options{}, at, check, "down exporter: exporter: connect: refused")
+	// What this machine cannot do is nobody's fault but its own.
+	expect(t, Options{}, netip.MustParseAddrPort("[fe80::1]:9100"), check, "unknown unroutable: connect: fe80::1 is link-local; name its interface, as in fe80::1%eth0")
 }
 
 // outcome is a verdict without its reason.
@@ -434,8 +436,12 @@ func TestExporterSamples(t *testing.T) {
 	stopped := func() string { return still }
 	f.page.Store(&stopped)
 	p.observe(t.Context(), "", f.at.Addr(), q, m, nil) // moved a little since the last probe
+	kept := m.sample
 	observe("unknown exporter", 1)
 	observe("unknown exporter", 1)
+	if m.sample != kept {
+		t.Error("an old page took the place of the sample that it is: its numbers would seem to be younger")
+	}
 	f.page.Store(&page)
 	observe("down threshold", 1)
 
