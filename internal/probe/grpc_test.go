@@ -186,6 +186,15 @@ func h2(f func(*http2.Framer, func(...string) []byte)) func(net.Conn) {
 	}
 }
 
+// serving answers a call with SERVING.
+func serving(c net.Conn) {
+	h2(func(f *http2.Framer, block func(...string) []byte) {
+		_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block(":status", "200", "content-type", "application/grpc"), EndHeaders: true})
+		_ = f.WriteData(1, false, []byte{0, 0, 0, 0, 2, 8, 1})
+		_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block("grpc-status", "0"), EndHeaders: true, EndStream: true})
+	})(c)
+}
+
 func TestGRPCHostile(t *testing.T) {
 	short := rota.Timing{Timeout: hasty}
 	headers := func(f *http2.Framer, block []byte, end bool) {
