@@ -146,7 +146,7 @@ func (a *app) lastProbes(ctx context.Context, match, name string, f format) erro
 	if err != nil {
 		return err
 	}
-	b, err := cl.raw(ctx, "/api/v1/checks", url.Values{"match": {match}, "traces": {"true"}})
+	b, err := cl.raw(ctx, "/api/v1/traces", url.Values{"match": {match}})
 	if err != nil {
 		return err
 	}

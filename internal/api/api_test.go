@@ -460,7 +460,7 @@ func TestAccess(t *testing.T) {
 		"GET /api/v1/freeze": AccessRead, "GET /api/v1/instructions": AccessRead,
 		"GET /api/v1/records": AccessKnown, "GET /api/v1/drift": AccessKnown,
 		"POST /api/v1/instructions": AccessOperator, "POST /api/v1/freeze": AccessOperator, "DELETE /api/v1/freeze": AccessOperator,
-		"GET /api/v1/plan": AccessKnown, "GET /api/v1/config": AccessKnown,
+		"GET /api/v1/plan": AccessKnown, "GET /api/v1/traces": AccessKnown, "GET /api/v1/config": AccessKnown,
 		"POST /api/v1/overrides": AccessOperator, "DELETE /api/v1/overrides": AccessOperator, "POST /api/v1/reload": AccessAdmin,
 		"POST /api/v1/cluster/members": AccessAdmin, "DELETE /api/v1/cluster/members/{node}": AccessAdmin,
 		"POST /api/v1/cluster/members/{node}/promote": AccessAdmin, "POST /api/v1/cluster/members/{node}/demote": AccessAdmin,
@@ -985,7 +985,7 @@ func TestTracesOfChecks(t *testing.T) {
 	}
 	s := server(t, o)
 	for path, traced := range map[string]bool{
-		"/api/v1/checks?match=www.example.org": false, "/api/v1/checks?match=www.example.org&traces=true": true, "/api/v1/explain?name=www.example.org": false,
+		"/api/v1/checks?match=www.example.org": false, "/api/v1/traces?match=www.example.org": true, "/api/v1/explain?name=www.example.org": false,
 	} {
 		body := get(s, path).Body.String()
 		if !strings.Contains(body, `"name":"connect"`) {
@@ -1006,10 +1006,13 @@ func TestTracesOfChecks(t *testing.T) {
 	f.must(t, rota.Event{At: t0, Kind: rota.EventSpec, Spec: &rota.Spec{Vantages: vantages, Services: []rota.Service{service("many.example.org", many...)}}})
 	o.Source, o.Append, o.Records = f, f.Append, f.Records
 	s = server(t, o)
-	if w := get(s, "/api/v1/checks?traces=true"); w.Code != http.StatusUnprocessableEntity || !strings.Contains(w.Body.String(), "match at most 100") {
+	if w := get(s, "/api/v1/traces"); w.Code != http.StatusUnprocessableEntity || !strings.Contains(w.Body.String(), "match at most 100") {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
-	if w := get(s, "/api/v1/checks?traces=true&match=many.example.org/192.0.2.1"); w.Code != http.StatusOK {
+	if w := get(s, "/api/v1/checks"); w.Code != http.StatusOK {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := get(s, "/api/v1/traces?match=many.example.org/192.0.2.1"); w.Code != http.StatusOK {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
 }

@@ -109,11 +109,6 @@ type (
 		Match string   `query:"match" maxLength:"300" doc:"SERVICE, SERVICE/ADDRESS, ADDRESS, site:NAME or label:KEY=VALUE."`
 		Label []string `query:"label,explode" maxItems:"20" doc:"KEY=VALUE; all must hold."`
 	}
-	checksInput struct {
-		Match  string   `query:"match" maxLength:"300" doc:"SERVICE, SERVICE/ADDRESS, ADDRESS, site:NAME or label:KEY=VALUE."`
-		Label  []string `query:"label,explode" maxItems:"20" doc:"KEY=VALUE; all must hold."`
-		Traces bool     `query:"traces" doc:"Whole traces of this node's last probes, with heads and certificates; of at most 100 checks."`
-	}
 	limitInput struct {
 		After uint64 `query:"after" doc:"Only what happened after the event with this index."`
 		Limit int    `query:"limit" minimum:"1" maximum:"10000" default:"200" doc:"At most this many, the newest."`
@@ -138,6 +133,7 @@ func (s *Server) routes(a huma.API) {
 	register(s, a, get("services/{name}", "get-service", AccessRead, "One service with its endpoints"), s.getService)
 	register(s, a, get("endpoints", "list-endpoints", AccessRead, "Endpoints, their verdicts and where they are published"), s.listEndpoints)
 	register(s, a, get("checks", "list-checks", AccessRead, "Targets: who is asked what, and what each vantage holds"), s.listChecks)
+	register(s, a, get("traces", "list-traces", AccessKnown, "Targets with whole traces of this node's last probes: heads sent and received, certificates. At most 100"), s.listTraces)
 	register(s, a, get("vantages", "list-vantages", AccessRead, "Who votes"), s.listVantages)
 	register(s, a, get("zones", "list-zones", AccessRead, "Zones and who keeps them"), s.listZones)
 	register(s, a, get("publishers", "list-publishers", AccessRead, "Publishers and how their DNS stands"), s.listPublishers)
@@ -348,12 +344,22 @@ func (s *Server) listEndpoints(_ context.Context, in *filterInput) (*List[Endpoi
 	return list(v, v.endpoints(keep)), nil
 }
 
+func (s *Server) listChecks(_ context.Context, in *filterInput) (*List[CheckView], error) {
+	return s.checks(in, false)
+}
+
 // maxTraced bounds the checks whose whole traces are in one answer: each may have a dozen of some kilobytes.
 const maxTraced = 100
 
-func (s *Server) listChecks(_ context.Context, in *checksInput) (*List[CheckView], error) {
+func (s *Server) listTraces(_ context.Context, in *filterInput) (*List[CheckView], error) {
+	return s.checks(in, true)
+}
+
+// checks shows the targets that are wanted, with or without whole traces of their probes.
+func (s *Server) checks(in *filterInput, traces bool) (*List[CheckView], error) {
 	v := s.view()
-	keep, err := v.filter(&filterInput{in.Match, in.Label})
+	v.traces = traces
+	keep, err := v.filter(in)
 	if err != nil {
 		return nil, err
 	}
@@ -370,10 +376,9 @@ func (s *Server) listChecks(_ context.Context, in *checksInput) (*List[CheckView
 			}
 		}
 	}
-	if in.Traces && len(wanted) > maxTraced {
+	if traces && len(wanted) > maxTraced {
 		return nil, problem(http.StatusUnprocessableEntity, "traces of %d checks are too many for one answer: match at most %d", len(wanted), maxTraced)
 	}
-	v.traces = in.Traces
 	var out []CheckView
 	uses := v.uses()
 	for _, t := range v.Targets() {

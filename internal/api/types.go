@@ -123,10 +123,10 @@ type Probe struct {
 	rota.Observation
 	Started      time.Time   `json:"started,omitzero"`
 	Steps        []ProbeStep `json:"steps" nullable:"false" doc:"Its phases, in order."`
-	Sent         string      `json:"sent,omitempty" doc:"Head of what was sent, with traces only."`
-	Received     string      `json:"received,omitempty" doc:"Head of what came back, with traces only."`
+	Sent         string      `json:"sent,omitempty" doc:"Head of what was sent, in traces only."`
+	Received     string      `json:"received,omitempty" doc:"Head of what came back, in traces only."`
 	ReceivedSize int         `json:"received_size,omitempty" doc:"Bytes of the body, the banner or the replies that were read."`
-	TLS          *ProbeTLS   `json:"tls,omitempty" doc:"What the handshake showed, before any judgement of it; with traces only."`
+	TLS          *ProbeTLS   `json:"tls,omitempty" doc:"What the handshake showed, before any judgement of it; in traces only."`
 }
 
 // ProbeStep is a phase of a probe.

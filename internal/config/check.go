@@ -454,7 +454,11 @@ func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
 	label, portless, name := c.Name, false, s.service
 	wantPort := func() {
 		if c.Port == 0 && !anyBad(from, "port") {
-			s.b.fail(at.at, "write port: N", "check %q of type %s has no port", label, c.Kind)
+			what := fmt.Sprintf("check %q", label)
+			if label == "" {
+				what = "a check"
+			}
+			s.b.fail(at.at, "write port: N", "%s of type %s has no port", what, c.Kind)
 			s.refused, portless = true, true
 		}
 	}
