@@ -61,6 +61,13 @@ func running(t *testing.T, o Options, at netip.AddrPort, n int, c rota.Check) (*
 	}
 	p := New(o)
 	p.Set(ts)
+	runProber(t, p)
+	return p, ts
+}
+
+// runProber runs p until the test ends.
+func runProber(t *testing.T, p *Prober) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = p.Run(ctx) })
@@ -68,7 +75,6 @@ func running(t *testing.T, o Options, at netip.AddrPort, n int, c rota.Check) (*
 		cancel()
 		wg.Wait()
 	})
-	return p, ts
 }
 
 // until polls for a condition, as long as any machine may take.
