@@ -209,6 +209,19 @@ func BenchmarkIdleTarget(b *testing.B) {
 	}
 }
 
+// oneByOne asks one target again and again, beside any schedule.
+func oneByOne(b *testing.B, at netip.AddrPort, c rota.Check) {
+	b.Helper()
+	c.Port = at.Port()
+	p := New(Options{})
+	b.ReportAllocs()
+	for b.Loop() {
+		if t := p.Once(b.Context(), rota.NewTarget(at.Addr(), c)); t.Observation.Status != rota.Up {
+			b.Fatal(t.Observation.Reason)
+		}
+	}
+}
+
 func BenchmarkProbeDNS(b *testing.B) {
 	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -228,13 +241,13 @@ func BenchmarkProbeDNS(b *testing.B) {
 		}
 	}()
 	b.Cleanup(func() { c.Close(); <-done })
-	benchmark(b, netip.MustParseAddrPort(c.LocalAddr().String()), rota.Check{Kind: rota.KindDNS, Query: "www.example.org."})
+	oneByOne(b, netip.MustParseAddrPort(c.LocalAddr().String()), rota.Check{Kind: rota.KindDNS, Query: "www.example.org."})
 }
 
 func BenchmarkProbeAgentCheck(b *testing.B) {
-	benchmark(b, serve(b, func(c net.Conn) { _, _ = io.WriteString(c, "up 75%\n") }), rota.Check{Kind: rota.KindAgentCheck})
+	oneByOne(b, serve(b, func(c net.Conn) { _, _ = io.WriteString(c, "up 75%\n") }), rota.Check{Kind: rota.KindAgentCheck})
 }
 
 func BenchmarkProbeGRPC(b *testing.B) {
-	benchmark(b, serve(b, serving), rota.Check{Kind: rota.KindGRPC})
+	oneByOne(b, serve(b, serving), rota.Check{Kind: rota.KindGRPC})
 }

@@ -161,6 +161,7 @@ type run struct {
 	parent    context.Context // ends when the probe is no longer wanted; the probe's own context ends at the deadline too
 	ping      *pinger
 	seat      seat // where the probe runs; nil: it has a goroutine
+	confirms  bool // the watched connection has ended, and this probe sees whether the target has
 	trace     *Trace
 	memory    *memory // of the target, for this probe alone; nil beside the schedule
 	wantsCert bool    // the server asked for a client certificate
@@ -171,7 +172,11 @@ type run struct {
 
 // memory is what a target's probe leaves for the next one. At most one probe of a target is in flight, and it alone touches it.
 type memory struct {
-	sample any // of kinds that compare two samples
+	sample any   // of kinds that compare two samples
+	kept   *kept // a connection that is still open
+
+	engine engine // holds what is kept; nil: nothing is
+	broke  func() // says that a watched connection has ended
 }
 
 // observe runs one probe of q at addr on the caller's goroutine, whole: the deadline, the judgement of an overrun, the trace.
@@ -199,6 +204,7 @@ func (p *Prober) observeIn(parent context.Context, j job, ping *pinger, seat sea
 		f = r.ask(ctx)
 		cancel()
 	}
+	f.sure = f.sure || f.status == rota.Down && r.confirms
 	end := time.Now()
 	took := end.Sub(t.Started)
 	if f.status == rota.Down && took > q.check.Timeout+overrun {
@@ -249,32 +255,45 @@ func (p *Prober) forbidden(addr netip.Addr) error {
 // dial connects to the literal address of the target, never to a name and never by a proxy, and puts the total deadline on the
 // connection. The stop function must be called when done; it closes the connection.
 func (r *run) dial(ctx context.Context) (net.Conn, func(), error) {
+	c, release, err := r.connect(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, func() { release(); _ = c.Close() }, nil
+}
+
+// connect is dial for a connection that may outlive the probe: release takes the deadline off it, and does not close it.
+func (r *run) connect(ctx context.Context) (c net.Conn, release func(), err error) {
 	done := r.trace.begin("connect")
 	hold := !r.q.listens() // who waits for the target's first word would wait for the ACK
 	to := netip.AddrPortFrom(r.addr, r.q.check.Port)
 	if r.seat != nil {
-		c, err := r.seat.dial(to, hold)
-		if err != nil {
-			done("failed")
-			return nil, nil, err
+		c, err = r.seat.dial(to, hold)
+	} else {
+		d := net.Dialer{KeepAlive: -1}
+		if hold {
+			d.Control = holdAck
 		}
-		done(ends(c))
-		return c, func() { _ = c.Close() }, nil
+		c, err = d.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
 	}
-	d := net.Dialer{KeepAlive: -1}
-	if hold {
-		d.Control = holdAck
-	}
-	c, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
 	if err != nil {
 		done("failed")
 		return nil, nil, err
 	}
 	done(ends(c))
+	return c, r.bind(ctx, c), nil
+}
+
+// bind puts the probe's deadline and its end on a connection.
+func (r *run) bind(ctx context.Context, c net.Conn) (release func()) {
+	if r.seat != nil {
+		r.seat.take(c)
+		return func() {}
+	}
 	deadline, _ := ctx.Deadline()
 	_ = c.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	return c, func() { stop(); _ = c.Close() }, nil
+	return func() { stop() }
 }
 
 func ends(c net.Conn) string { return c.LocalAddr().String() + " to " + c.RemoteAddr().String() }
@@ -293,18 +312,25 @@ func (q *question) listens() bool {
 // probeTCP connects and, when the check says so, sends and expects. A mere connect ends in RST, so that it leaves no TIME_WAIT
 // behind at either end.
 func probeTCP(ctx context.Context, r *run) finding {
-	c, stop, err := r.dial(ctx)
+	r.resume(ctx, page{}) // what was watched gives way to what is asked now
+	c, release, err := r.connect(ctx)
 	if err != nil {
 		return r.fault(ctx, "connect", err)
 	}
-	defer stop()
-	if r.q.check.Send == "" && r.q.expect == nil {
-		if c, ok := c.(interface{ SetLinger(int) error }); ok {
-			_ = c.SetLinger(0)
-		}
-		return up("connected")
+	f := up("connected")
+	mere := r.q.check.Send == "" && r.q.expect == nil
+	if !mere {
+		f = r.talk(ctx, c)
 	}
-	return r.talk(ctx, c)
+	release()
+	if f.status == rota.Up && r.q.check.Watch && r.keep(ctx, nil, c, c) {
+		return f
+	}
+	if c, ok := c.(interface{ SetLinger(int) error }); ok && mere {
+		_ = c.SetLinger(0)
+	}
+	_ = c.Close()
+	return f
 }
 
 // talk writes Send and reads until Expect matches, the target closes, MaxBody bytes have come or the deadline has passed.
@@ -322,7 +348,7 @@ func (r *run) talk(ctx context.Context, c net.Conn) finding {
 		return up("connected and sent")
 	}
 	done := r.trace.begin("expect")
-	m := matcher{re: r.q.expect, limit: r.q.maxBody}
+	m := matcher{re: r.q.expect, limit: r.q.maxBody, aside: r.aside}
 	err := m.read(c)
 	r.trace.Received, r.trace.ReceivedSize = escape(m.got, maxHead), len(m.got)
 	done(fmt.Sprintf("%d bytes", len(m.got)))
@@ -345,6 +371,7 @@ func (r *run) talk(ctx context.Context, c net.Conn) finding {
 type matcher struct {
 	re    *regexp.Regexp
 	limit int
+	aside func(n int, f func())
 	got   []byte
 	found bool
 	spent int // bytes matched against so far
@@ -358,7 +385,7 @@ func (m *matcher) try(last bool) bool {
 	}
 	m.spent += n
 	m.tried = n
-	m.found = m.re.Match(m.got)
+	m.aside(n, func() { m.found = m.re.Match(m.got) })
 	return m.found
 }
 

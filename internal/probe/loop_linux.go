@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"math"
 	"os"
@@ -115,6 +116,48 @@ func (l *loop) close() {
 	l.ring()
 	l.mu.Unlock()
 	l.wg.Wait()
+}
+
+func (l *loop) hold(k *kept) error {
+	if w, ok := k.link.(*wire); ok {
+		return w.keep(k)
+	}
+	c, ok := k.link.(syscall.Conn)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	h := &held{k: k, number: -1}
+	k.unwatch = func() {
+		l.order(order{call: func() {
+			if h.number >= 0 {
+				l.unwatch(h.number)
+				h.number = -1
+			}
+		}})
+	}
+	l.order(order{call: func() {
+		var failed error
+		err := raw.Control(func(fd uintptr) { // which it keeps from being closed meanwhile
+			h.fd = int(fd)
+			h.number, failed = l.watch(h.fd, h, unix.EPOLLIN|unix.EPOLLRDHUP)
+		})
+		if err != nil || failed != nil {
+			k.over.Store(true)
+		}
+	}})
+	return nil
+}
+
+func (l *loop) release(k *kept) {
+	l.order(order{call: func() {
+		if k.state.CompareAndSwap(keptIdle, keptUsed) {
+			k.close()
+		}
+	}})
 }
 
 // order leaves an order for the loop. It never waits for it.

@@ -14,8 +14,6 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"pgregory.net/rapid"
-
-	"github.com/rota-dns/rota/internal/rota"
 )
 
 // picks reads a page with the reader under test: the values of the wanted metrics by series, in the form NAME{a="b"}.
@@ -203,14 +201,5 @@ func BenchmarkPage(b *testing.B) {
 }
 
 func BenchmarkProbeExporter(b *testing.B) {
-	c := exporterCheck(rules("mem_free", "> 0%", "load1", "< 1000"))
-	at := serve(b, answers(okHead+string(realPage(b))))
-	c.Port = at.Port()
-	p := New(Options{})
-	b.ReportAllocs()
-	for b.Loop() {
-		if t := p.Once(b.Context(), rota.NewTarget(at.Addr(), c)); t.Observation.Status != rota.Up {
-			b.Fatal(t.Observation.Reason)
-		}
-	}
+	oneByOne(b, serve(b, answers(okHead+string(realPage(b)))), exporterCheck(rules("mem_free", "> 0%", "load1", "< 1000")))
 }

@@ -116,6 +116,13 @@ func read(fd int, b []byte) (int, syscall.Errno) {
 	return int(n), errno
 }
 
+// quiet reports whether a connection is open and nothing has come.
+func quiet(fd int) bool {
+	var b [1]byte
+	_, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&b)), 1, unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+	return errno == unix.EAGAIN
+}
+
 // write sends without a SIGPIPE.
 func write(fd int, b []byte) (int, syscall.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), unix.MSG_NOSIGNAL, 0, 0)

@@ -13,8 +13,11 @@ import (
 
 // wire is a TCP connection of a task. Its methods are called in the task's coroutine; what would block suspends the task.
 type wire struct {
-	t       *task
-	fd      int // -1: closed
+	l       *loop
+	t       *task // whose it is; nil between two probes
+	kept    *kept // it may outlive a probe
+	hung    bool  // the other side has said goodbye
+	fd      int   // -1: closed
 	number  int32
 	watched bool
 	remote  netip.AddrPort
@@ -27,7 +30,7 @@ type wire struct {
 const maxReads = 32
 
 func (t *task) dial(to netip.AddrPort, holdAck bool) (net.Conn, error) {
-	w := &wire{t: t, remote: to, until: never}
+	w := &wire{l: t.l, t: t, remote: to, until: never}
 	var errno syscall.Errno
 	if w.fd, errno = tcpSocket(to.Addr().Is6()); errno != 0 {
 		return nil, os.NewSyscallError("socket", errno)
@@ -69,12 +72,8 @@ func (w *wire) connect() error {
 
 // await suspends the task until something happens to the socket. It returns an error at the deadline or when nobody wants the probe.
 func (w *wire) await(call string) error {
-	if !w.watched {
-		n, err := w.t.l.watch(w.fd, w, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP)
-		if err != nil {
-			return os.NewSyscallError("epoll_ctl", err)
-		}
-		w.number, w.watched = n, true
+	if err := w.watch(); err != nil {
+		return err
 	}
 	w.reads = 0
 	w.t.park(w.until)
@@ -82,14 +81,74 @@ func (w *wire) await(call string) error {
 }
 
 func (w *wire) expired() error {
-	if t := w.t; t.dropped.Load() || t.l.now >= min(w.until, t.end) {
+	if t := w.t; t.dropped.Load() || w.l.now >= min(w.until, t.end) {
 		return os.ErrDeadlineExceeded
 	}
 	return nil
 }
 
+func (w *wire) watch() error {
+	if w.watched {
+		return nil
+	}
+	n, err := w.l.watch(w.fd, w, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP)
+	if err != nil {
+		return os.NewSyscallError("epoll_ctl", err)
+	}
+	w.number, w.watched = n, true
+	return nil
+}
+
 // event is the loop's word that something happened to the socket.
-func (w *wire) event(uint32) { w.t.wake() }
+func (w *wire) event(mask uint32) {
+	w.hung = w.hung || mask&goodbye != 0
+	if w.t != nil {
+		w.t.wake()
+	}
+	if w.kept != nil {
+		w.kept.event(w.fd, mask)
+	}
+}
+
+// goodbye is what epoll says of a connection that the other side, or the network, has ended.
+const goodbye = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+
+// event looks at what happened to a kept connection.
+func (k *kept) event(fd int, mask uint32) {
+	switch {
+	case mask&goodbye != 0:
+		k.ended()
+	case mask&unix.EPOLLIN != 0 && k.state.CompareAndSwap(keptIdle, keptUsed):
+		spoke := !quiet(fd) // else it is news of what the last probe has read
+		k.state.Store(keptIdle)
+		if spoke || k.over.Load() {
+			k.ended()
+		}
+	}
+}
+
+// held is the loop's watch over a kept connection of Go's own.
+type held struct {
+	k      *kept
+	fd     int
+	number int32
+}
+
+func (h *held) event(mask uint32) { h.k.event(h.fd, mask) }
+
+func (t *task) take(c net.Conn) { c.(*wire).t = t }
+
+func (t *task) leave(c net.Conn) { c.(*wire).t = nil }
+
+// keep makes the wire one that may outlive its probe.
+func (w *wire) keep(k *kept) error {
+	if err := w.watch(); err != nil {
+		return err
+	}
+	w.kept = k
+	k.over.Store(w.hung)
+	return nil
+}
 
 // turn lets others have theirs when this probe was busy for long.
 func (w *wire) turn() error {
@@ -159,7 +218,7 @@ func (w *wire) Close() error {
 		return nil
 	}
 	if w.watched {
-		w.t.l.unwatch(w.number)
+		w.l.unwatch(w.number)
 	}
 	closeDescriptor(w.fd)
 	w.fd, w.watched = -1, false
@@ -191,7 +250,7 @@ func (w *wire) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(w.remote) 
 func (w *wire) SetDeadline(at time.Time) error {
 	w.until = never
 	if !at.IsZero() {
-		w.until = int64(at.Sub(w.t.l.base))
+		w.until = int64(at.Sub(w.l.base))
 	}
 	return nil
 }
