@@ -17,7 +17,7 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-var soakInterval = flag.Duration("soak", 30*time.Minute, "interval of the checks in TestSoak; what real checks have, 10s, takes an hour")
+var soakInterval = flag.Duration("soak", 40*time.Minute, "interval of the checks in TestSoak; what real checks have, 10s, takes an hour")
 
 // sky is what the targets of a soak are like for a while.
 type sky struct {
@@ -115,6 +115,7 @@ func TestSoak(t *testing.T) {
 	check.Interval = *soakInterval
 	check.FastInterval = max(check.Interval/10, time.Second)
 	check.Timeout = 3 * time.Second
+	grid := check.Interval / 300
 	all := skies(check.Timeout)
 	const seed = 1
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -135,8 +136,9 @@ func TestSoak(t *testing.T) {
 			}
 			defer flying.Add(-1)
 			f, took := now.Load().find(int((maphash.String(hashes, string(e.id))^salt.Load()*0x9e3779b97f4a7c15)>>32%100), rand.IntN(100))
+			end := tr.Started.Add(took + grid).Truncate(grid) // those of a while end together: a report is made of all of them
 			select {
-			case <-time.After(took):
+			case <-time.After(end.Sub(tr.Started)):
 			case <-ctx.Done():
 				f = unknown(rota.ClassCancelled, "cancelled")
 			}
