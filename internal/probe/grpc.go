@@ -61,7 +61,7 @@ func probeGRPC(ctx context.Context, r *run) finding {
 			return *bad
 		}
 		if t.ConnectionState().NegotiatedProtocol != http2.NextProtoTLS {
-			return down(rota.ClassTLS, "tls: the target does not offer HTTP/2 (ALPN h2)")
+			return down(rota.ClassTLS, "tls: the target does not offer h2")
 		}
 		conn = t
 	}

@@ -128,7 +128,7 @@ func TestGRPCOverTLS(t *testing.T) {
 	expect(t, o, serve(t, tlsServer(&web, silent)), check, "down tls: tls: the target does not offer h2")
 	strict := web.Clone()
 	strict.NextProtos = []string{"http/1.1"}
-	expect(t, o, serve(t, tlsServer(strict, silent)), check, "down tls: tls: alert 120 (no application protocol)")
+	expect(t, o, serve(t, tlsServer(strict, silent)), check, "down tls: tls: the target does not offer h2")
 
 	auth := check
 	auth.Auth.Secret = "file:/token"
