@@ -216,7 +216,7 @@ func clockWords(s clock.Seen) string {
 // watchSelf lets this node doubt itself: by what it must see to be sure that it is not cut off, by what it sees and by what it cannot. An abstention
 // shows in its report, and in the log when it begins and ends.
 func (n *node) watchSelf(ctx context.Context) error {
-	uplink := probe.New(probe.Options{Vantage: n.name, Log: n.log.With("room", "uplink")})
+	uplink := probe.New(probe.Options{Vantage: n.name, Log: n.log.With("room", "uplink"), Secret: n.place})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		_ = uplink.Run(ctx) // ends with ctx and says so
@@ -281,7 +281,7 @@ func (n *node) fallen() why {
 	}
 	text := rota.SelfDoubt(n.prober.Sights(func(id rota.TargetID) bool {
 		v := st.Verdict(id)
-		return v.Status == rota.Down
+		return v.Status == rota.Down || v.Status == rota.Draining
 	}), time.Now())
 	if text == "" {
 		return why{}

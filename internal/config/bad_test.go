@@ -110,7 +110,7 @@ func TestBadInput(t *testing.T) {
 		{"scheme", with("endpoints: [192.0.2.1]\ncheck: htp://{}/"), `did you mean "http"?`},
 		{"no port", with("endpoints: [192.0.2.1]\ncheck: tcp://{}"), "wants a port"},
 		{"userinfo", with("endpoints: [192.0.2.1]\ncheck: http://u:p@{}/"), "no user and password"},
-		{"authorization", "checks: {a: {type: http, header: {Authorization: hush}}}", "not supported yet"},
+		{"authorization", "checks: {a: {type: http, header: {Authorization: hush}}}", "write auth:"},
 		{"regexp", "checks: {a: {type: http, body: '('}}", "malformed regular expression"},
 		{"role", "checks: {a: {type: http, role: observ}}", `did you mean "observe"?`},
 		{"publish dns", "publish: {dns: {type: rfc2136, servers: a}}", "cannot be defined"},
@@ -195,7 +195,7 @@ func TestHowErrorsLook(t *testing.T) {
     5 |     publish: b
     6 |     tll: 30s
       |     ^^^
-/etc/rota/rota.yaml:8:13: check "ä" has no type: want http, https, tcp, tls, icmp, node_exporter or agent (did you mean "type" by "tüpe"?)
+/etc/rota/rota.yaml:8:13: check "ä" has no type: want http, https, tcp, tls, icmp, node_exporter, dns, grpc, exec, agent-check or agent (did you mean "type" by "tüpe"?)
     7 | defaults: {interval: 5s, timeout: 10s}
     8 | checks: {ä: {tüpe: http}}
       |             ^

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -48,14 +50,14 @@ type builder struct {
 	publishers map[string]*publisher // by name, those that are used
 	defined    map[string]entry      // publishers by name, all
 	used       map[string]bool       // checks by name, those that a service names
-	later      map[string]bool       // things refused as not supported yet, said once each
 	places     map[rota.Name]place   // of services
+	found      map[*node]found       // what checks name
 }
 
 func (l *loader) build(root *node) *Config {
 	b := &builder{
 		loader: l, root: root, c: &Config{}, checks: map[string]entry{}, defined: map[string]entry{},
-		publishers: map[string]*publisher{}, used: map[string]bool{}, later: map[string]bool{}, places: map[rota.Name]place{},
+		publishers: map[string]*publisher{}, used: map[string]bool{}, places: map[rota.Name]place{}, found: map[*node]found{},
 	}
 	b.node()
 	b.log()
@@ -82,6 +84,9 @@ func (l *loader) build(root *node) *Config {
 	b.unused()
 	b.budgets()
 	b.crossZones(zones)
+	slices.Sort(b.c.Places)
+	b.c.Places = slices.Compact(b.c.Places)
+	slices.SortFunc(b.c.Commands, slices.Compare[[]string])
 	for _, name := range slices.Sorted(maps.Keys(b.publishers)) {
 		b.c.Publishers = append(b.c.Publishers, b.publishers[name].Publisher)
 	}
@@ -356,6 +361,15 @@ func (b *builder) secret(n *node) (Secret, bool) {
 		b.warn(n.at, "use {file: PATH}, {env: NAME} or {credential: NAME}", "a secret stands in the configuration itself")
 		return Secret{value: n.text}, true
 	}
+	form, v := b.form(n)
+	if v == nil {
+		return Secret{}, false
+	}
+	return b.secretFrom(v.at, form, v.text)
+}
+
+// form returns which of file, env and credential an object has, and its value, or nil when there is none or it was refused.
+func (b *builder) form(n *node) (string, *node) {
 	var given []string
 	for _, form := range []string{"file", "env", "credential"} {
 		if n.has(form) {
@@ -364,56 +378,66 @@ func (b *builder) secret(n *node) (Secret, bool) {
 	}
 	if len(given) != 1 {
 		b.fail(n.at, "", "a secret wants one of {file: PATH}, {env: NAME} and {credential: NAME}")
-		return Secret{}, false
+		return "", nil
 	}
-	v := n.get(given[0])
-	if v == nil {
-		return Secret{}, false
-	}
-	return b.secretFrom(v.at, given[0], v.text)
+	return given[0], n.get(given[0])
 }
 
 // secretFrom reads a secret of the form file, env or credential.
 func (b *builder) secretFrom(at place, form, name string) (Secret, bool) {
-	s := Secret{from: form + ":" + name}
-	path := ""
+	c, ok := b.content(at, "secret", form, name, maxSecret)
+	if ok && form == "file" && c.mode&forAll != 0 {
+		b.openSecret(at, c.path)
+	}
+	return Secret{from: c.from, value: string(c.text)}, ok
+}
+
+// content is what is at a place.
+type content struct {
+	from string // file:PATH, env:NAME or credential:NAME
+	path string // of a file or credential
+	mode fs.FileMode
+	text []byte // without space round it; empty when secrets are left unread
+}
+
+// content reads what is at a place of the form file, env or credential, at most limit bytes. It returns false when there is none or it
+// was refused; what names it in messages.
+func (b *builder) content(at place, what, form, name string, limit int) (content, bool) {
+	c := content{from: form + ":" + name}
 	switch form {
 	case "file":
-		path = within(at.src, name)
-		s.from = "file:" + path
+		c.path = within(at.src, name)
+		c.from = "file:" + c.path
 	case "credential":
 		dir, ok := b.o.Env("CREDENTIALS_DIRECTORY")
 		if !ok && !b.o.NoSecrets {
 			b.fail(at, "LoadCredential= in the unit, or use {file: PATH}", "credential %q: systemd passed no credentials to this process", name)
-			return Secret{}, false
+			return c, false
 		}
-		path = filepath.Join(dir, name)
+		c.path = filepath.Join(dir, name)
 	}
 	if b.o.NoSecrets {
-		return s, true
+		return c, true
 	}
 	if form == "env" {
 		v, ok := b.o.Env(name)
 		if !ok || strings.TrimSpace(v) == "" {
 			b.fail(at, "", "environment variable %s is %s", name, map[bool]string{true: "empty", false: "not set"}[ok])
-			return Secret{}, false
+			return c, false
 		}
-		s.value = strings.TrimSpace(v)
-		return s, true
+		c.text = []byte(strings.TrimSpace(v))
+		return c, true
 	}
-	raw, mode, err := b.open(path, maxSecret)
+	raw, mode, err := b.open(c.path, limit)
 	if err != nil {
-		b.fail(at, "", "secret %s: %v", path, err)
-		return Secret{}, false
+		b.fail(at, "", "%s %s: %v", what, c.path, err)
+		return c, false
 	}
-	if mode&forAll != 0 && form == "file" {
-		b.openSecret(at, path)
+	if c.text, c.mode = bytes.TrimSpace(raw), mode; len(c.text) == 0 {
+		b.fail(at, "", "%s %s is empty", what, c.path)
+		return c, false
 	}
-	if s.value = strings.TrimSpace(string(raw)); s.value == "" {
-		b.fail(at, "", "secret %s is empty", path)
-		return Secret{}, false
-	}
-	return s, true
+	return c, true
 }
 
 // safety reads a safety map on top of another.

@@ -257,7 +257,11 @@ func uplinkURL(t rota.Target) string {
 	if t.Check.Port != 0 {
 		host += fmt.Sprintf(":%d", t.Check.Port)
 	}
-	return string(t.Check.Kind) + "://" + host + t.Check.Path
+	path := t.Check.Path
+	if t.Check.Query != "" {
+		path = "/" + t.Check.Query
+	}
+	return string(t.Check.Kind) + "://" + host + path
 }
 
 // certificateUse says what files of certificates are for.

@@ -159,18 +159,21 @@ func TestVantage(t *testing.T) {
 			"",
 		},
 		{
-			"uplink", `vantage: {uplink: {checks: ["icmp://192.0.2.1", "tcp://[2001:db8::1]:53", "http://192.0.2.2", "https://192.0.2.3:8443/x"], need: 3}}`,
+			"uplink", `vantage: {uplink: {checks: ["icmp://192.0.2.1", "tcp://[2001:db8::1]:53", "http://192.0.2.2", "https://192.0.2.3:8443/x", "dns://192.0.2.4/example.net"], need: 3}}`,
 			Config{
 				Uplink: &Uplink{Need: 3, Checks: []rota.Target{
 					target("192.0.2.1", rota.Check{Name: "icmp://{}", Kind: rota.KindICMP, Count: 1}),
 					target("2001:db8::1", rota.Check{Name: "tcp://{}:53", Kind: rota.KindTCP, Port: 53}),
 					target("192.0.2.2", rota.Check{
 						Name: "http://{}:80/", Kind: rota.KindHTTP, Port: 80, Path: "/", Method: "GET", Status: []rota.StatusRange{{From: 200, To: 399}},
-						MaxBody: rota.DefaultMaxBody,
+						MaxBody: rota.DefaultMaxBody, DrainHeader: rota.DefaultDrainHeader,
 					}),
 					target("192.0.2.3", rota.Check{
 						Name: "https://{}:8443/x", Kind: rota.KindHTTPS, Port: 8443, Path: "/x", Method: "GET", Status: []rota.StatusRange{{From: 200, To: 399}},
-						MaxBody: rota.DefaultMaxBody, Verify: rota.VerifyStrict,
+						MaxBody: rota.DefaultMaxBody, DrainHeader: rota.DefaultDrainHeader, Verify: rota.VerifyStrict,
+					}),
+					target("192.0.2.4", rota.Check{
+						Name: "dns://{}:53/example.net.", Kind: rota.KindDNS, Port: 53, Query: "example.net.", QueryType: "A", RCode: "NOERROR", Transport: "udp",
 					}),
 				}},
 				Spec: rota.Spec{Vantages: []rota.Vantage{self}},
@@ -296,6 +299,7 @@ func TestBadVantage(t *testing.T) {
 		{"{uplink: {checks: []}}", "checks is empty"},
 		{"{uplink: {checks: [192.0.2.1]}}", `"192.0.2.1": want a URL with an address, such as icmp://192.0.2.1`},
 		{"{uplink: {checks: [ping]}}", "want a URL with an address"},
+		{"{uplink: {checks: ['agent-check://192.0.2.1:1']}}", "a node finds out whether it is cut off by checks of type icmp, tcp"},
 		{"{uplink: {checks: ['icmp://{}']}}", "want a URL with an address"},
 		{"{uplink: {checks: [{use: ping}]}}", "checks is a map: want a URL such as icmp://192.0.2.1"},
 		{"{uplink: {checks: ['icmp://gw.example.org']}}", "names are not looked up; write its address"},

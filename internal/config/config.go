@@ -31,6 +31,11 @@ type Config struct {
 	// the agents, sorted by name; with Raft the file does not know the other nodes, and a quorum that is a count may be larger.
 	Spec rota.Spec
 
+	// What checks, named ones that no service uses included, let this machine do; sorted, each once. It does neither for a check that
+	// comes from elsewhere.
+	Places   []rota.Place // secrets and certificates to read
+	Commands [][]string   // to run, program and arguments
+
 	Files    []string  // read to make this, the first being the one asked for: configuration, zone files, secrets
 	Warnings []Problem // what is allowed and probably not meant
 	Sources  Sources   // what was read, for Watch

@@ -130,6 +130,7 @@ func TestFullSaysOnlyNotSupportedYet(t *testing.T) {
 		"/etc/rota/ops.token": "opensesame", "/etc/rota/xfr.key": bindKey, "/run/credentials/tsig.key": secret64,
 		"/etc/rota/cluster-ca.crt": certPEM, "/etc/rota/agents.crt": certPEM, "/etc/rota/agents.key": keyPEM, "/etc/rota/agents-ca.crt": certPEM,
 		"/etc/rota/autodns.pw": "a", "/etc/rota/dynu.token": "b", "/etc/rota/cf.token": "c", "/etc/rota/pdns.key": "d", "/etc/rota/desec.token": "g", "/etc/rota/hook.secret": secret64,
+		"/etc/rota/probe.pw": "h", "/etc/rota/probe.crt": certPEM, "/etc/rota/probe.key": keyPEM, "/etc/rota/internal-ca.crt": certPEM,
 	}
 	o := options(merged([]tree{certificates, files}))
 	o.Env = environment("CREDENTIALS_DIRECTORY", "/run/credentials", "ROTA_GRAFANA_TOKEN", "look", "ACME_TSIG", secret64,
@@ -151,7 +152,7 @@ func TestFullSaysOnlyNotSupportedYet(t *testing.T) {
 		"metrics: statsd", "api: tls: acme",
 		"dns: dot", "dns: doh", "dns: cookies", "dns: rrl", "dns: geoip",
 		`zone "lb.example.org": dnssec`, `zone "lb.example.org": transfer`, `zone "lb.example.org": update`,
-		`check "node": type node_exporter`, `service "shop.example.org": policy: failback`,
+		`service "shop.example.org": policy: failback`,
 		`service "api.lb.example.org": endpoints: place`, `service "api.lb.example.org": endpoints: capacity`,
 		`service "api.lb.example.org": endpoints: place`, `service "api.lb.example.org": endpoints: capacity`,
 		`service "api.lb.example.org": policy: place`, `service "api.lb.example.org": policy: stay`, `service "api.lb.example.org": policy: best_of`,

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -118,6 +119,8 @@ func valueNode(v any) *yaml.Node {
 		return scalarNode(v.Short())
 	case Secret:
 		return secretNode(v)
+	case rota.Place:
+		return secretNode(Secret{from: string(v)})
 	case []string:
 		return listNode(v)
 	case []rota.Name:
@@ -475,6 +478,9 @@ func serviceNode(v rota.Service) *mapping {
 		endpoints = append(endpoints, endpointNode(e))
 	}
 	m := mapOf("endpoints", endpoints)
+	if v.Disabled {
+		m.set("disabled", true)
+	}
 	m.Content = append(m.Content, commonNode(v).Content...)
 	return m
 }
@@ -492,6 +498,9 @@ func commonNode(v rota.Service) *mapping {
 		}
 		if v.Policy.Answers > 0 {
 			p.set("answers", v.Policy.Answers)
+		}
+		if v.Policy.SlowStart > 0 {
+			p.set("slow_start", v.Policy.SlowStart)
 		}
 		m.set("policy", p)
 	}
@@ -523,6 +532,9 @@ func endpointNode(e rota.Endpoint) *mapping {
 	}
 	if len(e.Labels) > 0 {
 		m.set("labels", e.Labels)
+	}
+	if e.Agent != "" {
+		m.set("agent", e.Agent)
 	}
 	var checks []*mapping
 	for _, u := range e.Checks {
@@ -568,16 +580,70 @@ func checkNode(u rota.Use, template string) *mapping {
 	set("max_body", c.MaxBody, c.MaxBody == 0)
 	set("count", c.Count, c.Count == 0)
 	set("loss", formatPercent(c.Loss), c.Loss == 0)
-	m.set("interval", c.Interval)
-	m.set("timeout", c.Timeout)
-	m.set("fast_interval", c.FastInterval)
-	m.set("fall", c.Fall)
-	m.set("rise", c.Rise)
-	m.set("ok", c.OK)
+	set("data", c.Data, c.Data == "")
+	set("json", jsonNode(c.JSON), len(c.JSON) == 0)
+	set("auth", authNode(c.Auth), c.Auth == rota.Auth{})
+	set("http2", true, !c.HTTP2)
+	set("drain_header", c.DrainHeader, c.DrainHeader == "")
+	set("reuse", true, !c.Reuse)
+	set("watch", true, !c.Watch)
+	set("client_cert", c.ClientCert, c.ClientCert == "")
+	set("client_key", c.ClientKey, c.ClientKey == "")
+	set("ca", c.CA, c.CA == "")
+	rules := mapOf()
+	for _, r := range c.Rules {
+		rules.set(r.Name, r.Want)
+	}
+	set("rules", rules, len(c.Rules) == 0)
+	set("on_error", c.OnError.String(), !slices.Contains([]rota.Kind{rota.KindNodeExporter, rota.KindExec, rota.KindAgentCheck}, c.Kind))
+	set("ping", !c.NoPing, c.Kind != rota.KindNodeExporter)
+	set("query", c.Query, c.Query == "")
+	set("query_type", c.QueryType, c.QueryType == "")
+	set("rcode", strings.Split(c.RCode, ","), c.RCode == "")
+	set("transport", c.Transport, c.Transport == "")
+	set("recurse", true, !c.Recurse)
+	set("service", c.Service, c.Service == "")
+	set("tls", true, !c.TLS)
+	set("command", c.Command, len(c.Command) == 0)
+	set("max_age", c.MaxAge, c.MaxAge == 0)
+	if c.Kind != rota.KindAgent {
+		m.set("interval", c.Interval)
+		m.set("timeout", c.Timeout)
+		m.set("fast_interval", c.FastInterval)
+		m.set("slow_interval", c.SlowInterval)
+		m.set("fall", c.Fall)
+		m.set("rise", c.Rise)
+		m.set("ok", c.OK)
+	}
 	role := "required"
 	if u.Observe {
 		role = "observe"
 	}
 	m.set("role", role)
+	return m
+}
+
+func authNode(a rota.Auth) *mapping {
+	if a.User == "" {
+		return mapOf("bearer", a.Secret)
+	}
+	return mapOf("user", a.User, "password", a.Secret)
+}
+
+// jsonNode writes what the values of a JSON answer have to be, so that jsonWant reads it again.
+func jsonNode(rules []rota.JSONRule) *mapping {
+	m := mapOf()
+	for _, r := range rules {
+		n := &yaml.Node{Kind: yaml.ScalarNode, Style: yaml.DoubleQuotedStyle, Value: r.Want}
+		var text string
+		switch {
+		case comparison.MatchString(r.Want):
+		case json.Unmarshal([]byte(r.Want), &text) == nil && r.Want != "null":
+			n.Value = strings.ReplaceAll(text, "${", "$${")
+		default: // a number, true, false or null
+			n.Style = 0
+		}
+		m.Content = append(m.Content, scalarNode(r.Pointer), n)
+	}
 	return m
 }

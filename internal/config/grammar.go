@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -171,6 +173,19 @@ func secret() shape {
 	}
 }
 
+// elsewhere is a secret that never stands in the configuration itself: a check travels with the state.
+func elsewhere() shape {
+	return either{
+		secretObject(),
+		scalar{want: "{file: PATH}, {env: NAME} or {credential: NAME}", json: "string", secret: true, parse: func(string) error {
+			return errors.New("a check says where a secret is, and never what it is: want {file: PATH}, {env: NAME} or {credential: NAME}")
+		}},
+	}
+}
+
+// material is a certificate or key in PEM: a path, or one of the forms of a secret.
+func material() shape { return either{secretObject(), pathname} }
+
 func certificate(more ...field) object {
 	return object{fields: append([]field{
 		{key: "cert", doc: "PEM file of the certificate chain.", shape: pathname},
@@ -190,6 +205,10 @@ func timing() []field {
 			key: "fast_interval", doc: "Between probes while a change of mind is pending. Default: 1s, or the interval when that is less.",
 			shape: interval,
 		},
+		{
+			key: "slow_interval", doc: "Between probes of what has been down for ten minutes, or is disabled. Default: 30s, or the interval when that is more.",
+			shape: interval,
+		},
 		{key: "fall", doc: "Failures that make a target down. Default: 3.", shape: fall},
 		{key: "rise", doc: "Successes in a row that bring it back. Default: 2.", shape: fall},
 		{key: "ok", doc: "Successes in a row that forget earlier failures. Default: as many as fall.", shape: fall},
@@ -203,28 +222,31 @@ var (
 	fieldName = field{key: "server_name", doc: "SNI, and the name the certificate must carry.", shape: hostOrIP}
 	fieldCA   = field{key: "verify", doc: "How the certificate is judged: strict (default), ca (whatever its name) or none.", shape: word("strict", "ca", "none")}
 	fieldDays = field{key: "cert_days", doc: "Fewer days left than this is down.", shape: integer(0, 3650)}
-	fieldBody = field{key: "max_body", doc: "Bytes read of an answer. Default: 65536.", shape: integer(1, rota.LimitMaxBody)}
-	fieldSend = field{key: "send", doc: "Bytes written after connecting.", shape: scalar{want: "a text", json: "string", parse: func(s string) error {
-		if len(s) > 4096 {
-			return errors.New("more than 4096 bytes are not sent")
-		}
-		return nil
+	fieldBody = field{key: "max_body", doc: "Bytes read of an answer. Default: 65536, and 4 MiB of a node_exporter.", shape: integer(1, rota.LimitMaxBody)}
+	fieldPath = field{
+		key: "path", doc: "Path and query. Default: /, and /metrics of a node_exporter.",
+		shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath},
+	}
+	fieldAuth = field{key: "auth", doc: "Who asks. The configuration says where the password or token is, and never what it is.", shape: object{name: "auth", fields: []field{
+		{key: "user", doc: "Of Basic, with password.", shape: scalar{want: "a user name", json: "string", parse: parseUser}},
+		{key: "password", doc: "Where it is.", shape: elsewhere()},
+		{key: "bearer", doc: "Where the token is.", shape: elsewhere()},
 	}}}
+	fieldWatch  = field{key: "watch", doc: "true: a connection is held between probes, and its end is looked into at once.", shape: boolean}
+	fieldSend   = field{key: "send", doc: "Bytes written after connecting.", shape: sent(4096)}
+	fieldError  = field{key: "on_error", doc: "What an exporter, a command or an agent counts as that cannot say how the endpoint is. Default: unknown.", shape: word("unknown", "down")}
 	fieldExpect = field{key: "expect", doc: "Regular expression (RE2) that what is read must match.", shape: regexpr}
 )
 
 func httpFields() []field {
 	return []field{
-		fieldPort,
-		{
-			key: "path", doc: "Path and query. Default: /.",
-			shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath},
-		},
+		fieldPort, fieldPath,
 		{
 			key: "host", doc: "Host header, and SNI unless server_name says otherwise; {}: the endpoint's address. Default: the service's name.",
 			shape: checkHost,
 		},
-		{key: "method", doc: "GET (default), HEAD or OPTIONS.", shape: word("GET", "HEAD", "OPTIONS")},
+		{key: "method", doc: "GET (default), HEAD, OPTIONS, POST, PUT or PATCH.", shape: word("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH")},
+		{key: "data", doc: "Body of the request, with POST, PUT or PATCH. Its type is said under header.", shape: sent(rota.MaxData)},
 		{key: "status", doc: "Accepted codes, ranges such as 200-299, classes such as 2xx. Default: 200-399.", shape: list{
 			of: scalar{want: "a status", pattern: `^([1-5][0-9][0-9](-[1-5][0-9][0-9])?|[1-5]xx)$`, parse: parsed(parseStatus)}, single: true, least: 1,
 		}},
@@ -237,9 +259,38 @@ func httpFields() []field {
 			key: "expect_header", doc: "Header fields of the answer: regular expressions (RE2); empty: present.",
 			shape: dict{what: "header", keys: anyKey, key: headerName, of: regexpr},
 		},
+		{
+			key: "json", doc: "Values that a JSON answer must have, by pointer (RFC 6901): what they equal, or a comparison such as \"< 90\".",
+			shape: dict{what: "value", keys: anyKey, of: scalar{want: "a value", null: true}},
+		},
 		{key: "follow", doc: "Redirects: false (default) or same: to the same address and port.", shape: word("false", "same")},
-		fieldBody,
+		fieldBody, fieldAuth,
+		{key: "http2", doc: "true: HTTP/2 and nothing less.", shape: boolean},
+		{
+			key: "drain_header", doc: "Header field of an answer by which an endpoint says that it is about to leave; \"-\": none. Default: Rota-Drain.",
+			shape: scalar{want: "the name of a header field", json: "string", parse: headerName},
+		},
+		{key: "reuse", doc: "true: one connection serves many probes.", shape: boolean},
+		fieldWatch,
 	}
+}
+
+// sent is a text of at most so many bytes that is written to an endpoint.
+func sent(limit int) scalar {
+	return scalar{want: "a text", json: "string", parse: func(s string) error {
+		if len(s) > limit {
+			return fmt.Errorf("more than %d bytes are not sent", limit)
+		}
+		return nil
+	}}
+}
+
+// parseUser refuses what no user name of Basic authentication can be (RFC 7617 §2).
+func parseUser(s string) error {
+	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == ':' }) {
+		return fmt.Errorf("%q is no user name: want one without colons and control characters", short(s))
+	}
+	return filledLine(s)
 }
 
 func headerName(key string) error {
@@ -260,15 +311,24 @@ func sentHeader(key string) error {
 		return errors.New("the Host header is set by the key host")
 	case "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer", "expect":
 		return fmt.Errorf("header %s belongs to the connection and cannot be set", key)
-	case "authorization", "proxy-authorization", "cookie":
-		return fmt.Errorf("header %s is not supported yet: what a check sends is shown in target names, and this is a secret", key)
+	case "authorization":
+		return errors.New("header Authorization would show a secret in the names of targets: write auth: {user: NAME, password: {file: PATH}} or auth: {bearer: {file: PATH}}")
+	case "proxy-authorization", "cookie":
+		return fmt.Errorf("header %s would show a secret in the names of targets: a check cannot send it", key)
 	}
 	return nil
 }
 
-func tlsFields() []field { return []field{fieldName, fieldCA, fieldDays} }
+func tlsFields() []field {
+	return []field{
+		fieldName, fieldCA, fieldDays,
+		{key: "client_cert", doc: "Certificate chain to show, in PEM: a path or {file:}, {env:}, {credential:}.", shape: material()},
+		{key: "client_key", doc: "Its private key, in PEM.", shape: material()},
+		{key: "ca", doc: "Authorities that are trusted instead of the system's, in PEM.", shape: material()},
+	}
+}
 
-// checkKinds are the kinds of checks; those that rota.Kinds lacks are refused where they are used.
+// checkKinds are the kinds of checks: those of rota.Kinds.
 func checkKinds() []variant {
 	with := func(fs ...[]field) []field {
 		return append(append(slices.Concat(fs...), fieldRole), timing()...)
@@ -276,7 +336,7 @@ func checkKinds() []variant {
 	return []variant{
 		{word: "http", fields: with(httpFields())},
 		{word: "https", fields: with(httpFields(), tlsFields())},
-		{word: "tcp", fields: with([]field{fieldPort, fieldSend, fieldExpect, fieldBody})},
+		{word: "tcp", fields: with([]field{fieldPort, fieldSend, fieldExpect, fieldBody, fieldWatch})},
 		{word: "tls", fields: with([]field{fieldPort, fieldSend, fieldExpect, fieldBody}, tlsFields())},
 		{word: "icmp", fields: with([]field{
 			{key: "count", doc: "Echo requests a probe. Default: 1.", shape: integer(1, rota.MaxCount)},
@@ -286,38 +346,74 @@ func checkKinds() []variant {
 			},
 		})},
 		{word: "node_exporter", fields: with([]field{
-			fieldPort,
+			fieldPort, fieldPath, fieldBody,
 			{
-				key: "path", doc: "Default: /metrics.",
-				shape: scalar{want: "a path", json: "string", pattern: `^/|\$\{`, parse: parsePath},
+				key: "rules", doc: "What the machine's numbers have to keep: names, or names with comparisons. Default: all, which is cpu, mem_free and load1.",
+				shape: rules(),
 			},
-			{key: "rules", doc: "What the node's numbers have to keep.", shape: rules()},
-			{key: "on_error", doc: "What a broken exporter counts as. Default: unknown.", shape: word("unknown", "down")},
+			fieldError,
+			{key: "ping", doc: "false: the exporter is asked although the machine answers no ICMP. Default: true.", shape: boolean},
 		})},
-		{word: "agent", fields: with([]field{{key: "max_age", doc: "An older report is unknown.", shape: interval}})},
+		{word: "dns", fields: with([]field{
+			fieldPort,
+			{key: "query", doc: "Name asked for.", shape: domain, must: true},
+			{key: "query_type", doc: "Type of record asked for. Default: A.", shape: scalar{want: "a record type", json: "string", parse: parseQueryType}},
+			{key: "rcode", doc: "Accepted answers. Default: NOERROR.", shape: list{of: word(rcodes()...), single: true, least: 1}},
+			{key: "transport", doc: "udp (default) or tcp.", shape: word("udp", "tcp")},
+			{key: "recurse", doc: "true: recursion is asked for.", shape: boolean},
+			{key: "expect", doc: "Regular expression (RE2) that the records of the answer must match, one a line: type and data.", shape: regexpr},
+		})},
+		{word: "grpc", fields: with([]field{
+			fieldPort,
+			{key: "service", doc: "Asked of (grpc.health.v1). Default: the server as a whole.", shape: scalar{want: "the name of a service", json: "string", parse: parseGRPCService}},
+			{key: "tls", doc: "true: over TLS.", shape: boolean},
+			fieldAuth,
+		}, tlsFields())},
+		{word: "exec", fields: with([]field{
+			{key: "command", doc: "Program and arguments; no shell reads them; {} is the endpoint's address.", shape: commandLine(), must: true},
+			fieldError,
+		})},
+		{word: "agent-check", fields: with([]field{fieldPort, fieldSend, fieldError})},
+		{word: "agent", fields: []field{
+			{key: "max_age", doc: "What was said longer ago is unknown. Default: 45s.", shape: duration(time.Second, 7*day)},
+			fieldRole,
+		}},
 	}
 }
 
+// rules are names with comparisons, or names alone; the reader judges them.
 func rules() shape {
-	return dict{what: "rule", keys: anyKey, of: scalar{want: "a rule such as \"< 90%\"", json: "string", parse: parseRule}}
+	return either{
+		dict{what: "rule", keys: anyKey, of: scalar{want: "a rule such as \"< 90%\"", json: "string", parse: lines(200)}},
+		list{of: scalar{want: "the name of a rule", json: "string", parse: lines(rota.MaxRuleName)}, single: true, least: 1, most: rota.MaxRules},
+	}
 }
 
-// parseRule reads a comparison: an operator and a number, a percentage, or cores.
-func parseRule(s string) error {
-	rest := strings.TrimSpace(s)
-	op := strings.TrimRight(rest[:min(2, len(rest))], " 0123456789.c")
-	if !slices.Contains([]string{"<", "<=", ">", ">="}, op) {
-		return fmt.Errorf("%q is no rule: want <, <=, > or >= and a limit, such as \"< 90%%\"", s)
+// rcodes are the answers of a name server that a check may accept.
+func rcodes() []string {
+	return []string{"NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET", "NXRRSET", "NOTAUTH", "NOTZONE"}
+}
+
+// parseQueryType refuses what a name server is not asked for in one short message.
+func parseQueryType(s string) error {
+	t, ok := dns.StringToType[s]
+	switch {
+	case !ok && dns.StringToType[strings.ToUpper(s)] != 0:
+		return fmt.Errorf("%q: write %s", short(s), strings.ToUpper(s))
+	case !ok:
+		return fmt.Errorf("%q is no record type: want one such as A, AAAA, MX, SOA or TXT", short(s))
+	case t == dns.TypeNone || t == dns.TypeOPT || t >= dns.TypeTKEY && t < dns.TypeANY:
+		return fmt.Errorf("%s is not asked for by a check: want a type of record such as A or SOA", s)
 	}
-	limit := strings.TrimSpace(rest[len(op):])
-	if limit == "cores" {
-		return nil
-	}
-	if _, err := parsePercent(limit); err == nil {
-		return nil
-	}
-	if !numberForm.MatchString(limit) {
-		return fmt.Errorf("%q is no rule: the limit is a number, a percentage or cores", s)
+	return nil
+}
+
+// parseGRPCService refuses what no service of a protocol buffer is called.
+func parseGRPCService(s string) error {
+	if len(s) > 255 || strings.ContainsFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-/", r))
+	}) {
+		return fmt.Errorf("%q is no service: want a name such as shop.v1.Cart", short(s))
 	}
 	return nil
 }
@@ -328,6 +424,7 @@ func useFields() []field {
 	for _, k := range checkKinds() {
 		for _, f := range k.fields {
 			if !slices.ContainsFunc(fields, func(g field) bool { return g.key == f.key }) {
+				f.must = false
 				fields = append(fields, f)
 			}
 		}
@@ -407,6 +504,7 @@ func endpoint() shape {
 			{key: "place", doc: "Where in the world it stands.", shape: required, later: always},
 			{key: "capacity", doc: "What it can bear.", shape: integer(0, math.MaxInt32), later: always},
 			{key: "labels", doc: "For matching.", shape: labels},
+			{key: "agent", doc: "Name of the token by which the endpoint says of itself how it is, with a check of type agent.", shape: required},
 			{key: "check", doc: "One check, instead of the service's.", shape: aCheck},
 			{key: "checks", doc: "Checks, instead of the service's.", shape: list{of: aCheck}},
 		}},
@@ -416,6 +514,7 @@ func endpoint() shape {
 func service() shape {
 	return object{name: "service", fields: append([]field{
 		{key: "endpoints", doc: "Addresses that can answer.", shape: list{of: endpoint(), least: 1}, must: true},
+		{key: "disabled", doc: "true: its records stay as they are, whatever its checks say, and these come at slow_interval.", shape: boolean},
 		{key: "records", doc: "Further records kept in step.", later: filled, shape: object{fields: []field{
 			{key: "https", shape: object{fields: []field{{key: "alpn", shape: texts}, {key: "priority", shape: integer(0, 65535)}}}},
 			{key: "srv", shape: list{of: required, single: true}},
@@ -438,6 +537,10 @@ func serviceFields() []field {
 				shape: word("weighted", "sticky", "rotate"), later: unless("weighted", "rotate"),
 			},
 			{key: "answers", doc: "Most addresses in an answer, per family. Default: all.", shape: integer(1, 1000)},
+			{
+				key: "slow_start", doc: "An endpoint that comes back after it was down reaches its weight over so long a time, in ten steps. Default: 0s, at once.",
+				shape: duration(0, day),
+			},
 			{
 				key: "failback", doc: "auto (default): a better tier is taken as soon as it is up.",
 				shape: word("auto", "manual"), later: unless("auto"),

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -369,8 +370,12 @@ func parseUplink(s string) error {
 	if !strings.Contains(s, "://") || strings.Contains(s, "{}") {
 		return fmt.Errorf("%q: want a URL with an address, such as icmp://192.0.2.1 or tcp://192.0.2.1:443", short(s))
 	}
-	_, err := parseCheckURL(endpointTemplate(s))
-	return err
+	c, err := parseCheckURL(endpointTemplate(s))
+	switch c.Kind {
+	case rota.KindHTTP, rota.KindHTTPS, rota.KindTCP, rota.KindTLS, rota.KindICMP, rota.KindDNS:
+		return err
+	}
+	return cmp.Or(err, fmt.Errorf("%q: a node finds out whether it is cut off by checks of type icmp, tcp, tls, http, https or dns", short(s)))
 }
 
 func splitHostPort(s string) (host, port string, err error) {

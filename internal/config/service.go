@@ -2,7 +2,6 @@ package config
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -71,7 +70,7 @@ func (b *builder) service(name rota.Name, e entry, base rota.Safety, zones []rot
 	n := e.value
 	what := fmt.Sprintf("service %q", name.Short())
 	v := b.common(n, what, e.at, base)
-	v.Name = name
+	v.Name, v.Disabled = name, boolOr(n.get("disabled"), false)
 	if named && v.Zone != "" && !name.In(v.Zone) {
 		b.fail(n.get("zone").at, "", "%s is not in zone %s", what, v.Zone.Short())
 	}
@@ -112,7 +111,9 @@ func (b *builder) common(n *node, what string, at place, base rota.Safety) rota.
 		TTL: ttlOr(n.get("ttl"), ttlOr(b.root.get("defaults").get("ttl"), defaultTTL)),
 	}
 	policy := n.get("policy")
-	v.Policy = rota.Policy{Answers: intOr(policy.get("answers"), 0), Pick: rota.Pick(textOr(policy.get("pick"), ""))}
+	v.Policy = rota.Policy{
+		Answers: intOr(policy.get("answers"), 0), Pick: rota.Pick(textOr(policy.get("pick"), "")), SlowStart: durationOr(policy.get("slow_start"), 0),
+	}
 	if n.has("check") && n.has("checks") {
 		b.fail(n.get("check").placeOr(at), "", "%s has both check and checks", what)
 	}
@@ -218,7 +219,18 @@ func (b *builder) unused() {
 				b.notBelow(v, name, key, durationOr(v, 0), durationOr(interval, 0))
 			}
 		}
-		b.bodyOfHead(def, name, []*node{def})
+		if slow := def.get("slow_interval"); slow != nil && interval != nil {
+			b.notAbove(slow, name, durationOr(slow, 0), durationOr(interval, 0))
+		}
+		idle := &scope{b: b, what: fmt.Sprintf("check %q", name)}
+		idle.judge(def, idle.fill(rota.Check{Name: name, Kind: rota.Kind(textOr(def.get("type"), ""))}, []*node{def}), []*node{def})
+	}
+}
+
+// notAbove refuses a slow interval that is shorter than the interval.
+func (b *builder) notAbove(at *node, check string, slow, interval time.Duration) {
+	if slow < interval {
+		b.fail(at.at, "", "check %q: slow_interval %s is below interval %s", check, formatDuration(slow), formatDuration(interval))
 	}
 }
 
@@ -226,21 +238,6 @@ func (b *builder) unused() {
 func (b *builder) notBelow(at *node, check, key string, v, interval time.Duration) {
 	if v > interval {
 		b.fail(at.at, "", "check %q: %s %s is not below interval %s", check, key, formatDuration(v), formatDuration(interval))
-	}
-}
-
-// bodyOfHead refuses to match the body of an answer that has none.
-func (b *builder) bodyOfHead(at *node, check string, from []*node) {
-	if body := first(from, "body"); body != nil && textOr(first(from, "method"), "") == "HEAD" {
-		b.fail(body.placeOr(at.at), "", "check %q: an answer to HEAD has no body to match", check)
-	}
-}
-
-// once notes that a kind is not supported yet, once for each thing of that kind.
-func (b *builder) once(at place, what, name, kind string) {
-	if id := what + " " + name; !b.later[id] {
-		b.later[id] = true
-		b.fail(at, "", "%s %q: type %s is not supported yet", what, short(name), kind)
 	}
 }
 
@@ -285,7 +282,7 @@ func (s *scope) endpoint(n *node) (ep rota.Endpoint, ok bool) {
 		}
 		ep.Weight = uint32(intOr(n.get("weight"), 1))
 		ep.Priority = uint16(intOr(n.get("priority"), 1))
-		ep.Site, ep.Labels = textOr(n.get("site"), ""), pairs(n.get("labels"))
+		ep.Site, ep.Labels, ep.Agent = textOr(n.get("site"), ""), pairs(n.get("labels")), textOr(n.get("agent"), "")
 		if own = n.has("check") || n.has("checks"); own {
 			checks = n
 		}
@@ -300,6 +297,13 @@ func (s *scope) endpoint(n *node) (ep rota.Endpoint, ok bool) {
 		return ep, ok
 	}
 	ep.Checks = s.checks(checks)
+	said := slices.ContainsFunc(ep.Checks, func(u rota.Use) bool { return u.Check.Kind == rota.KindAgent })
+	switch {
+	case said && ep.Agent == "":
+		s.b.warn(n.at, "write agent: NAME, the name of a token of role agent", "%s: only operators can say how endpoint %s is: it has a check of type agent and names no agent", s.what, ep.Address)
+	case !said && ep.Agent != "" && !s.refused:
+		s.b.warn(n.get("agent").at, "add {type: agent} to its checks", "%s: agent has no effect: endpoint %s has no check of type agent", s.what, ep.Address)
+	}
 	return ep, ok
 }
 
@@ -388,68 +392,6 @@ func (s *scope) endpointURL(n *node) (netip.Addr, bool) {
 	at := *n
 	at.text = h
 	return s.address(&at)
-}
-
-// parseCheckURL reads a check written as a URL with {} for the address.
-func parseCheckURL(t string) (rota.Check, error) {
-	scheme, rest, ok := strings.Cut(t, "://")
-	if !ok {
-		return rota.Check{}, fmt.Errorf("%q is no URL: want one such as https://{}/health", short(t))
-	}
-	c := rota.Check{Kind: rota.Kind(scheme)}
-	if !slices.Contains(rota.Kinds(), c.Kind) {
-		var kinds []string
-		for _, k := range rota.Kinds() {
-			kinds = append(kinds, string(k))
-		}
-		if w := closest(scheme, kinds); w != "" {
-			return c, fmt.Errorf("unknown scheme %q: did you mean %q?", short(scheme), w)
-		}
-		return c, fmt.Errorf("unknown scheme %q: want %s", short(scheme), oneOf(kinds))
-	}
-	hostport := rest
-	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
-		hostport, c.Path = rest[:i], rest[i:]
-	}
-	if strings.Contains(hostport, "@") {
-		return c, errors.New("a check takes no user and password in its URL")
-	}
-	host, port, hasPort := strings.Cut(strings.Replace(strings.Replace(hostport, "[{}]", "{}", 1), "{}", "\x00", 1), ":")
-	if host != "\x00" {
-		return c, fmt.Errorf("%q is asked of one fixed place: write %s for the endpoint's address, and the name under host", short(t), scheme+"://{}")
-	}
-	if hasPort {
-		p, err := parseInteger(port, 1, 65535)
-		if err != nil {
-			return c, fmt.Errorf("port %w", err)
-		}
-		c.Port = uint16(p)
-	}
-	web := c.Kind == rota.KindHTTP || c.Kind == rota.KindHTTPS
-	switch {
-	case !web && strings.Trim(c.Path, "/") != "":
-		return c, fmt.Errorf("a check of type %s has no path", c.Kind)
-	case !web:
-		c.Path = ""
-	case c.Path != "":
-		if c.Path[0] == '?' {
-			c.Path = "/" + c.Path
-		}
-		if err := parsePath(c.Path); err != nil {
-			return c, err
-		}
-	}
-	switch c.Kind {
-	case rota.KindICMP:
-		if hasPort {
-			return c, errors.New("a check of type icmp has no port")
-		}
-	case rota.KindTCP, rota.KindTLS:
-		if !hasPort {
-			return c, fmt.Errorf("a check of type %s wants a port: %s://{}:PORT", c.Kind, c.Kind)
-		}
-	}
-	return c, nil
 }
 
 func (s *scope) urlCheck(n *node, template string) (rota.Use, bool) {
@@ -556,16 +498,6 @@ func (s *scope) defined(def *node, name string, at, over *node) (rota.Use, bool)
 	}
 	ok := over == nil || s.overrides(over, kind.text)
 	c := rota.Check{Name: name, Kind: rota.Kind(kind.text)}
-	if !slices.Contains(rota.Kinds(), c.Kind) {
-		s.refused = true
-		id := name
-		if id == "" {
-			id = fmt.Sprintf("%s:%d", s.service, kind.at.line)
-		}
-		s.b.once(kind.at, "check", id, kind.text)
-		s.timing(at, id, from)
-		return rota.Use{}, false
-	}
 	c = s.fill(c, from)
 	u, fine := s.finish(at, c, from)
 	return u, ok && fine
@@ -579,144 +511,4 @@ func first(from []*node, key string) *node {
 		}
 	}
 	return nil
-}
-
-// fill sets what the maps say, the first that says it winning.
-func (s *scope) fill(c rota.Check, from []*node) rota.Check {
-	c.Port = uint16(intOr(first(from, "port"), int(c.Port)))
-	c.Path = textOr(first(from, "path"), c.Path)
-	c.Host = textOr(first(from, "host"), c.Host)
-	c.ServerName = textOr(first(from, "server_name"), c.ServerName)
-	c.Method = textOr(first(from, "method"), c.Method)
-	c.Body = textOr(first(from, "body"), c.Body)
-	c.Follow = textOr(first(from, "follow"), "false") == "same"
-	c.MaxBody = intOr(first(from, "max_body"), c.MaxBody)
-	c.Verify = rota.Verify(textOr(first(from, "verify"), string(c.Verify)))
-	c.CertDays = intOr(first(from, "cert_days"), c.CertDays)
-	c.Send = textOr(first(from, "send"), c.Send)
-	c.Expect = textOr(first(from, "expect"), c.Expect)
-	c.Count = intOr(first(from, "count"), c.Count)
-	c.Loss = percentOr(first(from, "loss"), c.Loss)
-	c.Header = headers(first(from, "header"))
-	c.ExpectHeader = headers(first(from, "expect_header"))
-	for _, n := range elements(first(from, "status")) {
-		if r, err := parseStatus(n.text); err == nil {
-			c.Status = append(c.Status, r)
-		}
-	}
-	return c
-}
-
-func headers(n *node) []rota.Header {
-	var hs []rota.Header
-	for _, e := range anyKey.entries(n) {
-		if !e.value.bad {
-			hs = append(hs, rota.Header{Name: e.key, Value: e.value.text})
-		}
-	}
-	slices.SortFunc(hs, func(a, b rota.Header) int { return cmp.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name)) })
-	return hs
-}
-
-// itself stands for the endpoint's own address.
-const itself = "{}"
-
-// asciiHost turns a U-label host into what is sent; addresses stay.
-func asciiHost(h string) string {
-	if n, err := parseHost(h); err == nil && !strings.Contains(h, ":") {
-		if _, err := netip.ParseAddr(h); err != nil {
-			return n.Short()
-		}
-	}
-	return h
-}
-
-// finish fills the defaults of a check's kind and its timing. from are the maps that belong to the check itself.
-func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
-	label, portless, name := c.Name, false, s.service
-	switch c.Kind {
-	case rota.KindHTTP, rota.KindHTTPS:
-		c.Port = cmp.Or(c.Port, map[rota.Kind]uint16{rota.KindHTTP: 80, rota.KindHTTPS: 443}[c.Kind])
-		c.Path, c.Method = cmp.Or(c.Path, "/"), cmp.Or(c.Method, "GET")
-		if c.Host = asciiHost(cmp.Or(c.Host, name)); c.Host == itself {
-			c.Host = ""
-		}
-		c.MaxBody = cmp.Or(c.MaxBody, rota.DefaultMaxBody)
-		if len(c.Status) == 0 {
-			c.Status = []rota.StatusRange{{From: 200, To: 399}}
-		}
-		slices.SortFunc(c.Status, func(a, b rota.StatusRange) int { return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To)) })
-		c.Status = slices.Compact(c.Status)
-	case rota.KindTCP, rota.KindTLS:
-		if c.Port == 0 && !anyBad(from, "port") {
-			s.b.fail(at.at, "write port: N", "check %q of type %s has no port", label, c.Kind)
-			s.refused, portless = true, true
-		}
-		if c.Expect != "" {
-			c.MaxBody = cmp.Or(c.MaxBody, rota.DefaultMaxBody)
-		}
-	case rota.KindICMP:
-		c.Count = cmp.Or(c.Count, 1)
-	}
-	if c.Kind == rota.KindTLS {
-		c.ServerName = cmp.Or(c.ServerName, name)
-	}
-	if c.Kind == rota.KindTLS || c.Kind == rota.KindHTTPS {
-		c.ServerName, c.Verify = asciiHost(c.ServerName), cmp.Or(c.Verify, rota.VerifyStrict)
-	}
-	s.b.bodyOfHead(at, label, from)
-	if c.Name == "" {
-		c.Name = c.Describe()
-	}
-	c.Timing = s.timing(at, c.Name, from)
-	return rota.Use{Check: c, Observe: textOr(first(from, "role"), "required") == "observe"}, !portless
-}
-
-func anyBad(from []*node, key string) bool {
-	v := first(from, key)
-	return v == nil && len(from) > 0 && from[0].has(key)
-}
-
-// timing reads a check's timing: what the use says, then the check, then the service, then defaults. A timeout or fast interval
-// that comes from farther away than the interval gives way to it; one that stands beside it is held against it.
-func (s *scope) timing(at *node, name string, from []*node) rota.Timing {
-	layers := slices.Concat(from, nonNil(s.layers...))
-	find := func(key string) (*node, int) {
-		for i, n := range layers {
-			if n.has(key) {
-				return n.get(key), i
-			}
-		}
-		return nil, len(layers)
-	}
-	t := rota.DefaultTiming()
-	iv, i := find("interval")
-	to, j := find("timeout")
-	fast, k := find("fast_interval")
-	t.Interval = durationOr(iv, t.Interval)
-	t.Timeout = durationOr(to, t.Timeout)
-	t.FastInterval = durationOr(fast, t.FastInterval)
-	judged := iv != nil || i == len(layers) // an interval that was refused is held against nothing
-	if t.Timeout > t.Interval {
-		if j <= i && to != nil && judged {
-			s.b.notBelow(to, name, "timeout", t.Timeout, t.Interval)
-		}
-		t.Timeout = t.Interval
-	}
-	if t.FastInterval > t.Interval {
-		if k <= i && fast != nil && judged {
-			s.b.notBelow(fast, name, "fast_interval", t.FastInterval, t.Interval)
-		}
-		t.FastInterval = t.Interval
-	}
-	if iv != nil && t.Interval > 10*time.Minute {
-		s.b.warn(iv.at, "10s is usual", "check %q: with an interval of %s a failure is seen late", name, formatDuration(t.Interval))
-	}
-	fall, _ := find("fall")
-	rise, _ := find("rise")
-	ok, _ := find("ok")
-	t.Fall = intOr(fall, t.Fall)
-	t.Rise = intOr(rise, t.Rise)
-	t.OK = intOr(ok, t.Fall)
-	return t
 }

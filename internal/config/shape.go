@@ -93,6 +93,7 @@ type scalar struct {
 	pattern string // for strings in the schema
 	words   []string
 	secret  bool // the text is never shown
+	null    bool // there may be none
 	from    *float64
 	to      *float64
 }
@@ -108,7 +109,7 @@ func accepts(s shape, k shapeOf) bool {
 	case list:
 		return k == isList || s.single && accepts(s.of, k)
 	case scalar:
-		return k == isScalar
+		return k == isScalar || s.null && k == isNull
 	case inlineCheck:
 		return accepts(s.either, k)
 	case either:
@@ -218,11 +219,14 @@ func (x *examiner) hushBut(o object, n *node) {
 }
 
 func (s scalar) check(x *examiner, n *node, what string) {
+	if s.null && n.kind == isNull {
+		return
+	}
 	if n.kind != isScalar {
 		x.wrongKind(s, n, what)
 		return
 	}
-	if s.secret {
+	if s.secret || strings.Contains(n.text, "-----BEGIN ") { // a key that stands where its path belongs
 		x.hush(n)
 	}
 	if n.bad {

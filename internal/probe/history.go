@@ -58,7 +58,7 @@ func (h *history) add(t *Trace) {
 	}
 	x := &record{t}
 	list, all, limit := &p.successes, &h.successes, maxSuccesses
-	if t.Observation.Status != rota.Up {
+	if s := t.Observation.Status; s != rota.Up && s != rota.Draining {
 		list, all, limit = &p.failures, &h.failures, maxFailures
 	}
 	all.push(x)

@@ -3,6 +3,7 @@ package probe
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,13 +37,70 @@ type page struct {
 	method string
 	host   string // Host header
 	path   string // with query
+	data   string // the request's body
+	auth   string // Authorization; empty: none
+	alien  bool   // of another scheme or name than the check's: its credentials stay behind
 }
 
-// probeHTTP asks one page on a fresh connection and judges the answer. It speaks HTTP/1.1 by itself over a connection it owns, so
+// prepareHTTP refuses what is no question of HTTP, and makes the rules on JSON ready.
+func prepareHTTP(q *question) error {
+	c := &q.check
+	var errs []error
+	if body, ok := methods[c.Method]; c.Method != "" && !ok {
+		errs = append(errs, fmt.Errorf("method %q: want GET, HEAD, OPTIONS, POST, PUT or PATCH", c.Method))
+	} else if c.Data != "" && !body {
+		errs = append(errs, errors.New("data goes with POST, PUT or PATCH"))
+	}
+	if len(c.Data) > rota.MaxData {
+		errs = append(errs, fmt.Errorf("data is longer than %d bytes", rota.MaxData))
+	}
+	if d := c.DrainHeader; d != "" && d != "-" && !token(d) {
+		errs = append(errs, fmt.Errorf("drain_header %q is no name of a header field", d))
+	}
+	if c.HTTP2 && (c.Reuse || c.Watch) {
+		errs = append(errs, errors.New("reuse and watch are for HTTP/1.1; leave out http2"))
+	}
+	errs = append(errs, authFault(c))
+	if len(c.JSON) > rota.MaxJSONRules {
+		errs = append(errs, fmt.Errorf("more than %d rules on JSON", rota.MaxJSONRules))
+	}
+	var rules []rota.ParsedJSONRule
+	for _, r := range c.JSON {
+		p, err := rota.ParseJSONRule(r)
+		rules, errs = append(rules, p), append(errs, err)
+	}
+	if len(rules) > 0 && c.Method == http.MethodHead {
+		errs = append(errs, errors.New("an answer to HEAD has no body that rules on JSON could hold for"))
+	}
+	q.ready = rules
+	return errors.Join(errs...)
+}
+
+// authFault says why what a check has to say who asks cannot be said, or nil.
+func authFault(c *rota.Check) error {
+	twice := slices.ContainsFunc(c.Header, func(h rota.Header) bool { return strings.EqualFold(h.Name, "Authorization") })
+	switch a := c.Auth; {
+	case a == rota.Auth{}:
+		return nil
+	case a.Secret == "":
+		return errors.New("auth names a user without a secret")
+	case strings.Contains(a.User, ":") || !fieldValue(a.User):
+		return fmt.Errorf("auth: user %q has a colon or a control character (RFC 7617 §2)", a.User)
+	case twice:
+		return errors.New("auth and a header Authorization: leave out one")
+	}
+	return nil
+}
+
+// probeHTTP asks one page, on a fresh connection unless the check has it otherwise, and judges the answer. It speaks HTTP/1.1 by itself over a connection it owns, so
 // that one deadline and one byte limit hold for everything; net/http only parses.
 func probeHTTP(ctx context.Context, r *run) finding {
 	c := &r.q.check
-	p := page{tls: c.Kind == rota.KindHTTPS, method: c.Method, host: c.Host, path: c.Path}
+	auth, bad := r.authorization()
+	if bad != nil {
+		return *bad
+	}
+	p := page{tls: c.Kind == rota.KindHTTPS, method: c.Method, host: c.Host, path: c.Path, data: c.Data, auth: auth}
 	if p.method == "" {
 		p.method = http.MethodGet
 	}
@@ -85,77 +144,177 @@ func defaultPort(tls bool) uint16 {
 
 // fetch asks one page. It returns the page to ask next when the answer is a redirect that may be followed.
 func (r *run) fetch(ctx context.Context, p page) (finding, *page) {
-	raw, stop, err := r.dial(ctx)
+	if k, release := r.resume(ctx, p); k != nil {
+		a := r.exchange(k.conn, p)
+		// A server may close a connection that waits at any time (RFC 9112 §9.5), also while the request is on its way.
+		again := a.err != nil && !a.begun && !timedOut(a.err) && ctx.Err() == nil
+		f, next := finding{}, (*page)(nil)
+		if !again {
+			f, next = r.settle(ctx, p, a)
+		}
+		release()
+		if again || next != nil || !a.whole || !r.keep(ctx, k, k.conn, k.link) {
+			k.close()
+		}
+		if !again {
+			return f, next
+		}
+		r.trace.begin("again")("the kept connection had ended")
+	}
+	raw, release, err := r.connect(ctx)
 	if err != nil {
 		return r.fault(ctx, "connect", err), nil
 	}
-	defer stop()
+	outlives := false
+	defer func() {
+		release()
+		if !outlives {
+			_ = raw.Close()
+		}
+	}()
 	var c net.Conn = raw
 	if p.tls {
 		t, bad := r.handshake(ctx, raw)
 		if bad != nil {
 			return *bad, nil
 		}
+		if r.q.check.HTTP2 && !speaks2(t) {
+			return down(rota.ClassTLS, "tls: the target does not offer h2"), nil
+		}
 		c = t
 	}
-	request := r.request(p)
-	r.trace.Sent = firstLines(request)
-	done := r.trace.begin("request")
-	_, err = c.Write(request)
-	done(p.method + " " + p.path)
-	if err != nil {
-		// A server may answer and close before it has read the request; what it said counts more than the broken pipe.
-		var n net.Error
-		if errors.As(err, &n) && n.Timeout() {
-			return r.fault(ctx, "request", err), nil
-		}
+	exchange := r.exchange
+	if r.q.check.HTTP2 {
+		exchange = r.exchange2
 	}
-	a := r.answer(c, p.method)
-	r.trace.Received, r.trace.ReceivedSize = firstLines(a.head), len(a.body)
+	a := exchange(c, p)
+	f, next := r.settle(ctx, p, a)
+	if a.whole && next == nil {
+		release()
+		outlives = r.keep(ctx, nil, c, raw)
+	}
+	return f, next
+}
+
+// settle notes and judges what came back.
+func (r *run) settle(ctx context.Context, p page, a answer) (f finding, next *page) {
+	r.trace.Received, r.trace.ReceivedSize = firstLines(r.conceal(a.head)), len(a.body)
+	r.aside(len(a.body), func() { f, next = r.weigh(ctx, p, a) })
+	return r.discreet(f, a), next
+}
+
+// exchange asks p over HTTP/1.1.
+func (r *run) exchange(c net.Conn, p page) answer {
+	request := r.request(p)
+	r.trace.Sent = firstLines(r.conceal(request))
+	done := r.trace.begin("request")
+	_, err := c.Write(request)
+	done(p.method + " " + p.path)
+	if err != nil && timedOut(err) {
+		return answer{err: err, unsent: true}
+	}
+	return r.answer(func(begun func()) answer { return readAnswer(c, p.method, r.q.maxBody, begun) })
+}
+
+// timedOut reports whether a request could not be sent in time. For any other error there may be an answer: a server may answer and close
+// before it has read the request, and what it said counts more than the broken pipe.
+func timedOut(err error) bool {
+	n, ok := errors.AsType[net.Error](err)
+	return ok && n.Timeout()
+}
+
+// weigh judges what came back. It returns the page to ask next when that is a redirect that may be followed.
+func (r *run) weigh(ctx context.Context, p page, a answer) (finding, *page) {
 	if a.err != nil {
 		return r.answerFault(ctx, a), nil
 	}
+	if f, leaves := r.q.leaves(a); leaves {
+		return f, nil
+	}
 	if r.q.check.Follow && redirects(a.status) && a.header.Get("Location") != "" {
+		if r.repeats(a) {
+			return down(rota.ClassRedirect, "redirect with the check's credential"), nil
+		}
 		return r.redirect(p, a)
 	}
 	return r.q.judge(a), nil
 }
 
-// request is the page's request on the wire. Accept-Encoding asks for no compression; an answer that is compressed all the same is
-// judged as it came, never unpacked.
-func (r *run) request(p page) []byte {
-	var b bytes.Buffer
-	fields := map[string]bool{}
-	host := p.host
-	for _, h := range r.q.check.Header {
-		fields[strings.ToLower(h.Name)] = true
-		if strings.EqualFold(h.Name, "Host") {
-			host = h.Value
+// leaves says what an endpoint announces that is about to leave: by a field of its answer, whatever its status.
+func (q *question) leaves(a answer) (finding, bool) {
+	name := cmp.Or(q.check.DrainHeader, rota.DefaultDrainHeader)
+	if name == "-" {
+		return finding{}, false
+	}
+	for _, v := range a.header.Values(name) {
+		switch strings.ToLower(v) {
+		case "0", "false", "no":
+		default:
+			return draining("status %d with %s: %s", a.status, name, v), true
 		}
 	}
-	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", p.method, p.path, host)
-	for _, h := range []rota.Header{
+	return finding{}, false
+}
+
+// fields are those of the page's request, Host first. Accept-Encoding asks for no compression; an answer that is compressed all the same
+// is judged as it came, never unpacked.
+func (r *run) fields(p page) []rota.Header {
+	fields := make([]rota.Header, 1, len(r.q.check.Header)+6)
+	fields[0] = rota.Header{Name: "Host", Value: p.host}
+	for _, d := range []rota.Header{
 		{Name: "User-Agent", Value: r.p.userAgent},
 		{Name: "Accept", Value: "*/*"},
 		{Name: "Accept-Encoding", Value: "identity"},
 	} {
-		if !fields[strings.ToLower(h.Name)] {
-			fmt.Fprintf(&b, "%s: %s\r\n", h.Name, h.Value)
+		if !slices.ContainsFunc(r.q.check.Header, func(h rota.Header) bool { return strings.EqualFold(h.Name, d.Name) }) {
+			fields = append(fields, d)
 		}
 	}
 	for _, h := range r.q.check.Header {
 		switch strings.ToLower(h.Name) {
-		case "host", "connection", "content-length", "transfer-encoding":
+		case "host":
+			fields[0].Value = h.Value
+			continue
+		case "connection", "content-length", "transfer-encoding":
 			continue // these are about this connection, not about the question
 		}
-		fmt.Fprintf(&b, "%s: %s\r\n", h.Name, h.Value)
+		if p.alien && secret(h.Name) {
+			continue
+		}
+		fields = append(fields, h)
 	}
-	if p.method == http.MethodPost || p.method == http.MethodPut || p.method == http.MethodPatch {
-		b.WriteString("Content-Length: 0\r\n")
+	if p.auth != "" {
+		fields = append(fields, rota.Header{Name: "Authorization", Value: p.auth})
 	}
-	b.WriteString("Connection: close\r\n\r\n")
+	if hasBody(p.method) {
+		fields = append(fields, rota.Header{Name: "Content-Length", Value: strconv.Itoa(len(p.data))})
+	}
+	return fields
+}
+
+// request is the page's request on the wire.
+func (r *run) request(p page) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\n", p.method, p.path)
+	for _, f := range r.fields(p) {
+		fmt.Fprintf(&b, "%s: %s\r\n", f.Name, f.Value)
+	}
+	if !r.keeps() {
+		b.WriteString("Connection: close\r\n")
+	}
+	b.WriteString("\r\n")
+	b.WriteString(p.data)
 	return b.Bytes()
 }
+
+// methods are those of a check, and whether their requests have a body. A probe comes every few seconds and from many places: the
+// others remove (DELETE), open tunnels (CONNECT) or repeat credentials (TRACE).
+var methods = map[string]bool{
+	http.MethodGet: false, http.MethodHead: false, http.MethodOptions: false,
+	http.MethodPost: true, http.MethodPut: true, http.MethodPatch: true,
+}
+
+func hasBody(method string) bool { return methods[method] }
 
 // answer is what came back, as far as it came.
 type answer struct {
@@ -165,14 +324,16 @@ type answer struct {
 	body   []byte // at most maxBody bytes
 	begun  bool   // at least one byte came
 	inBody bool   // the head was whole
+	unsent bool   // the request was not sent whole
+	whole  bool   // nothing more comes, and the connection stays open (RFC 9112 §9.3)
 	err    error
 }
 
-// answer reads heads until one is final, then the body until its end, the limit or an error.
-func (r *run) answer(c io.Reader, method string) answer {
+// answer reads what comes back, and notes when it began.
+func (r *run) answer(read func(begun func()) answer) answer {
 	first := r.trace.begin("first byte")
 	rest := func(string) {}
-	a := readAnswer(c, method, r.q.maxBody, func() {
+	a := read(func() {
 		first("")
 		rest = r.trace.begin("body")
 	})
@@ -185,10 +346,33 @@ func (r *run) answer(c io.Reader, method string) answer {
 
 // readAnswer reads one final HTTP/1.x answer to a request of method from c; begun is called at the first byte.
 func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
+	a, in := answerHead(c, method, begun)
+	if in == nil {
+		return a
+	}
+	body, err := io.ReadAll(io.LimitReader(in, int64(maxBody)))
+	a.body = body
+	if err != nil && len(body) < maxBody {
+		a.err = err
+	}
+	a.whole = err == nil && len(body) < maxBody && in.lasts && in.rest.Buffered() == 0
+	return a
+}
+
+// content is the body of an answer.
+type content struct {
+	io.Reader
+	rest  *bufio.Reader // what came behind it
+	lasts bool          // the target means to keep the connection
+}
+
+// answerHead reads heads until one is final and returns the body that follows it: nil when there is none to read, because of a.err or because
+// the protocol was switched.
+func answerHead(c io.Reader, method string, begun func()) (answer, *content) {
 	var a answer
 	in := &headReader{r: c, left: maxHTTPHead, keep: maxHead}
 	br := bufio.NewReaderSize(in, 4<<10)
-	fail := func(err error) answer {
+	fail := func(err error) (answer, *content) {
 		a.head = in.kept
 		switch {
 		case in.exceeded:
@@ -197,7 +381,7 @@ func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
 			err = in.err // the parser takes what came before it for a whole line
 		}
 		a.err = err
-		return a
+		return a, nil
 	}
 	if _, err := br.Peek(1); err != nil {
 		return fail(err)
@@ -224,14 +408,9 @@ func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
 	a.status, a.header, a.inBody, a.head = response.StatusCode, response.Header, true, in.kept
 	in.unbound() // from here on the limit is of body bytes kept; framing is bounded by the parser and time by the deadline
 	if a.status == http.StatusSwitchingProtocols {
-		return a
+		return a, nil
 	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, int64(maxBody)))
-	a.body = body
-	if err != nil && len(body) < maxBody {
-		a.err = err
-	}
-	return a
+	return a, &content{response.Body, br, !response.Close && response.ProtoAtLeast(1, 1)}
 }
 
 // headReader lets at most left bytes through until it is unbound, and keeps the first of them.
@@ -267,6 +446,10 @@ func (h *headReader) Read(b []byte) (int, error) {
 // answerFault judges an answer that ended in an error.
 func (r *run) answerFault(ctx context.Context, a answer) finding {
 	switch {
+	case a.unsent:
+		return r.fault(ctx, "request", a.err)
+	case errors.Is(a.err, errStreamReset):
+		return down(rota.ClassReset, "answer: %v", a.err)
 	case errors.Is(a.err, errHeadTooLarge), errors.Is(a.err, errInterim):
 		return down(rota.ClassProtocol, "answer: %v", a.err)
 	case !a.begun && errors.Is(a.err, io.EOF):
@@ -306,6 +489,14 @@ func (q *question) judge(a answer) finding {
 	}
 	if q.body != nil && !q.body.Match(a.body) {
 		return down(rota.ClassBody, "body does not match %q", q.check.Body)
+	}
+	if rules, _ := q.ready.([]rota.ParsedJSONRule); len(rules) > 0 {
+		if err := rota.JudgeJSON(a.body, rules); err != nil {
+			if len(a.body) == q.maxBody {
+				return down(rota.ClassBody, "%v in its first %d bytes; more is read with max_body", err, q.maxBody)
+			}
+			return down(rota.ClassBody, "%v", err)
+		}
 	}
 	return up("status %d", a.status)
 }
@@ -349,9 +540,12 @@ func (r *run) redirect(from page, a answer) (finding, *page) {
 	if to.Scheme != "https" && (from.tls || to.Scheme != "http") {
 		return off("scheme") // also from https to http: header fields of the check would go out in clear, to whoever is on the way
 	}
-	next := page{tls: to.Scheme == "https", method: from.method, host: from.host, path: to.RequestURI()}
+	next := page{
+		tls: to.Scheme == "https", method: from.method, host: from.host, path: to.RequestURI(), data: from.data, auth: from.auth,
+		alien: from.alien,
+	}
 	if next.method != http.MethodHead && a.status < 307 {
-		next.method = http.MethodGet
+		next.method, next.data = http.MethodGet, ""
 	}
 	if strings.EqualFold(to.Host, from.host) && to.Scheme == scheme {
 		return finding{}, &next // as it was asked, whatever port its Host header claims
@@ -371,10 +565,15 @@ func (r *run) redirect(from page, a answer) (finding, *page) {
 	if h, _, err := net.SplitHostPort(asked); err == nil {
 		asked = h
 	}
-	if host := to.Hostname(); !strings.EqualFold(host, trimBrackets(asked)) {
+	host := to.Hostname()
+	same := strings.EqualFold(host, trimBrackets(asked))
+	if !same {
 		if addr, err := netip.ParseAddr(host); err != nil || addr.Unmap().WithZone("") != r.addr.WithZone("") {
 			return off("host")
 		}
+	}
+	if !same || next.tls != from.tls {
+		next.alien, next.auth = true, ""
 	}
 	next.host = to.Host
 	return finding{}, &next

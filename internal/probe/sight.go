@@ -11,7 +11,7 @@ import (
 type sight struct {
 	id    rota.TargetID
 	addr  netip.Addr
-	up    time.Time // of the last success
+	up    time.Time // of the last success, or that it was said to drain
 	down  time.Time // of the first failure after it; only of a target that was up
 	seen  bool      // it was seen up, down or draining
 	blind uint8     // why the prober cannot see it any more: an index of blindness, or 0
@@ -54,7 +54,7 @@ func (e *eyes) add(s *sight, n int) {
 func (e *eyes) see(s *sight, o rota.Observation) {
 	e.add(s, -1)
 	switch o.Status {
-	case rota.Up:
+	case rota.Up, rota.Draining: // who says that it is about to leave was seen
 		s.up, s.down = o.At, time.Time{}
 	case rota.Down:
 		if s.down.IsZero() && !s.up.IsZero() {

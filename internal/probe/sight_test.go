@@ -29,6 +29,9 @@ func TestSight(t *testing.T) {
 		{rota.Unknown, 0, 3, 5},
 		{rota.Up, -1, 8, 0},
 		{rota.Up, 0, 9, 0},
+		{rota.Draining, 0, 10, 0}, // it was seen, and has not fallen
+		{rota.Down, 1, 10, 11},
+		{rota.Draining, -1, 12, 0},
 	} {
 		was := e.fell
 		e.see(s, seen(c.see, i+1))

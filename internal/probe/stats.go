@@ -24,6 +24,8 @@ type KindStats struct {
 	Results  []ResultCount // sorted by status, then class
 	Duration Histogram     // of probes, in seconds
 	Lateness Histogram     // between the time a probe was due and its start, in seconds
+	Changes  uint64        // opinions that changed, the first ones included
+	Forgiven uint64        // times that failures of a target were forgiven and its opinion stayed: flapping that was damped
 }
 
 // ResultCount counts the probes that ended in one way.
@@ -57,6 +59,7 @@ type resultKey struct {
 
 type kindTally struct {
 	flying             int
+	changes, forgiven  uint64
 	results            map[resultKey]uint64
 	duration, lateness Histogram
 }
@@ -103,7 +106,7 @@ func (t *tally) snapshot() Stats {
 	s := Stats{Targets: t.targets, Stops: t.stops}
 	for _, k := range slices.Sorted(maps.Keys(t.kinds)) {
 		c := t.kinds[k]
-		ks := KindStats{Kind: k, InFlight: c.flying, Duration: c.duration, Lateness: c.lateness}
+		ks := KindStats{Kind: k, InFlight: c.flying, Duration: c.duration, Lateness: c.lateness, Changes: c.changes, Forgiven: c.forgiven}
 		ks.Duration.Counts, ks.Lateness.Counts = slices.Clone(c.duration.Counts), slices.Clone(c.lateness.Counts)
 		for r, n := range c.results {
 			ks.Results = append(ks.Results, ResultCount{r.status, r.class, n})

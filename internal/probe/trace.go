@@ -26,7 +26,7 @@ type Trace struct {
 	Streak       rota.Streak      `json:"streak,omitzero"` // of the target after it; zero for a probe beside the schedule
 }
 
-// Step is one phase of a probe: connect, tls, request, first byte, body, send, expect, echo, redirect.
+// Step is one phase of a probe: connect, tls, request, first byte, body, send, expect, echo, redirect, query, truncated, answer.
 type Step struct {
 	Name string        `json:"name"`
 	At   time.Duration `json:"at_ns"`   // from the start of the probe

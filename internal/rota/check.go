@@ -330,13 +330,31 @@ func (c Check) path() string {
 // key is the header as it stands in a key. A name with a colon, which no header has, cannot pass for another header.
 func (h Header) key() string { return strings.ReplaceAll(h.Name, ":", "::") + ": " + h.Value }
 
+// maxDescribed bounds what Describe shows of a command, in bytes.
+const maxDescribed = 80
+
 // Describe says in one line what the check asks, for people.
 func (c Check) Describe() string {
+	if len(c.Command) > 0 {
+		s := string(c.Kind) + " " + strings.Join(c.Command, " ")
+		if len(s) > maxDescribed {
+			s = strings.ToValidUTF8(s[:maxDescribed], "") + "…"
+		}
+		return s
+	}
 	s := string(c.Kind) + "://{}"
 	if c.Port != 0 {
 		s += ":" + strconv.Itoa(int(c.Port))
 	}
 	s += c.Path
+	for _, asked := range []string{c.Query, c.Service} {
+		if asked != "" {
+			s += "/" + asked
+		}
+	}
+	if c.QueryType != "" && c.QueryType != "A" {
+		s += " " + c.QueryType
+	}
 	if c.Host != "" {
 		s += " host " + c.Host
 	}
@@ -355,12 +373,15 @@ type Target struct {
 }
 
 // NewTarget makes the target that asks c of addr.
-func NewTarget(addr netip.Addr, c Check) Target {
+func NewTarget(addr netip.Addr, c Check) Target { return newTarget(addr, c, c.Key()) }
+
+// newTarget is NewTarget for a check whose key is known.
+func newTarget(addr netip.Addr, c Check, key string) Target {
 	a := addr.String()
 	if addr.Is6() {
 		a = "[" + a + "]"
 	}
-	return Target{ID: TargetID(strings.Replace(c.Key(), "{}", a, 1)), Address: addr, Check: c}
+	return Target{ID: TargetID(strings.Replace(key, "{}", a, 1)), Address: addr, Check: c}
 }
 
 // sortTargets sorts by id and drops repetitions.

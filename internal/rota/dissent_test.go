@@ -67,13 +67,16 @@ func TestJudgeAndDissentCountAsVotesDo(t *testing.T) {
 		split, claims, against := 0, map[string]int{}, map[string]int{}
 		for _, id := range ids {
 			votes := s.Votes(id, heard, epoch)
-			up, down := 0, 0
+			up, down, draining := 0, 0, 0
 			for _, v := range votes {
 				switch v.Status {
 				case Up:
 					up++
 				case Down:
 					down++
+				case Draining:
+					down++
+					draining++
 				}
 			}
 			want := s.Verdict(id).Status
@@ -82,6 +85,9 @@ func TestJudgeAndDissentCountAsVotesDo(t *testing.T) {
 			}
 			if down >= 3 {
 				want = Down
+			}
+			if draining >= 3 {
+				want = Draining
 			}
 			v, moved := changed[id]
 			if moved != (want != s.Verdict(id).Status) || moved && (v.Status != want || !slices.Equal(v.Votes, votes)) {
@@ -93,7 +99,7 @@ func TestJudgeAndDissentCountAsVotesDo(t *testing.T) {
 			for _, v := range votes {
 				if v.Status != Unknown && up+down > 1 {
 					claims[v.Vantage]++
-					if v.Status == Up && 2*down > up+down-1 || v.Status == Down && 2*up > up+down-1 {
+					if v.Status == Up && 2*down > up+down-1 || v.Status != Up && 2*up > up+down-1 {
 						against[v.Vantage]++
 					}
 				}

@@ -50,12 +50,15 @@ func randomReport(rng *rand.Rand, table *Table, share float64) *Report {
 	for i, id := range table.Targets() {
 		o := &Opinion{Target: id, Status: Up, Class: ClassOK}
 		if rng.Float64() < share {
-			o.Status = Status(rng.IntN(3))
+			o.Status = Status(rng.IntN(4))
 			o.Class = classes[rng.IntN(len(classes))]
 			o.Reason = fmt.Sprintf("reason %d", rng.IntN(20))
 			if rng.IntN(4) > 0 {
 				o.Since = epoch.Add(time.Duration(rng.Int64N(1e16)) - 5e15).Truncate(time.Millisecond).UTC()
 			}
+		}
+		if o.Status == Up && rng.IntN(3) == 0 {
+			o.Weight = uint8(1 + rng.IntN(100))
 		}
 		switch rng.IntN(50) {
 		case 0:
@@ -89,7 +92,7 @@ func same(t *testing.T, table *Table, sent, got *Report) {
 				t.Fatalf("of nothing came %+v", o)
 			}
 		case want.Status == Up && (want.Class == ClassOK || want.Class == ClassNone):
-			if o.Status != Up || o.Class != ClassOK || o.Reason != "" {
+			if o.Status != Up || o.Class != ClassOK || o.Reason != "" || o.Weight != want.Weight {
 				t.Fatalf("sent %+v, got %+v", want, o)
 			}
 		case *o != *want:
@@ -128,7 +131,11 @@ func TestEqualOpinionsKeepTheirPointers(t *testing.T) {
 		for range rng.IntN(5) {
 			k := rng.IntN(len(next.Opinions))
 			o := *next.Opinions[k]
-			o.Status, o.Class, o.Reason = Down, ClassTimeout, fmt.Sprint(rng.Int())
+			if o.Status == Up && rng.IntN(2) == 0 {
+				o.Weight = 1 + o.Weight%100
+			} else {
+				o.Status, o.Class, o.Reason, o.Weight = Down, ClassTimeout, fmt.Sprint(rng.Int()), 0
+			}
 			next.Opinions[k] = &o
 			moved[o.Target] = true
 		}
@@ -234,14 +241,14 @@ func uv(vs ...uint64) []byte {
 func TestV15_VersionSkew(t *testing.T) {
 	table := NewTable([]TargetID{"a", "b", "c", "d"})
 	b := assemble(fieldVantage, "x", fieldSeq, 9, 9, "a field of tomorrow", fieldTable, table.mark[:],
-		fieldStatus, []byte{Status3<<6 | 2<<4 | 2<<2 | 1}, fieldWords, "\x08quantum!\x03odd\x07timeout\x04slow",
-		fieldDetails, uv(1, 2, 0, 4), 99, bytes.Repeat([]byte{7}, 300))
+		fieldStatus, []byte{3<<6 | 2<<4 | 2<<2 | 1}, fieldWords, "\x08quantum!\x03odd\x07timeout\x04slow",
+		fieldDetails, uv(1, 2, 0, 4), fieldWeights, []byte{0, 101}, 99, bytes.Repeat([]byte{7}, 300))
 	r := mustUnpack(t, new(Unpacker), table, b, epoch)
 	var got []string
 	for _, o := range r.Opinions {
-		got = append(got, fmt.Sprintf("%s=%v/%s/%s", o.Target, o.Status, o.Class, o.Reason))
+		got = append(got, fmt.Sprintf("%s=%v%d/%s/%s", o.Target, o.Status, o.Weight, o.Class, o.Reason))
 	}
-	want := "[a=up/ok/ b=down//odd c=down/timeout/slow d=unknown//says what this version does not know]"
+	want := "[a=up0/ok/ b=down0//odd c=down0/timeout/slow d=draining0//too much is unusual at once to tell each reason]"
 	if fmt.Sprint(got) != want {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
@@ -250,9 +257,6 @@ func TestV15_VersionSkew(t *testing.T) {
 		t.Errorf("a form of another version: %v", err)
 	}
 }
-
-// Status3 is the status that later versions may use.
-const Status3 = 3
 
 func TestHostileReports(t *testing.T) {
 	table := NewTable([]TargetID{"a", "b", "c"})
@@ -295,6 +299,11 @@ func TestHostileReports(t *testing.T) {
 		"more words than a report may":    with(fieldWords, bytes.Repeat([]byte{0, 0}, maxWords+1), fieldDetails, uv(0, 2)),
 		"more text than a report may":     with(fieldWords, make([]byte, maxWordBytes+1)),
 		"a statement of reason too large": with(fieldDetails, make([]byte, maxDetails+1)),
+		"a weight beyond the table":       with(fieldWeights, []byte{3, 50}),
+		"weights that run on":             with(fieldWeights, []byte{0, 50, 0, 50, 0, 50, 0, 50}),
+		"a weight cut short":              with(fieldWeights, []byte{0}),
+		"a weight far beyond":             with(fieldWeights, append(uv(1<<63), 50)),
+		"more weights than a report may":  with(fieldWeights, make([]byte, maxWeights+1)),
 	} {
 		var u Unpacker
 		before := mustUnpack(t, &u, table, with(), epoch)
@@ -329,14 +338,20 @@ func TestReportsOfEverythingUnusual(t *testing.T) {
 			Reason: fmt.Sprintf("%d %s", i, strings.Repeat("x", MaxReason)),
 		})
 	}
+	for i := range table.Targets() { // and those that are up ask for weights
+		if i%2 == 1 {
+			r.Opinions[i] = &Opinion{Target: r.Opinions[i].Target, Status: Up, Class: ClassStatus, Reason: r.Opinions[i].Reason, Since: epoch, Weight: uint8(1 + i%100)}
+		}
+	}
 	b := table.Pack(r)
 	if len(b) > MaxPacked {
 		t.Fatalf("%d bytes", len(b))
 	}
 	t.Logf("%d bytes", len(b))
 	for i, o := range mustUnpack(t, new(Unpacker), table, b, epoch).Opinions {
-		if o.Status != Down || o.Since.IsZero() || o.Class != ClassTimeout && o.Reason != notTold {
-			t.Fatalf("target %d: %+v", i, o)
+		want := r.Opinions[i]
+		if o.Status != want.Status || o.Weight != want.Weight || o.Status == Down && (o.Since.IsZero() || o.Class != ClassTimeout && o.Reason != notTold) {
+			t.Fatalf("target %d: %+v, was %+v", i, o, want)
 		}
 	}
 }
@@ -347,6 +362,7 @@ func FuzzUnpack(f *testing.F) {
 	for i := range 8 {
 		f.Add(table.Pack(randomReport(rng, table, float64(i)/8)))
 	}
+	f.Add(assemble(fieldVantage, "x", fieldSeq, 9, fieldTable, table.mark[:], fieldStatus, []byte{0x57, 1, 1}, fieldDetails, uv(1, 0), fieldWeights, []byte{1, 50, 0, 255}))
 	f.Add(assemble(fieldVantage, "x", fieldSeq, 9, 9, "?", fieldTable, table.mark[:], fieldStatus, []byte{1, 2, 3}, fieldDetails, uv(1, 0)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var u Unpacker
@@ -368,7 +384,7 @@ func FuzzUnpack(f *testing.F) {
 			t.Fatal(err)
 		}
 		for i, o := range r.Opinions {
-			if p := fresh.Opinions[i]; o.Status != p.Status || o.Class != p.Class || o.Reason != p.Reason || o.Status > Down || len(o.Reason) > MaxReason {
+			if p := fresh.Opinions[i]; o.Status != p.Status || o.Class != p.Class || o.Reason != p.Reason || o.Weight != p.Weight || o.Weight > 100 || o.Weight != 0 && o.Status != Up || len(o.Reason) > MaxReason {
 				t.Fatalf("read after another: %+v\nread alone: %+v", o, p)
 			}
 		}
@@ -378,7 +394,7 @@ func FuzzUnpack(f *testing.F) {
 			t.Fatal(err)
 		}
 		for i, o := range r.Opinions {
-			if again.Opinions[i].Status != o.Status {
+			if again.Opinions[i].Status != o.Status || again.Opinions[i].Weight != o.Weight {
 				t.Fatalf("sent on: %+v, was %+v", again.Opinions[i], o)
 			}
 		}

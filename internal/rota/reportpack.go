@@ -13,10 +13,11 @@ import (
 // those from there on are equal when the opinions are, byte for byte.
 //
 // fieldStatus holds two bits a target, in the table's order, the first target in the lowest bits of the first byte: 0 unknown, 1 up,
-// 2 down; 3 is for later versions and means unknown. fieldWords holds pairs of class and reason, each a length and text.
+// 2 down, 3 draining. fieldWords holds pairs of class and reason, each a length and text.
 // fieldDetails tells of targets that are not plainly up, by ascending place: uvarint of the places skipped, uvarint of twice the word
 // (0: none, else its place from 1) plus one if the time of the opinion's last change follows, as varint of the milliseconds since the
-// last time told (the first: since 1970).
+// last time told (the first: since 1970). fieldWeights tells the weights, in percent, of targets that are up, by ascending place:
+// uvarint of the places skipped, one byte.
 const (
 	packMagic   = "rota"
 	packVersion = 1
@@ -30,6 +31,7 @@ const (
 	fieldStatus      = 18
 	fieldWords       = 19
 	fieldDetails     = 20
+	fieldWeights     = 21
 	fieldEnd         = 127 // empty, and the last: without it the report was cut short
 )
 
@@ -40,6 +42,7 @@ const (
 	maxWords      = 4 << 10       // reasons told in one report; those beyond lose theirs, never their status
 	maxWordBytes  = 256 << 10
 	maxDetails    = 700 << 10 // bytes
+	maxWeights    = 256 << 10 // bytes; weights beyond are not told, never the status
 	maxHeaderText = 1 << 10   // bytes of a vantage's name
 )
 
@@ -93,8 +96,33 @@ func (t *Table) Pack(r *Report) []byte {
 		field(fieldWords, p.text)
 		field(fieldDetails, p.details)
 	}
+	if weights := t.weights(r, min(maxWeights, MaxPacked-len(b)-64)); len(weights) > 0 {
+		field(fieldWeights, weights)
+	}
 	field(fieldEnd, nil)
 	return b
+}
+
+// weights packs the weights of targets that are up, in at most so many bytes.
+func (t *Table) weights(r *Report, most int) []byte {
+	var out []byte
+	next, i := 0, 0
+	for _, o := range r.Opinions {
+		if o.Status != Up || o.Weight == 0 {
+			continue
+		}
+		for i < len(t.ids) && t.ids[i] < o.Target {
+			i++
+		}
+		if i == len(t.ids) || len(out) > most-binary.MaxVarintLen64-1 {
+			break
+		}
+		if t.ids[i] == o.Target {
+			out = append(binary.AppendUvarint(out, uint64(i-next)), min(o.Weight, 100))
+			next = i + 1
+		}
+	}
+	return out
 }
 
 // word is what many targets may say alike.
@@ -112,7 +140,7 @@ type packer struct {
 }
 
 func (p *packer) add(i int, o *Opinion) {
-	if o.Status > 3 {
+	if o.Status > Draining {
 		return
 	}
 	p.status[i/4] |= byte(o.Status) << (i % 4 * 2)
@@ -177,6 +205,7 @@ type packed struct {
 	status  []byte
 	words   []byte
 	details []byte
+	weights []byte
 }
 
 // ReadEnvelope reads what a packed report says of itself. The error wraps ErrReport.
@@ -232,6 +261,8 @@ func takeApart(b []byte) (p packed, err error) {
 			p.words, whole = payload, len(payload) <= maxWordBytes
 		case fieldDetails:
 			p.details, whole = payload, len(payload) <= maxDetails
+		case fieldWeights:
+			p.weights, whole = payload, len(payload) <= maxWeights
 		default:
 			continue
 		}
@@ -263,15 +294,60 @@ func timeOf(ms int64) time.Time {
 	return time.UnixMilli(ms).UTC()
 }
 
-// detail is what is told of one target.
+// detail is what is told of one target beside its status.
 type detail struct {
-	place int
-	word  word
-	since time.Time
+	place  int
+	told   bool // word and since are
+	word   word
+	since  time.Time
+	weight uint8
 }
 
-// read gives out the details; it checks all of them.
+// read gives out the details with the weights among them, by place; it checks all of them.
 func (p *packed) read(targets int) ([]detail, error) {
+	out, err := p.readDetails(targets)
+	if err != nil || len(p.weights) == 0 {
+		return out, err
+	}
+	weights, err := p.readWeights(targets)
+	if err != nil {
+		return nil, err
+	}
+	both := make([]detail, 0, len(out)+len(weights))
+	for len(out) > 0 || len(weights) > 0 {
+		switch {
+		case len(weights) == 0 || len(out) > 0 && out[0].place < weights[0].place:
+			both, out = append(both, out[0]), out[1:]
+		case len(out) == 0 || weights[0].place < out[0].place:
+			both, weights = append(both, weights[0]), weights[1:]
+		default:
+			out[0].weight = weights[0].weight
+			both, out, weights = append(both, out[0]), out[1:], weights[1:]
+		}
+	}
+	return both, nil
+}
+
+// readWeights gives out the weights. One that is no percentage, as a later version may send, says nothing.
+func (p *packed) readWeights(targets int) ([]detail, error) {
+	out := make([]detail, 0, min(targets, len(p.weights)/2))
+	place := -1
+	for rest := p.weights; len(rest) > 0; {
+		skip, n := binary.Uvarint(rest)
+		if n <= 0 || skip >= uint64(targets-place-1) || len(rest) == n {
+			return nil, fmt.Errorf("%w: a weight after target %d is cut short or beyond the %d targets", ErrReport, place, targets)
+		}
+		place += int(skip) + 1
+		if w := rest[n]; w <= 100 {
+			out = append(out, detail{place: place, weight: w})
+		}
+		rest = rest[n+1:]
+	}
+	return out, nil
+}
+
+// readDetails gives out what is told in words.
+func (p *packed) readDetails(targets int) ([]detail, error) {
 	words := []word{{}}
 	for rest := p.words; len(rest) > 0; {
 		var texts [2]string
@@ -301,7 +377,7 @@ func (p *packed) read(targets int) ([]detail, error) {
 		}
 		rest = rest[n+m:]
 		place += int(skip) + 1
-		d := detail{place: place, word: words[head/2]}
+		d := detail{place: place, told: true, word: words[head/2]}
 		if head&1 == 1 {
 			ms, n := binary.Varint(rest)
 			if n <= 0 {
@@ -332,9 +408,9 @@ type Unpacker struct {
 // Last returns the report that was read last, or nil.
 func (u *Unpacker) Last() *Report { return u.last }
 
-// Unpack reads a packed report that was taken in at a time. A status or class that this version does not know claims nothing; the
+// Unpack reads a packed report that was taken in at a time. A class that this version does not know claims nothing; the
 // report holds an opinion of every target of the table. The time since when a target is up is not on the wire: it is known, as at,
-// of those that were down in the report before. The error wraps ErrReport, or is ErrTable when the report is of another table; then
+// of those that were down or draining in the report before. The error wraps ErrReport, or is ErrTable when the report is of another table; then
 // the next report is read as if this one had not been.
 func (u *Unpacker) Unpack(t *Table, b []byte, at time.Time) (*Report, error) {
 	p, err := takeApart(b)
@@ -464,31 +540,29 @@ func (u *Unpacker) align(t *Table, out []*Opinion) {
 // renewed returns the opinion that a status and its detail make of the one before, which is kept when it says the same.
 func renewed(was, plain *Opinion, s Status, d *detail, at time.Time) *Opinion {
 	next := Opinion{Target: plain.Target, Status: s}
-	if s > Down {
-		next.Status = Unknown
+	if d != nil && s == Up {
+		next.Weight = d.weight
 	}
 	switch {
-	case d != nil:
+	case d != nil && d.told:
 		next.Class, next.Reason, next.Since = d.word.class, d.word.reason, d.since
 	case s == Up:
 		next.Class = ClassOK
 		if was != nil && was.Status == Up {
 			next.Since = was.Since
-		} else if was != nil && was.Status == Down {
+		} else if was != nil && (was.Status == Down || was.Status == Draining) {
 			next.Since = at
 		}
-		if next.Since.IsZero() {
+		if next.Since.IsZero() && next.Weight == 0 {
 			return plain
-		}
-	case s == Down:
-		next.Reason, next.Since = notTold, at
-		if was != nil && was.Status == Down {
-			next.Since = was.Since
 		}
 	case s == Unknown:
 		next.Reason = notProbed
 	default:
-		next.Reason = "says what this version does not know"
+		next.Reason, next.Since = notTold, at
+		if was != nil && was.Status == s {
+			next.Since = was.Since
+		}
 	}
 	if was != nil && *was == next {
 		return was

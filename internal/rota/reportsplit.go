@@ -3,7 +3,7 @@ package rota
 import "time"
 
 // Dissent is how far the vantages contradict one another now: what a metric and a page show of it. Only claims count, up or down, of
-// configured vantages whose reports are fresh and that do not abstain.
+// configured vantages whose reports are fresh and that do not abstain. That a target drains says, as down does, that it serves nobody.
 type Dissent struct {
 	Services []ServiceDissent `json:"services"` // every service that has checks, sorted by name
 	Vantages []VantageDissent `json:"vantages"` // every configured vantage, sorted by name
@@ -63,7 +63,9 @@ func (s *State) Dissent(reports []*Report, now time.Time) Dissent {
 		for i := range voters {
 			held[i] = Unknown
 			if o := voters[i].opinion(t.ID); o != nil {
-				held[i] = o.Status
+				if held[i] = o.Status; held[i] == Draining {
+					held[i] = Down
+				}
 			}
 			switch held[i] {
 			case Up:

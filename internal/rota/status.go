@@ -84,7 +84,7 @@ type Observation struct {
 	Status Status        `json:"status"`
 	Class  Class         `json:"class,omitempty"`
 	Reason string        `json:"reason,omitempty"` // one line for people, at most MaxReason bytes, no control characters
-	Sure   bool          `json:"sure,omitempty"`   // the endpoint said so itself: it acts at once, without waiting for Fall or Rise
+	Sure   bool          `json:"sure,omitempty"`   // of Down: the endpoint said so itself, so it acts at once, without waiting for Fall
 	Weight uint8         `json:"weight,omitempty"` // percent of its weight that the endpoint asks for, 1 to 100; 0: nothing was said
 	At     time.Time     `json:"at"`               // when the probe ended
 	Took   time.Duration `json:"took_ns"`

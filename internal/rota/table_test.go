@@ -208,19 +208,47 @@ func TestQuorumVotes(t *testing.T) {
 }
 
 func TestQuorumDecides(t *testing.T) {
-	votes := func(s string) []Vote { // "ams:up"
+	votes := func(s string) []Vote { // "ams:up", "ams:up/50"
 		var out []Vote
 		for i, f := range strings.Fields(s) {
 			site, status, _ := strings.Cut(f, ":")
-			out = append(out, Vote{Vantage: fmt.Sprint(i), Site: site, Status: statusOf(status)})
+			word, weight := sayingOf(status)
+			out = append(out, Vote{Vantage: fmt.Sprint(i), Site: site, Status: word, Weight: weight})
 		}
 		return out
 	}
 	for _, tt := range []struct {
 		q           Quorum
 		last, votes string
-		want        string
+		want        string // with the weight, if there is one
 	}{
+		{Quorum{}, "up", "a:draining b:draining c:up", "draining"},
+		{Quorum{}, "up", "a:draining b:down c:up", "down"}, // both say that it serves nobody, too few that it said so
+		{Quorum{}, "up", "a:draining b:up c:unknown", "up"},
+		{Quorum{}, "down", "a:draining b:draining c:down", "draining"},
+		{Quorum{}, "draining", "a:draining b:down c:unknown", "down"},
+		{Quorum{}, "draining", "a:up b:up c:draining", "up"},
+		{Quorum{Need: "any"}, "up", "a:draining b:up", "up"},
+		{Quorum{Need: "any"}, "up", "a:draining b:down", "draining"},
+		{Quorum{Of: "sites"}, "up", "a:draining a:down b:down c:up", "down"},
+		{Quorum{Of: "sites"}, "up", "a:draining a:draining a:up b:draining c:up", "draining"},
+		{Quorum{Of: "sites"}, "up", "a:draining a:up b:draining c:up", "up"},
+
+		{Quorum{}, "up", "a:up/50 b:up/60 c:up/70", "up/60"},
+		{Quorum{}, "up", "a:up/50 b:up/60 c:up", "up/50"},
+		{Quorum{}, "up", "a:up/50 b:up c:unknown", "up"},             // one voice
+		{Quorum{}, "up/30", "a:up/50 b:up c:unknown", "up/30"},       // neither for a weight nor for none
+		{Quorum{}, "up/30", "a:up b:up c:up/30", "up"},               // a quorum says none
+		{Quorum{}, "up/30", "a:up/90 b:down/90 c:up", "up/30"},       // who holds it down has no say
+		{Quorum{}, "up/30", "a:up/30 b:up/30 c:up/30", "up/30"},      // nothing moved
+		{Quorum{}, "unknown", "a:up/40 b:up/40 c:unknown", "up/40"},  // with the first verdict
+		{Quorum{}, "up/30", "a:down b:down c:up/50", "down/30"},      // what it asks for is asked again when it is up
+		{Quorum{}, "up", "a:up/200 b:up/255 c:up/200", "up/100"},     // more than all of it is all of it
+		{Quorum{Need: "any"}, "up", "a:up/50 b:up/60 c:up", "up/50"}, // a quorum for a weight and for none: a weight was asked for
+		{Quorum{Of: "sites"}, "up", "a:up/10 a:up/10 a:up/10 b:up/80 c:up/90", "up/80"},
+		{Quorum{Of: "sites"}, "up", "a:up/10 a:up/30 a:up b:up/80 c:up", "up/10"},
+		{Quorum{Of: "sites"}, "up", "a:up/10 a:up b:up/80 c:up", "up"}, // a is of two minds
+
 		{Quorum{}, "up", "a:down b:down c:up", "down"},
 		{Quorum{}, "up", "a:down b:unknown c:unknown", "up"},
 		{Quorum{}, "up", "a:down b:up", "up"},
@@ -237,25 +265,30 @@ func TestQuorumDecides(t *testing.T) {
 		for _, v := range vs {
 			vantages = append(vantages, Vantage{Name: v.Vantage, Site: v.Site})
 		}
-		last := Verdict{Status: statusOf(tt.last)}
+		var last Verdict
+		last.Status, last.Weight = sayingOf(tt.last)
 		got, changed := tt.q.decide(last, vs, tt.q.Voices(vantages), epoch)
-		if got.Status.String() != tt.want || changed != (tt.want != tt.last) {
-			t.Errorf("%+v: %s then %s: got %v %v, want %s", tt.q, tt.last, tt.votes, got.Status, changed, tt.want)
+		text := got.Status.String()
+		if got.Weight != 0 {
+			text += fmt.Sprint("/", got.Weight)
 		}
-		if changed && (!got.Since.Equal(epoch) || len(got.Votes) != len(vs)) {
+		if text != tt.want || changed != (tt.want != tt.last) {
+			t.Errorf("%+v: %s then %s: got %s %v, want %s", tt.q, tt.last, tt.votes, text, changed, tt.want)
+		}
+		if changed && (got.Since.Equal(epoch) != (got.Status != last.Status) || len(got.Votes) != len(vs)) {
 			t.Errorf("%s: the verdict forgets its evidence: %+v", tt.votes, got)
 		}
 	}
 }
 
-// opinions plays a streak string such as "u u d ?" and returns the opinion after each observation.
+// opinions plays a streak string such as "u u d ?", where D is down for sure and l says that it leaves, and returns the opinion after each observation.
 func opinions(s string, timing Timing) (string, Streak) {
 	var x Streak
 	var out []string
 	for i, c := range strings.Fields(s) {
-		status := map[string]Status{"u": Up, "d": Down, "?": Unknown}[c]
-		x = x.Observe(Observation{Status: status, At: epoch.Add(time.Duration(i) * time.Second)}, timing)
-		out = append(out, map[Status]string{Up: "u", Down: "d", Unknown: "?"}[x.Status])
+		status := map[string]Status{"u": Up, "d": Down, "D": Down, "l": Draining, "?": Unknown}[c]
+		x = x.Observe(Observation{Status: status, Sure: c == "D", At: epoch.Add(time.Duration(i) * time.Second)}, timing)
+		out = append(out, map[Status]string{Up: "u", Down: "d", Draining: "l", Unknown: "?"}[x.Status])
 	}
 	return strings.Join(out, " "), x
 }
@@ -283,14 +316,76 @@ func TestStreak(t *testing.T) {
 		{"pending return", gdnsd, "d d d u", "? ? d d", true},
 		{"first success is half way", gdnsd, "u", "?", true},
 		{"one and one", Timing{Fall: 1, Rise: 1, OK: 1}, "u d u", "u d u", false},
+		{"for sure acts at once", gdnsd, "u u D", "? u d", false},
+		{"for sure from nothing", gdnsd, "D", "d", false},
+		{"back as ever", gdnsd, "u u D u u", "? u d d u", false},
+		{"draining acts at once", gdnsd, "u u l", "? u l", false},
+		{"draining from nothing", gdnsd, "l", "l", false},
+		{"draining from down", gdnsd, "d d d l", "? ? d l", false},
+		{"draining ends by rise", gdnsd, "u u l u u", "? u l l u", false},
+		{"rise from draining is in a row", gdnsd, "u u l u l u", "? u l l l l", true},
+		{"draining dies by fall", gdnsd, "u u d l d d d", "? u u l l l d", false},
+		{"a failure while draining hurries nobody", gdnsd, "u u l d", "? u l l", false},
+		{"draining dies for sure", gdnsd, "u u l D", "? u l d", false},
+		{"draining says more of no failure", gdnsd, "u u l d l d l d", "? u l l l l l d", false},
+		{"unknown while draining", gdnsd, "u u l ? ?", "? u l l l", false},
 	} {
 		got, s := opinions(tt.in, tt.timing)
 		if got != tt.want || s.Pending(tt.timing) != tt.pending {
 			t.Errorf("%s: %s: got %s, want %s; pending %v, want %v", tt.name, tt.in, got, tt.want, s.Pending(tt.timing), tt.pending)
 		}
 	}
+	for _, tt := range []struct {
+		in       string
+		interval time.Duration
+		silent   time.Duration // between the last that says something and the first that does not
+		want     Status
+	}{
+		{"u u", 10 * time.Second, StaleAfter, Up},
+		{"u u", 10 * time.Second, StaleAfter + 1, Unknown},
+		{"d d d", 10 * time.Second, StaleAfter + 1, Unknown},
+		{"u u l", 10 * time.Second, StaleAfter + 1, Unknown},
+		{"u u", time.Minute, 3 * time.Minute, Up},
+		{"u u", time.Minute, 3*time.Minute + 1, Unknown},
+	} {
+		_, s := opinions(tt.in, gdnsd)
+		timing := gdnsd
+		timing.Interval = tt.interval
+		s = s.Observe(Observation{At: s.Seen.Add(tt.silent)}, timing)
+		if s.Status != tt.want || s.Status == Unknown && (s.Pending(timing) || s.Since != s.Last.At) {
+			t.Errorf("%s, then nothing for %v: %+v, want %v", tt.in, tt.silent, s, tt.want)
+		}
+		if s = s.Observe(Observation{Status: Up, At: s.Last.At}, timing); s.Status != tt.want {
+			t.Errorf("%s, then nothing for %v: one success made it %v", tt.in, tt.silent, s.Status)
+		}
+	}
+	// What is asked rarely lasts longer.
+	_, s := opinions("d", Timing{Fall: 1, Rise: 1, OK: 1})
+	slow := Timing{Fall: 1, Rise: 1, OK: 1, Interval: time.Second, SlowInterval: time.Minute}
+	s = s.Observe(Observation{Status: Down, At: epoch.Add(SlowAfter)}, slow)
+	if s = s.Observe(Observation{At: s.Seen.Add(3 * time.Minute)}, slow); s.Status != Down {
+		t.Errorf("long dead, then nothing for three slow intervals: %v", s.Status)
+	}
+	if s = s.Observe(Observation{At: s.Seen.Add(3*time.Minute + 1)}, slow); s.Status != Unknown {
+		t.Errorf("long dead, then nothing for more than three slow intervals: %v", s.Status)
+	}
 	if !(Streak{}).Pending(gdnsd) {
 		t.Error("a target that was never probed is not waited for")
+	}
+	for _, tt := range []struct {
+		in, last string // last is after SlowAfter
+		slow     bool
+	}{{"u u d d d", "d", true}, {"u u d d d", "u", false}, {"u u d d d", "d ?", true}, {"u u D", "d", true}, {"u u l", "l", false}, {"u u", "u", false}, {"d", "?", false}} {
+		_, s := opinions(tt.in, gdnsd)
+		if s.Slow() {
+			t.Errorf("%s: slow at once", tt.in)
+		}
+		for _, last := range strings.Fields(tt.last) {
+			s = s.Observe(Observation{Status: map[string]Status{"u": Up, "d": Down, "l": Draining}[last], At: epoch.Add(SlowAfter + time.Minute)}, gdnsd)
+		}
+		if s.Slow() != tt.slow {
+			t.Errorf("%s, long after %s: slow %v, want %v", tt.in, tt.last, s.Slow(), tt.slow)
+		}
 	}
 	if _, s := opinions("u u d d d d", gdnsd); !s.Since.Equal(epoch.Add(4*time.Second)) || s.Failures != 3 {
 		t.Errorf("got %+v", s)

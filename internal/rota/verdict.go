@@ -103,9 +103,19 @@ func (q Quorum) Tally(votes []Vote, s Status) int {
 	return n
 }
 
-// siteVotes gives each site one voice: what more than half of its vantages hold; without such a majority, unknown.
+// Behind counts the voices behind a verdict: those for its status, and behind down also those that hold the target to drain.
+func (q Quorum) Behind(votes []Vote, s Status) int {
+	n := q.Tally(votes, s)
+	if s == Down {
+		n += q.Tally(votes, Draining)
+	}
+	return n
+}
+
+// siteVotes gives each site one voice: what more than half of its vantages hold; without such a majority, unknown. As in a verdict,
+// those that hold a target to drain agree with those that hold it down.
 func siteVotes(votes []Vote) map[string]Status {
-	type count struct{ up, down, all int }
+	type count struct{ up, down, draining, all int }
 	sites := map[string]count{}
 	for _, v := range votes {
 		c := sites[siteOf(v.Site, v.Vantage)]
@@ -115,6 +125,8 @@ func siteVotes(votes []Vote) map[string]Status {
 			c.up++
 		case Down:
 			c.down++
+		case Draining:
+			c.draining++
 		}
 		sites[siteOf(v.Site, v.Vantage)] = c
 	}
@@ -123,7 +135,9 @@ func siteVotes(votes []Vote) map[string]Status {
 		switch {
 		case 2*c.up > c.all:
 			held[site] = Up
-		case 2*c.down > c.all:
+		case 2*c.draining > c.all:
+			held[site] = Draining
+		case 2*(c.down+c.draining) > c.all:
 			held[site] = Down
 		default:
 			held[site] = Unknown
@@ -195,10 +209,10 @@ func (v *voter) vote(id TargetID) Vote {
 		out.Reason = notProbed
 		return out
 	}
-	if o.Status <= Down {
+	if o.Status <= Draining {
 		out.Status = o.Status
 	}
-	out.Class, out.Reason, out.Since = o.Class, o.Reason, o.Since
+	out.Class, out.Reason, out.Since, out.Weight = o.Class, o.Reason, o.Since, o.Weight
 	return out
 }
 
@@ -215,25 +229,79 @@ func (q Quorum) Voices(vs []Vantage) int {
 }
 
 // decide returns the verdict the votes call for and whether it differs from the last one. A verdict changes only when a quorum
-// holds the new value; when both values have one (a quorum of any), down does not win: the last verdict stands.
+// holds the new value; when both values have one (a quorum of any), down does not win: the last verdict stands. Who holds the target to
+// drain and who holds it down agree that it serves nobody: together they make it down, and enough of the former make it draining.
 func (q Quorum) decide(last Verdict, votes []Vote, voices int, now time.Time) (Verdict, bool) {
 	need, err := q.Votes(voices)
 	if err != nil {
 		return last, false
 	}
-	up, down := q.Tally(votes, Up) >= need, q.Tally(votes, Down) >= need
+	up, down := q.Tally(votes, Up) >= need, q.Behind(votes, Down) >= need
 	next := last
 	switch {
-	case up == down:
+	case up && down:
 		return last, false
 	case up:
-		next.Status = Up
-	default:
+		next.Status, next.Weight = Up, q.weight(last.Weight, votes, need)
+	case down && q.Tally(votes, Draining) >= need:
+		next.Status = Draining
+	case down:
 		next.Status = Down
 	}
-	if next.Status == last.Status {
+	if next.Status == last.Status && next.Weight == last.Weight {
 		return last, false
 	}
-	next.Since, next.Need, next.Votes = now, need, votes
+	if next.Status != last.Status {
+		next.Since = now
+	}
+	next.Need, next.Votes = need, votes
 	return next, true
+}
+
+// weight is what the voices that hold a target up say of its weight: the lower median when a quorum says one, 0 when a quorum says none,
+// and else what it was last.
+func (q Quorum) weight(last uint8, votes []Vote, need int) uint8 {
+	if last == 0 && !slices.ContainsFunc(votes, func(v Vote) bool { return v.Weight != 0 }) {
+		return 0
+	}
+	said, silent := weightsSaid(votes)
+	if q.Of == "sites" {
+		sites := map[string][]Vote{}
+		for _, v := range votes {
+			site := siteOf(v.Site, v.Vantage)
+			sites[site] = append(sites[site], v)
+		}
+		var heard []Vote
+		for _, of := range sites {
+			switch w, none := weightsSaid(of); {
+			case 2*len(w) > len(of):
+				heard = append(heard, Vote{Status: Up, Weight: w[(len(w)-1)/2]})
+			case 2*none > len(of):
+				heard = append(heard, Vote{Status: Up})
+			}
+		}
+		said, silent = weightsSaid(heard)
+	}
+	switch {
+	case len(said) >= need:
+		return said[(len(said)-1)/2]
+	case silent >= need:
+		return 0
+	}
+	return last
+}
+
+// weightsSaid returns the weights that votes for up say, sorted, so that their lower median is in the middle, and how many say none.
+func weightsSaid(votes []Vote) (said []uint8, silent int) {
+	for _, v := range votes {
+		switch {
+		case v.Status != Up:
+		case v.Weight == 0:
+			silent++
+		default:
+			said = append(said, min(v.Weight, 100))
+		}
+	}
+	slices.Sort(said)
+	return said, silent
 }
