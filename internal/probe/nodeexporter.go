@@ -558,8 +558,12 @@ func (e *exporter) numbers(i int, last *sample, now *reading, moved span) ([]flo
 
 // busy is the percentage of time that cores were not idle: the mean of those in both samples.
 func (s *sample) busy(last *sample, moved span) (float64, error) {
-	if moved.err != nil {
+	const restarted = "went back: the machine was restarted, or another one answers"
+	switch {
+	case moved.err != nil:
 		return 0, moved.err
+	case s.working < last.working:
+		return 0, later("the time that cores worked %s", restarted)
 	}
 	total, cores := 0.0, 0
 	for n := range min(len(s.idle), len(last.idle)) {
@@ -568,7 +572,7 @@ func (s *sample) busy(last *sample, moved span) (float64, error) {
 		case math.IsNaN(idle):
 			continue
 		case idle < 0:
-			return 0, later("the counter of core %d went back: the machine was restarted, or another one answers", n)
+			return 0, later("the counter of core %d %s", n, restarted)
 		case idle > (moved.time + slack(moved.time)).Seconds():
 			return 0, later("core %d was idle for %.3g s in %v", n, idle, moved.time.Round(time.Millisecond))
 		}
