@@ -367,11 +367,15 @@ func (n *node) plan(ctx context.Context, publisher string) ([]api.Plan, error) {
 
 func (n *node) clusterStatus() api.ClusterStatus {
 	s := n.raft.Status()
+	trouble := n.trouble(s)
+	if w := n.doubt.why(); w.cause != "" {
+		trouble = append(trouble, "this node abstains, so its opinions do not count: "+w.text)
+	}
 	return api.ClusterStatus{
 		Cluster: s.Cluster, NodeID: s.NodeID, Node: s.Node, Raft: s.Raft, Term: s.Term, Leader: s.Leader, Leading: s.Leading,
 		Last: s.Last, Commit: s.Commit, Applied: s.Applied, Snapshot: s.Snapshot,
 		LastContact: s.LastContact, Voters: s.Voters, Voter: s.Voter, Removed: s.Removed, Behind: s.Behind, Since: s.Since,
-		Healthy: s.Healthy, Trouble: n.trouble(s), Members: n.membersView(),
+		Healthy: s.Healthy, Trouble: trouble, Members: n.membersView(),
 	}
 }
 
@@ -385,6 +389,9 @@ func (n *node) trouble(s cluster.Status) []string {
 	}
 	if text := n.waits.Load(); text != nil {
 		out = append(out, *text)
+	}
+	if c := n.doubt.state(); c.Lost {
+		out = append(out, clockWords(c.Seen))
 	}
 	if err := n.current.Load().failed; err != nil {
 		out = append(out, "the newest configuration file is not in force, and with it this node would not start: "+rota.CleanReason("%v", err))

@@ -21,12 +21,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rota-dns/rota/internal/agent"
+	"github.com/rota-dns/rota/internal/clock"
 	"github.com/rota-dns/rota/internal/link"
 	"github.com/rota-dns/rota/internal/probe"
 	"github.com/rota-dns/rota/internal/rota"
@@ -157,12 +159,12 @@ func (a *app) agent(ctx context.Context, o agentFlags) error {
 	}
 	prober := probe.New(probe.Options{Vantage: w.name, Log: log.With("room", "probe")})
 	ready := make(chan struct{})
-	works := agent.Agent{
-		Name: w.name, Prober: &firstSet{Prober: prober, done: sync.OnceFunc(func() { close(ready) })}, Upstreams: w.upstreams, Log: log.With("room", "agent"),
-	}
+	doubts := newDoubtingProber(prober, log.With("room", "vantage"), sync.OnceFunc(func() { close(ready) }))
+	works := agent.Agent{Name: w.name, Prober: doubts, Upstreams: w.upstreams, Log: log.With("room", "agent")}
 	parts := append(w.parts,
 		part{"log", func(ctx context.Context) error { return reopening(ctx, log, logs) }},
 		part{"prober", prober.Run},
+		part{"doubt", doubts.run},
 		part{"agent", works.Run},
 		part{"systemd", func(ctx context.Context) error {
 			select {
@@ -186,15 +188,62 @@ type agentWork struct {
 	parts     []part
 }
 
-// firstSet is a prober that tells when it has targets for the first time.
-type firstSet struct {
-	agent.Prober
-	done func()
+// doubtingProber is an agent's prober, which says in its reports why they do not count when the agent cannot trust its eyes.
+type doubtingProber struct {
+	*probe.Prober
+	doubt   *doubter
+	first   func() // called when there are targets for the first time
+	watched atomic.Pointer[[]rota.Target]
+	changed broadcast // fired when the report may have changed
 }
 
-func (f *firstSet) Set(ts []rota.Target) {
-	f.Prober.Set(ts)
-	f.done()
+func newDoubtingProber(p *probe.Prober, log *slog.Logger, first func()) *doubtingProber {
+	d := &doubtingProber{Prober: p, first: first}
+	d.doubt = &doubter{clocks: clock.New().Look, log: log, targets: func() []rota.Target {
+		if ts := d.watched.Load(); ts != nil {
+			return *ts
+		}
+		return nil
+	}}
+	return d
+}
+
+func (d *doubtingProber) Set(ts []rota.Target) {
+	d.watched.Store(&ts)
+	d.Prober.Set(ts)
+	d.first()
+}
+
+func (d *doubtingProber) Report() *rota.Report {
+	r := *d.Prober.Report()
+	r.Abstain = d.doubt.why().text
+	return &r
+}
+
+func (d *doubtingProber) Changed() <-chan struct{} { return d.changed.wait() }
+
+// run lets the agent doubt itself, by what it cannot see and by its clocks, until ctx ends.
+func (d *doubtingProber) run(ctx context.Context) error {
+	tick := time.NewTicker(doubtEvery)
+	defer tick.Stop()
+	for {
+		opined, doubted := d.Prober.Changed(), d.doubt.doubted.wait()
+		d.doubt.consider(d.doubt.blind(d.Blind()))
+		d.changed.fire()
+	quiet:
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+				d.doubt.consider(d.doubt.blind(d.Blind()))
+			case <-opined:
+				break quiet
+			case <-doubted:
+				break quiet
+			}
+		}
+	}
 }
 
 // reopening follows a log file that was moved away.

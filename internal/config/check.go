@@ -313,7 +313,10 @@ func (b *builder) rules(n *node) []rota.Rule {
 		}
 		rs = append(rs, some...)
 	}
-	return sortRules(rs)
+	if rs = sortRules(rs); len(rs) > rota.MaxRules {
+		b.fail(n.at, "", "%d rules: want at most %d", len(rs), rota.MaxRules)
+	}
+	return rs
 }
 
 // sortRules sorts rules and drops repetitions, so that the same rules are the same question.
@@ -484,8 +487,17 @@ func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
 	if c.Timing = rota.DefaultTiming(); c.Kind != rota.KindAgent { // nobody asks, so that services share one whatever their timing
 		c.Timing = s.timing(at, c.Name, from)
 	}
+	if c.Timeout < twoSamples && slices.ContainsFunc(c.Rules, rate) {
+		s.b.warn(first(from, "timeout").placeOr(at.at), "1s is enough", "check %q: a timeout of %s cannot fit the two samples that %s needs when there is none yet", c.Name, formatDuration(c.Timeout), c.Rules[slices.IndexFunc(c.Rules, rate)].Name)
+	}
 	return rota.Use{Check: c, Observe: textOr(first(from, "role"), "required") == "observe"}, !portless
 }
+
+// twoSamples is the least time in which a node_exporter is asked twice, with a moment between.
+const twoSamples = 500 * time.Millisecond
+
+// rate reports whether a rule compares two samples.
+func rate(r rota.Rule) bool { return r.Name == "cpu" || strings.HasPrefix(r.Name, "net(") }
 
 func anyBad(from []*node, key string) bool {
 	v := first(from, key)

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -141,6 +142,24 @@ func TestKindsOfChecks(t *testing.T) {
 	}
 }
 
+func TestTheFormatHasEveryKind(t *testing.T) {
+	var kinds []rota.Kind
+	for _, k := range checkKinds() {
+		kinds = append(kinds, rota.Kind(k.word))
+	}
+	if !slices.Equal(kinds, rota.Kinds()) {
+		t.Errorf("the format has %v, rota has %v", kinds, rota.Kinds())
+	}
+}
+
+func manyRules(n int) string {
+	var rs []string
+	for i := range n {
+		rs = append(rs, fmt.Sprintf(`'a_metric{n="%d"}': "> 1"`, i))
+	}
+	return strings.Join(rs, ", ")
+}
+
 func TestBadChecks(t *testing.T) {
 	for in, want := range map[string]string{
 		"{type: http, method: DELETE}":                                  `method "DELETE": want GET, HEAD, OPTIONS, POST, PUT or PATCH`,
@@ -178,6 +197,7 @@ func TestBadChecks(t *testing.T) {
 		"{type: node_exporter, rules: {cpu: 90%}}":                      "cpu",
 		"{type: node_exporter, rules: {cpu: '< 90'}}":                   "cpu",
 		"{type: node_exporter, rules: [node_load5]}":                    "needs a comparison",
+		`{type: node_exporter, rules: {` + manyRules(33) + `}}`:         "33 rules: want at most 32",
 		"{type: node_exporter, rules: [net]}":                           "net",
 		"{type: node_exporter, on_error: up}":                           `on_error "up": want unknown or down`,
 		"dns://{}":                                                      "wants a name to ask for: dns://{}/NAME",
@@ -248,14 +268,15 @@ func TestBadCheckThatNothingUses(t *testing.T) {
 
 func TestWarningsOfChecks(t *testing.T) {
 	for in, want := range map[string]string{
-		"{type: http, auth: {bearer: {file: token}}}":                               "its token crosses the network in the clear",
-		"{type: http, auth: {user: a, password: {file: pw}}}":                       "its password crosses the network in the clear",
-		"{type: grpc, port: 1, auth: {bearer: {file: token}}}":                      "its token crosses the network in the clear",
-		"{type: https, verify: none, auth: {bearer: {file: token}}}":                "its token goes to whoever answers",
-		"{type: https, auth: {bearer: {file: pw.open}}}":                            "pw.open can be read by everybody",
-		"{type: https, client_cert: crt, client_key: key.open}":                     "key.open can be read by everybody",
-		"{type: http, header: {X-Api-Key: x}}":                                      "header X-Api-Key looks like a secret",
-		"{type: agent}":                                                             "only operators can say how endpoint 192.0.2.1 is",
+		"{type: http, auth: {bearer: {file: token}}}":                      "its token crosses the network in the clear",
+		"{type: http, auth: {user: a, password: {file: pw}}}":              "its password crosses the network in the clear",
+		"{type: grpc, port: 1, auth: {bearer: {file: token}}}":             "its token crosses the network in the clear",
+		"{type: https, verify: none, auth: {bearer: {file: token}}}":       "its token goes to whoever answers",
+		"{type: https, auth: {bearer: {file: pw.open}}}":                   "pw.open can be read by everybody",
+		"{type: https, client_cert: crt, client_key: key.open}":            "key.open can be read by everybody",
+		"{type: http, header: {X-Api-Key: x}}":                             "header X-Api-Key looks like a secret",
+		"{type: node_exporter, timeout: 300ms, rules: [load1, net(eth0)]}": "a timeout of 300ms cannot fit the two samples that net(eth0) needs",
+		"{type: agent}": "only operators can say how endpoint 192.0.2.1 is",
 		"tcp://{}:1\ndisabled: false\nendpoints: [{address: 192.0.2.1, agent: me}]": "agent has no effect",
 	} {
 		text := with("endpoints: [192.0.2.1]\ncheck: " + in)
@@ -268,7 +289,7 @@ func TestWarningsOfChecks(t *testing.T) {
 		}
 	}
 	for _, in := range []string{
-		"{type: https, auth: {bearer: {file: token}}}", "{type: https, client_cert: crt, client_key: key, ca: ca}",
+		"{type: node_exporter, timeout: 300ms, rules: load1}", "{type: https, auth: {bearer: {file: token}}}", "{type: https, client_cert: crt, client_key: key, ca: ca}",
 		"{type: agent}\nendpoints: [{address: 192.0.2.1, agent: me}]",
 	} {
 		text := with("check: " + in)

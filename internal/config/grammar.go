@@ -354,7 +354,7 @@ func tlsFields() []field {
 	}
 }
 
-// checkKinds are the kinds of checks; those that rota.Kinds lacks are refused where they are used.
+// checkKinds are the kinds of checks: those of rota.Kinds.
 func checkKinds() []variant {
 	with := func(fs ...[]field) []field {
 		return append(append(slices.Concat(fs...), fieldRole), timing()...)
@@ -406,14 +406,11 @@ func checkKinds() []variant {
 	}
 }
 
-// maxRules bounds the rules of a check.
-const maxRules = 64
-
 // rules are names with comparisons, or names alone; the reader judges them.
 func rules() shape {
 	return either{
 		dict{what: "rule", keys: anyKey, of: scalar{want: "a rule such as \"< 90%\"", json: "string", parse: lines(200)}},
-		list{of: scalar{want: "the name of a rule", json: "string", parse: lines(rota.MaxRuleName)}, single: true, least: 1, most: maxRules},
+		list{of: scalar{want: "the name of a rule", json: "string", parse: lines(rota.MaxRuleName)}, single: true, least: 1, most: rota.MaxRules},
 	}
 }
 

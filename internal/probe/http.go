@@ -285,10 +285,25 @@ func (r *run) answer(c io.Reader, method string) answer {
 
 // readAnswer reads one final HTTP/1.x answer to a request of method from c; begun is called at the first byte.
 func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
+	a, in := answerHead(c, method, begun)
+	if in == nil {
+		return a
+	}
+	body, err := io.ReadAll(io.LimitReader(in, int64(maxBody)))
+	a.body = body
+	if err != nil && len(body) < maxBody {
+		a.err = err
+	}
+	return a
+}
+
+// answerHead reads heads until one is final and returns the body that follows it: nil when there is none to read, because of a.err or because
+// the protocol was switched.
+func answerHead(c io.Reader, method string, begun func()) (answer, io.Reader) {
 	var a answer
 	in := &headReader{r: c, left: maxHTTPHead, keep: maxHead}
 	br := bufio.NewReaderSize(in, 4<<10)
-	fail := func(err error) answer {
+	fail := func(err error) (answer, io.Reader) {
 		a.head = in.kept
 		switch {
 		case in.exceeded:
@@ -297,7 +312,7 @@ func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
 			err = in.err // the parser takes what came before it for a whole line
 		}
 		a.err = err
-		return a
+		return a, nil
 	}
 	if _, err := br.Peek(1); err != nil {
 		return fail(err)
@@ -324,14 +339,9 @@ func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
 	a.status, a.header, a.inBody, a.head = response.StatusCode, response.Header, true, in.kept
 	in.unbound() // from here on the limit is of body bytes kept; framing is bounded by the parser and time by the deadline
 	if a.status == http.StatusSwitchingProtocols {
-		return a
+		return a, nil
 	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, int64(maxBody)))
-	a.body = body
-	if err != nil && len(body) < maxBody {
-		a.err = err
-	}
-	return a
+	return a, response.Body
 }
 
 // headReader lets at most left bytes through until it is unbound, and keeps the first of them.

@@ -33,8 +33,9 @@ var kinds = map[rota.Kind]kind{
 	rota.KindTLS:   {probe: probeTLS},
 	rota.KindICMP:  {probe: probeICMP, portless: true},
 
-	rota.KindDNS:        {probe: probeDNS, prepare: prepareDNS},
-	rota.KindAgentCheck: {probe: probeAgentCheck},
+	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter},
+	rota.KindDNS:          {probe: probeDNS, prepare: prepareDNS},
+	rota.KindAgentCheck:   {probe: probeAgentCheck},
 }
 
 // question is a check made ready to be asked; targets that ask the same thing share it.

@@ -78,7 +78,7 @@ type Prober struct {
 	history history
 	stats   tally
 	sights  []*sight // of the targets that are probed
-	fell    int      // of these, how many failed since they were last up
+	eyes    eyes     // what they come to
 }
 
 // New returns a prober without targets. It does nothing until Run.

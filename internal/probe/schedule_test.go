@@ -399,6 +399,7 @@ func TestStopIsNoticed(t *testing.T) {
 			t.Errorf("%d of 1000 probes in the first second after a stop, want about 100", soon)
 		}
 		e := s.order[0]
+		p.eyes.see(e.sight, rota.Observation{Status: rota.Up, At: time.Now()})
 		e.streak = rota.Streak{Status: rota.Up}
 		e.opinion = &rota.Opinion{Target: e.id, Status: rota.Up}
 		e.q = newQuestion(rota.Check{Kind: rota.KindTCP, Port: 1, Timing: rota.Timing{Interval: 10 * time.Second, Fall: 1, Rise: 1, OK: 1}})
@@ -415,6 +416,9 @@ func TestStopIsNoticed(t *testing.T) {
 		}})
 		if e.streak.Status != rota.Up || e.streak.Failures != 0 || e.streak.Last.Class != rota.ClassResource {
 			t.Errorf("a probe cut by a stop was judged: %+v", e.streak)
+		}
+		if b := p.Blind(); b.Lost != 0 || b.Seen != 1 || p.Fallen() != 0 {
+			t.Errorf("it took the sight of the target: %+v, %d fallen", b, p.Fallen())
 		}
 		if p.Stats().Stops != 1 {
 			t.Error("the stop was not counted")
