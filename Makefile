@@ -1,6 +1,6 @@
 # What one does here. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test test-all race bench bench-publish fuzz sim lint fmt generate package install clean
+.PHONY: help run demo build test test-all race bench bench-publish bench-probe soak fuzz sim lint fmt generate package install clean
 
 TOOL    := go tool -modfile=tools/go.mod
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -39,6 +39,12 @@ bench: ## every benchmark, COUNT=1 times, with allocations
 
 bench-publish: ## a site of 10,000 services dies, and one verdict: until BIND, Knot and PowerDNS have it
 	go test ./internal/publish -run='^$$' -bench='Change10000|OnWire' -benchmem -benchtime=5x -count=$(COUNT) -timeout=30m
+
+bench-probe: ## probes a second, memory a target and 100,000 targets beside HAProxy, gdnsd, blackbox_exporter and fping (as root, 6 minutes)
+	go test ./test/probing -run='^$$' -bench=Beside -benchtime=1x -full -timeout=30m
+
+soak: ## 24 virtual hours of 10,000 targets every 10 s with all kinds of faults (`make test` has a shorter one)
+	go test ./internal/probe -run=TestSoak -soak=10s -timeout=60m -v
 
 fuzz: ## every fuzz target for SECONDS=10
 	./test/fuzz $(SECONDS)

@@ -135,7 +135,7 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 				return err
 			},
 			Recent:  func(zone rota.Name) []publish.Past { return n.lately(p.Name, zone) },
-			Confirm: n.raft.Confirm, Frozen: n.whyFrozen,
+			Confirm: n.raft.Confirm, Lapses: n.doubt.lapsed, Frozen: n.whyFrozen,
 			Log: n.log.With("room", "publish"),
 		}))
 	}
@@ -367,11 +367,15 @@ func (n *node) plan(ctx context.Context, publisher string) ([]api.Plan, error) {
 
 func (n *node) clusterStatus() api.ClusterStatus {
 	s := n.raft.Status()
+	trouble := n.trouble(s)
+	if w := n.doubt.why(); w.cause != "" {
+		trouble = append(trouble, "this node abstains, so its opinions do not count: "+w.text)
+	}
 	return api.ClusterStatus{
 		Cluster: s.Cluster, NodeID: s.NodeID, Node: s.Node, Raft: s.Raft, Term: s.Term, Leader: s.Leader, Leading: s.Leading,
 		Last: s.Last, Commit: s.Commit, Applied: s.Applied, Snapshot: s.Snapshot,
 		LastContact: s.LastContact, Voters: s.Voters, Voter: s.Voter, Removed: s.Removed, Behind: s.Behind, Since: s.Since,
-		Healthy: s.Healthy, Trouble: n.trouble(s), Members: n.membersView(),
+		Healthy: s.Healthy, Trouble: trouble, Members: n.membersView(),
 	}
 }
 
@@ -385,6 +389,9 @@ func (n *node) trouble(s cluster.Status) []string {
 	}
 	if text := n.waits.Load(); text != nil {
 		out = append(out, *text)
+	}
+	if c := n.doubt.state(); c.Lost {
+		out = append(out, clockWords(c.Seen))
 	}
 	if err := n.current.Load().failed; err != nil {
 		out = append(out, "the newest configuration file is not in force, and with it this node would not start: "+rota.CleanReason("%v", err))
@@ -431,36 +438,24 @@ func (n *node) probes(id rota.TargetID) (api.TargetProbes, bool) {
 	return out, true
 }
 
-func probeOf(t probe.Trace) api.Probe { return api.Probe{Observation: t.Observation, Log: stepsOf(t)} }
-
-// probeOnce runs one probe of a target, here and now, and returns its log.
-func probeOnce(ctx context.Context, t rota.Target) ([]string, rota.Observation) {
-	trace := probe.New(probe.Options{}).Once(ctx, t)
-	log := stepsOf(trace)
-	if f := trace.TLS; f != nil {
-		log = append(log, fmt.Sprintf("TLS %s %s, server name %q", f.Version, f.Cipher, f.ServerName))
-		for _, c := range f.Chain {
-			log = append(log, fmt.Sprintf("certificate %s for %s, by %s, valid %s to %s", c.Subject, strings.Join(c.Names, " "), c.Issuer,
-				c.NotBefore.UTC().Format(time.DateOnly), c.NotAfter.UTC().Format(time.DateOnly)))
+func probeOf(t probe.Trace) api.Probe {
+	out := api.Probe{
+		Observation: t.Observation, Started: t.Started, Steps: make([]api.ProbeStep, len(t.Steps)), Sent: t.Sent, Received: t.Received,
+		ReceivedSize: t.ReceivedSize,
+	}
+	for i, s := range t.Steps {
+		out.Steps[i] = api.ProbeStep(s)
+	}
+	if f := t.TLS; f != nil {
+		out.TLS = &api.ProbeTLS{
+			Version: f.Version, Cipher: f.Cipher, ServerName: f.ServerName, ClientCertificate: f.ClientCertificate, Chain: make([]api.ProbeCertificate, len(f.Chain)),
+		}
+		for i, c := range f.Chain {
+			out.TLS.Chain[i] = api.ProbeCertificate(c)
+			if c.Names == nil {
+				out.TLS.Chain[i].Names = []string{}
+			}
 		}
 	}
-	for _, head := range []struct{ mark, text string }{{"> ", trace.Sent}, {"< ", trace.Received}} {
-		for line := range strings.Lines(head.text) {
-			log = append(log, head.mark+strings.TrimRight(line, "\r\n"))
-		}
-	}
-	return log, trace.Observation
-}
-
-// stepsOf tells the phases of a probe, a line each.
-func stepsOf(t probe.Trace) []string {
-	var log []string
-	for _, s := range t.Steps {
-		line := fmt.Sprintf("%s at %v took %v", s.Name, s.At.Round(time.Microsecond), s.Took.Round(time.Microsecond))
-		if s.Note != "" {
-			line += ": " + s.Note
-		}
-		log = append(log, line)
-	}
-	return log
+	return out
 }

@@ -209,7 +209,7 @@ func TestAgentsSleepWhileOthersReport(t *testing.T) {
 		}
 		<-heard
 		news := a.news.wait()
-		a.doubted.fire() // feed looks again
+		a.doubt.doubted.fire() // feed looks again
 		<-news
 		select {
 		case <-told:

@@ -94,7 +94,7 @@ func (m *member) startLoose(b *testing.B) {
 	var before, after sync.WaitGroup
 	after.Go(func() { _ = n.net.run(port) })
 	for _, run := range []func(context.Context) error{
-		n.answer, n.api.Run, n.askIn, n.speak, n.prober.Run, n.feed, n.watchUplink, n.report, n.lead,
+		n.answer, n.api.Run, n.askIn, n.speak, n.prober.Run, n.feed, n.watchSelf, n.report, n.lead,
 	} {
 		before.Go(func() { _ = run(ctx) })
 	}

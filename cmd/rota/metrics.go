@@ -62,6 +62,8 @@ func (r rooms) probes(m emitter, s probe.Stats) {
 		for _, c := range k.Results {
 			m.counter("rota_probe_total", "Probes that ended.", c.Count, "kind", kind, "result", c.Status.String(), "reason", string(c.Class))
 		}
+		m.counter("rota_probe_opinion_changes_total", "Opinions that changed, the first ones included.", k.Changes, "kind", kind)
+		m.counter("rota_probe_forgiven_total", "Times that failures were forgiven and the opinion stayed: flapping that was damped.", k.Forgiven, "kind", kind)
 		m.histogram("rota_probe_duration_seconds", "How long probes took.", k.Duration, "kind", kind)
 		m.histogram("rota_probe_lateness_seconds", "Between the time a probe was due and its start.", k.Lateness, "kind", kind)
 	}
@@ -139,7 +141,14 @@ func (r rooms) cluster(m emitter) {
 		stale = time.Since(s.Since).Seconds()
 	}
 	m.gauge("rota_state_stale_seconds", "How long this node's state may have been older than the cluster's; 0: it is current.", stale)
-	m.gauge("rota_vantage_self_abstains", "1 while this node abstains.", flag(r.n.doubt.why() != ""))
+	why := r.n.doubt.why().cause
+	for _, c := range causes {
+		m.gauge("rota_vantage_self_abstains", "1 while this node abstains, for this reason.", flag(c == why), "reason", string(c))
+	}
+	clocks := r.n.doubt.state()
+	m.counter("rota_process_stops_total", "Times this process did not run for long, or its machine was asleep, and then looked at everything again.", clocks.stops)
+	m.counter("rota_clock_steps_total", "Times the wall clock was set by a second or more.", clocks.steps)
+	m.gauge("rota_clock_offset_seconds", "How far the wall clock is ahead of the time that decisions are made by.", clocks.Off.Seconds())
 	m.gauge("rota_node_troubles", "What is wrong although the node serves.", float64(len(s.Trouble)))
 }
 

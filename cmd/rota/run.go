@@ -20,6 +20,7 @@ import (
 
 	"github.com/rota-dns/rota/internal/agent"
 	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/clock"
 	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/nameserver"
@@ -127,6 +128,8 @@ type node struct {
 	relay     *agent.Relay     // with healthd
 	admin     *raftadmin.Admin // nil: off
 	quit      func()           // stops the process in order
+	clock     *clock.Clock     // the time of decisions
+	doubt     *doubter         // why this vantage abstains
 	raft      *cluster.Node
 	inbox     *cluster.Inbox
 	prober    *probe.Prober
@@ -144,8 +147,6 @@ type node struct {
 	news     broadcast              // fired when the state, who leads or what was seen may have changed
 	told     broadcast              // fired when the state or who leads may have changed: agents wait for it, and there may be many
 	opined   broadcast              // fired when this vantage's report may have changed
-	doubt    doubt                  // why this vantage abstains
-	doubted  broadcast              // fired when that changed
 	waits    atomic.Pointer[string] // why a node that is of no cluster yet was not taken in; nil: it is, or nobody was asked
 	sites    sites                  // where agents say that they stand
 	differed atomic.Pointer[difference]
@@ -175,9 +176,14 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 	logWarnings(log, cfg)
 	n := &node{
 		log: log, name: cfg.Node.Name, dir: cfg.Node.DataDir,
-		prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
-		seen:   newEvidence(time.Now()),
+		seen:  newEvidence(time.Now()),
+		clock: clock.New(),
 	}
+	n.prober = probe.New(probe.Options{
+		Vantage: n.name, Log: log.With("room", "probe"), Secret: n.place,
+		Exec: execs(ownCommands(func() *config.Config { return n.current.Load().cfg })),
+	})
+	n.doubt = &doubter{clocks: n.clock.Look, log: log.With("room", "vantage"), targets: func() []rota.Target { return n.raft.State().Targets() }}
 	o := cluster.Options{Dir: n.dir, Node: n.name, Log: log.With("room", "cluster")}
 	var err error
 	if cfg.Cluster.Election == config.Raft {
@@ -295,7 +301,7 @@ func (n *node) run(ctx context.Context) error {
 		part{"narrator", n.narrate},
 		part{"prober", n.prober.Run},
 		part{"vantage", n.feed},
-		part{"uplink", n.watchUplink},
+		part{"doubt", n.watchSelf},
 		part{"reports", n.report},
 	)
 	parts = append(parts, part{"witness", n.outside.Run}, part{"outside", n.watchOutside})
@@ -377,7 +383,7 @@ func (n *node) feed(ctx context.Context) error {
 	var told *rota.State
 	lead := ""
 	for {
-		changed, heard, opined, doubted, led := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubted.wait(), n.raft.LeaderChanged()
+		changed, heard, opined, doubted, led := n.raft.Changed(), n.raft.ReportsChanged(), n.prober.Changed(), n.doubt.doubted.wait(), n.raft.LeaderChanged()
 		st := n.raft.State()
 		ts := st.Targets()
 		if !n.votes(st) {

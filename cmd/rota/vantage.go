@@ -80,7 +80,7 @@ func (n *node) heard() []*rota.Report {
 func (n *node) opinions() *rota.Report {
 	r := *n.prober.Report()
 	r.Vantage = n.name
-	r.Abstain = n.doubt.why()
+	r.Abstain = n.doubt.why().text
 	return &r
 }
 

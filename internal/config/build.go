@@ -50,7 +50,6 @@ type builder struct {
 	publishers map[string]*publisher // by name, those that are used
 	defined    map[string]entry      // publishers by name, all
 	used       map[string]bool       // checks by name, those that a service names
-	later      map[string]bool       // things refused as not supported yet, said once each
 	places     map[rota.Name]place   // of services
 	found      map[*node]found       // what checks name
 }
@@ -58,7 +57,7 @@ type builder struct {
 func (l *loader) build(root *node) *Config {
 	b := &builder{
 		loader: l, root: root, c: &Config{}, checks: map[string]entry{}, defined: map[string]entry{},
-		publishers: map[string]*publisher{}, used: map[string]bool{}, later: map[string]bool{}, places: map[rota.Name]place{}, found: map[*node]found{},
+		publishers: map[string]*publisher{}, used: map[string]bool{}, places: map[rota.Name]place{}, found: map[*node]found{},
 	}
 	b.node()
 	b.log()

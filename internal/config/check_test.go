@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -69,10 +70,10 @@ func TestKindsOfChecks(t *testing.T) {
 		}),
 		"{type: http, auth: {user: me, password: {file: pw}}}": withWeb(func(c *rota.Check) { c.Auth = rota.Auth{User: "me", Secret: "file:/etc/rota/pw"} }),
 		"{type: http, auth: {bearer: {env: TOKEN}}}":           withWeb(func(c *rota.Check) { c.Auth = rota.Auth{Secret: "env:TOKEN"} }),
-		"{type: http, http2: true, reuse: true, watch: true, drain_header: X-Leaving, max_body: 7}": withWeb(func(c *rota.Check) {
-			c.HTTP2, c.Reuse, c.Watch, c.DrainHeader, c.MaxBody = true, true, true, "X-Leaving", 7
+		"{type: http, reuse: true, watch: true, drain_header: X-Leaving, max_body: 7}": withWeb(func(c *rota.Check) {
+			c.Reuse, c.Watch, c.DrainHeader, c.MaxBody = true, true, "X-Leaving", 7
 		}),
-		`{type: http, drain_header: "-"}`: withWeb(func(c *rota.Check) { c.DrainHeader = "-" }),
+		`{type: http, drain_header: "-", http2: true}`: withWeb(func(c *rota.Check) { c.DrainHeader, c.HTTP2 = "-", true }),
 		"{type: https, client_cert: crt, client_key: {file: key}, ca: ca}": withWeb(func(c *rota.Check) {
 			c.Kind, c.Port, c.Verify = rota.KindHTTPS, 443, rota.VerifyStrict
 			c.ClientCert, c.ClientKey, c.CA = "file:/etc/rota/crt", "file:/etc/rota/key", "file:/etc/rota/ca"
@@ -112,8 +113,10 @@ func TestKindsOfChecks(t *testing.T) {
 		"{type: exec, command: [/usr/bin/check, -H, '{}', 'a b$c']}": {Kind: rota.KindExec, Command: []string{"/usr/bin/check", "-H", "{}", "a b$c"}},
 		"agent-check://{}:8404":                         {Kind: rota.KindAgentCheck, Port: 8404},
 		`{type: agent-check, port: 8404, send: "hi\n"}`: {Kind: rota.KindAgentCheck, Port: 8404, Send: "hi\n"},
-		"{type: agent}":                                 {Kind: rota.KindAgent, MaxAge: rota.DefaultMaxAge},
-		"{type: agent, max_age: 2m}":                    {Kind: rota.KindAgent, MaxAge: 2 * time.Minute},
+		"{type: agent-check, port: 1, on_error: down}":  {Kind: rota.KindAgentCheck, Port: 1, OnError: rota.Down},
+		"{type: exec, command: [a], on_error: down}":    {Kind: rota.KindExec, Command: []string{"a"}, OnError: rota.Down},
+		"{type: agent}":              {Kind: rota.KindAgent, MaxAge: rota.DefaultMaxAge},
+		"{type: agent, max_age: 2m}": {Kind: rota.KindAgent, MaxAge: 2 * time.Minute},
 	} {
 		t.Run(in, func(t *testing.T) {
 			o := options(probeFiles)
@@ -141,54 +144,77 @@ func TestKindsOfChecks(t *testing.T) {
 	}
 }
 
+func TestTheFormatHasEveryKind(t *testing.T) {
+	var kinds []rota.Kind
+	for _, k := range checkKinds() {
+		kinds = append(kinds, rota.Kind(k.word))
+	}
+	if !slices.Equal(kinds, rota.Kinds()) {
+		t.Errorf("the format has %v, rota has %v", kinds, rota.Kinds())
+	}
+}
+
+func manyRules(n int) string {
+	var rs []string
+	for i := range n {
+		rs = append(rs, fmt.Sprintf(`'/a_metric{n="%d"}': "> 1"`, i))
+	}
+	return strings.Join(rs, ", ")
+}
+
 func TestBadChecks(t *testing.T) {
 	for in, want := range map[string]string{
-		"{type: http, method: DELETE}":                                  `method "DELETE": want GET, HEAD, OPTIONS, POST, PUT or PATCH`,
-		"{type: http, data: x}":                                         "data is sent with method POST, PUT or PATCH (write method: POST)",
-		"{type: http, method: POST, data: " + strings.Repeat("x", 5000): "more than 4096 bytes are not sent",
-		"{type: http, method: HEAD, json: {/a: 1}}":                     "an answer to HEAD has no body to match",
-		"{type: http, json: {a: 1}}":                                    `"a" is no JSON pointer: want one that begins with a slash`,
-		"{type: http, json: {/a~2: 1}}":                                 "write ~0 for ~ and ~1 for /",
-		"{type: http, json: {/a: '< much'}}":                            `"< much" is no comparison`,
-		"{type: http, json: {/a: [1]}}":                                 "is a list: want a value",
-		"{type: http, auth: {}}":                                        "auth wants {user: NAME, password: {file: PATH}} or {bearer: {file: PATH}}",
-		"{type: http, auth: {user: a}}":                                 "auth wants both user and password",
-		"{type: http, auth: {user: 'a:b', password: {file: pw}}}":       `"a:b" is no user name`,
-		"{type: http, auth: {user: a, bearer: {file: pw}}}":             "auth wants {user",
-		"{type: http, auth: {bearer: {file: gone}}}":                    "secret /etc/rota/gone: no such file",
-		"{type: http, auth: {bearer: {env: GONE}}}":                     "environment variable GONE is not set",
-		"{type: http, auth: {bearer: {file: pw, env: X}}}":              "a secret wants one of",
-		"{type: http, header: {Authorization: Bearer x}}":               "write auth:",
-		"{type: http, header: {Cookie: x}}":                             "header Cookie would show a secret",
-		"{type: http, drain_header: 'a b'}":                             `"a b" is no name of a header field`,
-		"{type: http, client_cert: crt, client_key: key}":               `unknown key "client_cert" in`,
-		"{type: https, client_cert: crt}":                               "wants both client_cert and client_key",
-		"{type: https, client_key: key}":                                "wants both client_cert and client_key",
-		"{type: https, client_cert: crt, client_key: junk}":             "certificate file:/etc/rota/crt and key file:/etc/rota/junk cannot be used",
-		"{type: https, client_cert: gone, client_key: key}":             "certificate /etc/rota/gone: no such file",
-		"{type: https, ca: junk}":                                       "file:/etc/rota/junk holds no certificate in PEM",
-		"{type: https, ca: ca, verify: none}":                           "ca is of no use with verify: none",
-		"{type: tls, port: 1, reuse: true}":                             `unknown key "reuse"`,
-		"{type: icmp, watch: true}":                                     `unknown key "watch"`,
-		"{use: ping, watch: true}":                                      "a check of type icmp has no watch",
-		"{use: web, reuse: maybe}":                                      `reuse "maybe": want true or false`,
-		"{type: http, slow_interval: 5s}":                               "slow_interval 5s is below interval 10s",
-		"{type: http, interval: 1m, slow_interval: 30s}":                "slow_interval 30s is below interval 1m",
-		"{type: node_exporter, rules: []}":                              "rules is empty",
-		"{type: node_exporter, rules: {cpu: 90%}}":                      "cpu",
-		"{type: node_exporter, rules: {cpu: '< 90'}}":                   "cpu",
-		"{type: node_exporter, rules: [node_load5]}":                    "needs a comparison",
-		"{type: node_exporter, rules: [net]}":                           "net",
-		"{type: node_exporter, on_error: up}":                           `on_error "up": want unknown or down`,
-		"dns://{}":                                                      "wants a name to ask for: dns://{}/NAME",
-		"dns://{}/www.example.org?type=AAAA":                            "want dns://{}/NAME, or a map",
-		"dns://{}/a..b":                                                 "empty label",
-		"{type: dns}":                                                   "has no query",
-		"{type: dns, query: a.b, query_type: aaaa}":                     "write AAAA",
-		"{type: dns, query: a.b, query_type: AXFR}":                     "AXFR is not asked for by a check",
-		"{type: dns, query: a.b, query_type: X}":                        `"X" is no record type`,
-		"{type: dns, query: a.b, rcode: OK}":                            `rcode "OK": want NOERROR`,
-		"{type: dns, query: a.b, transport: dot}":                       `transport "dot": want udp or tcp`,
+		"{type: http, method: DELETE}":                                                       `method "DELETE": want GET, HEAD, OPTIONS, POST, PUT or PATCH`,
+		"{type: http, data: x}":                                                              "data is sent with method POST, PUT or PATCH (write method: POST)",
+		"{type: http, method: POST, data: " + strings.Repeat("x", 5000):                      "more than 4096 bytes are not sent",
+		"{type: http, method: HEAD, json: {/a: 1}}":                                          "an answer to HEAD has no body to match",
+		"{type: http, json: {a: 1}}":                                                         `JSON pointer "a": begin with /`,
+		"{type: http, json: {/a~2: 1}}":                                                      "write ~ as ~0",
+		"{type: http, json: {/a: '< much'}}":                                                 "want a number after <",
+		"{type: http, json: {/a: [1]}}":                                                      "is a list: want a value",
+		"{type: http, http2: true, reuse: true}":                                             "reuse and watch are for HTTP/1.1",
+		"{type: http, json: {" + manyRules(17) + "}}":                                        "17 values: want at most 16",
+		"{type: grpc, port: 1, auth: {bearer: {file: token}}}":                               "a gRPC server is told who asks over TLS only (write tls: true)",
+		"{type: dns, query: a.b, on_error: down}":                                            `unknown key "on_error"`,
+		"{type: http, auth: {}}":                                                             "auth wants {user: NAME, password: {file: PATH}} or {bearer: {file: PATH}}",
+		"{type: http, auth: {user: a}}":                                                      "auth wants both user and password",
+		"{type: http, auth: {user: 'a:b', password: {file: pw}}}":                            `"a:b" is no user name`,
+		"{type: http, auth: {user: a, bearer: {file: pw}}}":                                  "auth wants {user",
+		"{type: http, auth: {bearer: {file: gone}}}":                                         "secret /etc/rota/gone: no such file",
+		"{type: http, auth: {bearer: {env: GONE}}}":                                          "environment variable GONE is not set",
+		"{type: http, auth: {bearer: {file: pw, env: X}}}":                                   "a secret wants one of",
+		"{type: http, header: {Authorization: Bearer x}}":                                    "write auth:",
+		"{type: http, header: {Cookie: x}}":                                                  "header Cookie would show a secret",
+		"{type: http, drain_header: 'a b'}":                                                  `"a b" is no name of a header field`,
+		"{type: http, client_cert: crt, client_key: key}":                                    `unknown key "client_cert" in`,
+		"{type: https, client_cert: crt}":                                                    "wants both client_cert and client_key",
+		"{type: https, client_key: key}":                                                     "wants both client_cert and client_key",
+		"{type: https, client_cert: crt, client_key: junk}":                                  "certificate file:/etc/rota/crt and key file:/etc/rota/junk cannot be used",
+		"{type: https, client_cert: gone, client_key: key}":                                  "certificate /etc/rota/gone: no such file",
+		"{type: https, ca: junk}":                                                            "file:/etc/rota/junk holds no certificate in PEM",
+		"{type: https, ca: ca, verify: none}":                                                "ca is of no use with verify: none",
+		"{type: tls, port: 1, reuse: true}":                                                  `unknown key "reuse"`,
+		"{type: icmp, watch: true}":                                                          `unknown key "watch"`,
+		"{use: ping, watch: true}":                                                           "a check of type icmp has no watch",
+		"{use: web, reuse: maybe}":                                                           `reuse "maybe": want true or false`,
+		"{type: http, slow_interval: 5s}":                                                    "slow_interval 5s is below interval 10s",
+		"{type: http, interval: 1m, slow_interval: 30s}":                                     "slow_interval 30s is below interval 1m",
+		"{type: node_exporter, rules: []}":                                                   "rules is empty",
+		"{type: node_exporter, rules: {cpu: 90%}}":                                           "cpu",
+		"{type: node_exporter, rules: {cpu: '< 90'}}":                                        "cpu",
+		"{type: node_exporter, rules: [node_load5]}":                                         "needs a comparison",
+		`{type: node_exporter, rules: {` + strings.ReplaceAll(manyRules(33), "/", "") + `}}`: "33 rules: want at most 32",
+		"{type: node_exporter, rules: [net]}":                                                "net",
+		"{type: node_exporter, on_error: up}":                                                `on_error "up": want unknown or down`,
+		"dns://{}":                                                                           "wants a name to ask for: dns://{}/NAME",
+		"dns://{}/www.example.org?type=AAAA":                                                 "want dns://{}/NAME, or a map",
+		"dns://{}/a..b":                                                                      "empty label",
+		"{type: dns}":                                                                        "has no query",
+		"{type: dns, query: a.b, query_type: aaaa}":                                          "write AAAA",
+		"{type: dns, query: a.b, query_type: AXFR}":                                          "AXFR is not asked for by a check",
+		"{type: dns, query: a.b, query_type: X}":                                             `"X" is no record type`,
+		"{type: dns, query: a.b, rcode: OK}":                                                 `rcode "OK": want NOERROR`,
+		"{type: dns, query: a.b, transport: dot}":                                            `transport "dot": want udp or tcp`,
 		"grpc://{}":                                "wants a port: grpc://{}:PORT/SERVICE",
 		"{type: grpc}":                             "of type grpc has no port",
 		"{type: grpc, port: 1, service: 'a b'}":    `"a b" is no service`,
@@ -248,14 +274,14 @@ func TestBadCheckThatNothingUses(t *testing.T) {
 
 func TestWarningsOfChecks(t *testing.T) {
 	for in, want := range map[string]string{
-		"{type: http, auth: {bearer: {file: token}}}":                               "its token crosses the network in the clear",
-		"{type: http, auth: {user: a, password: {file: pw}}}":                       "its password crosses the network in the clear",
-		"{type: grpc, port: 1, auth: {bearer: {file: token}}}":                      "its token crosses the network in the clear",
-		"{type: https, verify: none, auth: {bearer: {file: token}}}":                "its token goes to whoever answers",
-		"{type: https, auth: {bearer: {file: pw.open}}}":                            "pw.open can be read by everybody",
-		"{type: https, client_cert: crt, client_key: key.open}":                     "key.open can be read by everybody",
-		"{type: http, header: {X-Api-Key: x}}":                                      "header X-Api-Key looks like a secret",
-		"{type: agent}":                                                             "only operators can say how endpoint 192.0.2.1 is",
+		"{type: http, auth: {bearer: {file: token}}}":                      "its token crosses the network in the clear",
+		"{type: http, auth: {user: a, password: {file: pw}}}":              "its password crosses the network in the clear",
+		"{type: https, verify: none, auth: {bearer: {file: token}}}":       "its token goes to whoever answers",
+		"{type: https, auth: {bearer: {file: pw.open}}}":                   "pw.open can be read by everybody",
+		"{type: https, client_cert: crt, client_key: key.open}":            "key.open can be read by everybody",
+		"{type: http, header: {X-Api-Key: x}}":                             "header X-Api-Key looks like a secret",
+		"{type: node_exporter, timeout: 300ms, rules: [load1, net(eth0)]}": "a timeout of 300ms cannot fit the two samples that net(eth0) needs",
+		"{type: agent}": "only operators can say how endpoint 192.0.2.1 is",
 		"tcp://{}:1\ndisabled: false\nendpoints: [{address: 192.0.2.1, agent: me}]": "agent has no effect",
 	} {
 		text := with("endpoints: [192.0.2.1]\ncheck: " + in)
@@ -268,7 +294,7 @@ func TestWarningsOfChecks(t *testing.T) {
 		}
 	}
 	for _, in := range []string{
-		"{type: https, auth: {bearer: {file: token}}}", "{type: https, client_cert: crt, client_key: key, ca: ca}",
+		"{type: node_exporter, timeout: 300ms, rules: load1}", "{type: https, auth: {bearer: {file: token}}}", "{type: https, client_cert: crt, client_key: key, ca: ca}",
 		"{type: agent}\nendpoints: [{address: 192.0.2.1, agent: me}]",
 	} {
 		text := with("check: " + in)

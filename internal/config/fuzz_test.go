@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -47,6 +48,18 @@ func FuzzParse(f *testing.F) {
 	files := tree{"tsig.key": bindKey, "base": secret64, "/etc/rota/tsig.key": bindKey, "t": "token"}
 	for name, text := range certificates {
 		files[name], files[filepath.Base(name)] = text, text
+	}
+	for name, text := range maps.Clone(files) { // what checks name becomes an absolute path
+		if path, err := filepath.Abs(name); err == nil {
+			files[path] = text
+		}
+	}
+	for _, s := range []string{
+		`{type: http, json: {/a: "< 90", "/b~0": ~, "": "null"}, auth: {user: a, password: {file: t}}, drain_header: "-"}`, `{type: https, client_cert: node.crt, client_key: {file: node.key}, ca: {env: X}}`,
+		`{type: node_exporter, rules: [cpu, "net(a)"], on_error: down, ping: false}`, `{type: node_exporter, rules: {'a_b{c="d"}': "!= 1"}}`, `dns://{}/a.b`, `{type: dns, query: ., rcode: [REFUSED]}`,
+		`grpcs://{}:1/a`, `{type: exec, command: [a, "{}"]}`, `agent-check://{}:1`, `{type: agent, max_age: 1s}`, `{type: tcp, port: 1, watch: true, slow_interval: 1h}`,
+	} {
+		f.Add("rota.yaml", []byte(with("endpoints: [{address: 192.0.2.1, agent: a}]\ndisabled: true\npolicy: {slow_start: 1m}\ncheck: "+s)))
 	}
 	if _, err := Parse("rota.yaml", []byte(rich), options(files)); err != nil {
 		f.Fatal(err)

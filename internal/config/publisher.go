@@ -37,7 +37,7 @@ func (b *builder) readPublisher(e entry) *publisher {
 	}
 	k := kindOfPublisher(t.text)
 	if k.read == nil {
-		b.once(t.at, "publisher", e.key, t.text)
+		b.fail(t.at, "", "publisher %q: type %s is not supported yet", short(e.key), t.text)
 		return nil
 	}
 	n := e.value

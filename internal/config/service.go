@@ -241,14 +241,6 @@ func (b *builder) notBelow(at *node, check, key string, v, interval time.Duratio
 	}
 }
 
-// once notes that a kind is not supported yet, once for each thing of that kind.
-func (b *builder) once(at place, what, name, kind string) {
-	if id := what + " " + name; !b.later[id] {
-		b.later[id] = true
-		b.fail(at, "", "%s %q: type %s is not supported yet", what, short(name), kind)
-	}
-}
-
 func sortedKeys[V any](m map[string]V) []string {
 	out := make([]string, 0, len(m))
 	for k := range m {
@@ -506,16 +498,6 @@ func (s *scope) defined(def *node, name string, at, over *node) (rota.Use, bool)
 	}
 	ok := over == nil || s.overrides(over, kind.text)
 	c := rota.Check{Name: name, Kind: rota.Kind(kind.text)}
-	if !slices.Contains(rota.Kinds(), c.Kind) {
-		s.refused = true
-		id := name
-		if id == "" {
-			id = fmt.Sprintf("%s:%d", s.service, kind.at.line)
-		}
-		s.b.once(kind.at, "check", id, kind.text)
-		s.timing(at, id, from)
-		return rota.Use{}, false
-	}
 	c = s.fill(c, from)
 	u, fine := s.finish(at, c, from)
 	return u, ok && fine

@@ -264,3 +264,46 @@ func BenchmarkIdleTarget(b *testing.B) {
 		})
 	}
 }
+
+// oneByOne asks one target again and again, beside any schedule.
+func oneByOne(b *testing.B, at netip.AddrPort, c rota.Check) {
+	b.Helper()
+	c.Port = at.Port()
+	p := New(Options{})
+	b.ReportAllocs()
+	for b.Loop() {
+		if t := p.Once(b.Context(), rota.NewTarget(at.Addr(), c)); t.Observation.Status != rota.Up {
+			b.Fatal(t.Observation.Reason)
+		}
+	}
+}
+
+func BenchmarkProbeDNS(b *testing.B) {
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 4<<10)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			buf[2] |= 0x80
+			_, _ = c.WriteToUDPAddrPort(buf[:n], from)
+		}
+	}()
+	b.Cleanup(func() { c.Close(); <-done })
+	oneByOne(b, netip.MustParseAddrPort(c.LocalAddr().String()), rota.Check{Kind: rota.KindDNS, Query: "www.example.org."})
+}
+
+func BenchmarkProbeAgentCheck(b *testing.B) {
+	oneByOne(b, serve(b, func(c net.Conn) { _, _ = io.WriteString(c, "up 75%\n") }), rota.Check{Kind: rota.KindAgentCheck})
+}
+
+func BenchmarkProbeGRPC(b *testing.B) {
+	oneByOne(b, serve(b, serving), rota.Check{Kind: rota.KindGRPC})
+}

@@ -363,15 +363,38 @@ var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 4<<10)
 
 // readAnswer reads one final HTTP/1.x answer to a request of method from c; begun is called at the first byte.
 func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
+	a, in := answerHead(c, method, begun)
+	if in == nil {
+		return a
+	}
+	defer func() {
+		in.rest.Reset(nil)
+		readers.Put(in.rest)
+	}()
+	body, err := io.ReadAll(io.LimitReader(in, int64(maxBody)))
+	a.body = body
+	if err != nil && len(body) < maxBody {
+		a.err = err
+	}
+	a.whole = err == nil && len(body) < maxBody && in.lasts && in.rest.Buffered() == 0
+	return a
+}
+
+// content is the body of an answer.
+type content struct {
+	io.Reader
+	rest  *bufio.Reader // what came behind it
+	lasts bool          // the target means to keep the connection
+}
+
+// answerHead reads heads until one is final and returns the body that follows it: nil when there is none to read, because of a.err or because
+// the protocol was switched.
+func answerHead(c io.Reader, method string, begun func()) (answer, *content) {
 	var a answer
 	in := &headReader{r: c, left: maxHTTPHead, keep: maxHead}
 	br := readers.Get().(*bufio.Reader)
-	defer func() {
-		br.Reset(nil)
-		readers.Put(br)
-	}()
 	br.Reset(in)
-	fail := func(err error) answer {
+	fail := func(err error) (answer, *content) {
 		a.head = in.kept
 		switch {
 		case in.exceeded:
@@ -380,7 +403,7 @@ func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
 			err = in.err // the parser takes what came before it for a whole line
 		}
 		a.err = err
-		return a
+		return a, nil
 	}
 	if _, err := br.Peek(1); err != nil {
 		return fail(err)
@@ -407,15 +430,9 @@ func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
 	a.status, a.header, a.inBody, a.head = response.StatusCode, response.Header, true, in.kept
 	in.unbound() // from here on the limit is of body bytes kept; framing is bounded by the parser and time by the deadline
 	if a.status == http.StatusSwitchingProtocols {
-		return a
+		return a, nil
 	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, int64(maxBody)))
-	a.body = body
-	if err != nil && len(body) < maxBody {
-		a.err = err
-	}
-	a.whole = err == nil && len(body) < maxBody && !response.Close && response.ProtoAtLeast(1, 1) && br.Buffered() == 0
-	return a
+	return a, &content{response.Body, br, !response.Close && response.ProtoAtLeast(1, 1)}
 }
 
 // headReader lets at most left bytes through until it is unbound, and keeps the first of them.

@@ -37,8 +37,11 @@ var kinds = map[rota.Kind]kind{
 	rota.KindTLS:   {probe: probeTLS},
 	rota.KindICMP:  {probe: probeICMP, portless: true, seated: true},
 
-	rota.KindDNS:        {probe: probeDNS, prepare: prepareDNS},
-	rota.KindAgentCheck: {probe: probeAgentCheck, seated: true},
+	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter},
+	rota.KindDNS:          {probe: probeDNS, prepare: prepareDNS},
+	rota.KindGRPC:         {probe: probeGRPC, prepare: prepareGRPC},
+	rota.KindExec:         {probe: probeExec, prepare: prepareExec, portless: true},
+	rota.KindAgentCheck:   {probe: probeAgentCheck, seated: true},
 }
 
 // question is a check made ready to be asked; targets that ask the same thing share it.

@@ -39,7 +39,7 @@ func (r *run) material() (*material, *finding) {
 		}
 		b, err := r.p.secret(x.at)
 		if err != nil {
-			f := unknown(rota.ClassPermission, "%s %s: %v", x.name, x.at, err)
+			f := unknown(rota.ClassPermission, "%s: %v", x.name, err)
 			return nil, &f
 		}
 		*x.into = b

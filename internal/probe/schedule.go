@@ -269,12 +269,10 @@ func (s *scheduler) apply() {
 	}
 	s.order, s.questions = order, questions
 	s.p.mu.Lock()
-	s.p.sights, s.p.fell = make([]*sight, len(order)), 0
+	s.p.sights, s.p.eyes = make([]*sight, len(order)), eyes{why: s.p.eyes.why}
 	for i, e := range order {
 		s.p.sights[i] = e.sight
-		if !e.sight.down.IsZero() {
-			s.p.fell++
-		}
+		s.p.eyes.add(e.sight, 1)
 	}
 	s.p.history.drop(dropped)
 	s.p.stats.targets = len(order)
@@ -402,7 +400,8 @@ func (s *scheduler) finish(f finished) {
 	}
 	o := t.Observation
 	began := int64(t.Started.Sub(s.base))
-	if o.Status == rota.Down && began < s.woke {
+	void := o.Status == rota.Down && began < s.woke
+	if void {
 		o = rota.Observation{
 			Status: rota.Unknown, Class: rota.ClassResource, Reason: "this process was stopped during the probe", At: o.At, Took: o.Took,
 		}
@@ -413,7 +412,9 @@ func (s *scheduler) finish(f finished) {
 	if !e.gone && !e.stale {
 		t.Streak = e.streak.Observe(o, e.q.check.Timing)
 		s.p.history.add(t)
-		s.p.fell += e.sight.see(o)
+		if !void {
+			s.p.eyes.see(e.sight, o)
+		}
 	}
 	s.p.mu.Unlock()
 	now := s.now()

@@ -14,7 +14,7 @@ import (
 func TestSight(t *testing.T) {
 	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
 	seen := func(s rota.Status, n int) rota.Observation { return rota.Observation{Status: s, At: at(n)} }
-	s := &sight{}
+	s, e := &sight{}, &eyes{}
 	for i, c := range []struct {
 		see      rota.Status
 		moved    int
@@ -33,7 +33,9 @@ func TestSight(t *testing.T) {
 		{rota.Down, 1, 10, 11},
 		{rota.Draining, -1, 12, 0},
 	} {
-		if got := s.see(seen(c.see, i+1)); got != c.moved {
+		was := e.fell
+		e.see(s, seen(c.see, i+1))
+		if got := e.fell - was; got != c.moved {
 			t.Errorf("%d: %v moved %d, want %d", i+1, c.see, got, c.moved)
 		}
 		is := func(got time.Time, want int) bool {
@@ -115,6 +117,66 @@ func TestSights(t *testing.T) {
 	})
 }
 
+// P19. What this machine cannot do any more takes the sight of what it has seen; what it never saw, or cannot read, does not count.
+func TestBlind(t *testing.T) {
+	scene(t, Options{}, func(p *Prober, w *world) {
+		ts := targets(20)
+		answer := func(f func(i int) finding) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.answer = func(id rota.TargetID, _ int) finding {
+				return f(slices.IndexFunc(ts, func(t rota.Target) bool { return t.ID == id }))
+			}
+		}
+		check := func(what string, want Blind) {
+			t.Helper()
+			time.Sleep(15 * time.Second)
+			synctest.Wait()
+			if got := p.Blind(); got != want {
+				t.Errorf("%s: %+v, want %+v", what, got, want)
+			}
+		}
+		noRoute := unknown(rota.ClassUnroutable, "no route")
+		answer(func(i int) finding {
+			switch {
+			case i < 8:
+				return noRoute
+			case i < 10:
+				return draining("it leaves")
+			case i < 15:
+				return down(rota.ClassRefused, "refused")
+			}
+			return up("fine")
+		})
+		p.Set(ts)
+		check("eight were never within reach", Blind{Seen: 12})
+		full := unknown(rota.ClassResource, "no descriptor left")
+		answer(func(int) finding { return full })
+		check("nothing can be opened", Blind{12, 12, rota.ClassResource, "no descriptor left"})
+		answer(func(i int) finding {
+			switch {
+			case i < 16:
+				return unknown(rota.ClassPermission, "not permitted")
+			case i < 18:
+				return unknown(rota.ClassExporter, "it cannot be read")
+			}
+			return full
+		})
+		time.Sleep(15 * time.Second)
+		synctest.Wait()
+		if b := p.Blind(); b.Seen != 12 || b.Lost != 10 || b.Class != rota.ClassPermission {
+			t.Errorf("most may not: %+v", b)
+		}
+		p.Set(ts[:12])
+		synctest.Wait()
+		if b := p.Blind(); b.Seen != 4 || b.Lost != 4 {
+			t.Errorf("fewer are watched: %+v", b)
+		}
+		answer(func(int) finding { return up("fine") })
+		check("all is well", Blind{Seen: 12, Why: p.Blind().Why})
+	})
+}
+
 // What a probe found of a target that was dropped and wanted again meanwhile is nobody's sight.
 func TestSightOfReplaced(t *testing.T) {
 	scene(t, Options{}, func(p *Prober, w *world) {
@@ -167,8 +229,8 @@ func BenchmarkSights(b *testing.B) {
 			s.apply()
 			now := time.Now()
 			for _, e := range s.order {
-				e.sight.see(rota.Observation{Status: rota.Up, At: now})
-				e.sight.see(rota.Observation{Status: rota.Down, At: now.Add(time.Second)})
+				p.eyes.see(e.sight, rota.Observation{Status: rota.Up, At: now})
+				p.eyes.see(e.sight, rota.Observation{Status: rota.Down, At: now.Add(time.Second)})
 			}
 			b.ReportAllocs()
 			for b.Loop() {

@@ -373,12 +373,15 @@ type Target struct {
 }
 
 // NewTarget makes the target that asks c of addr.
-func NewTarget(addr netip.Addr, c Check) Target {
+func NewTarget(addr netip.Addr, c Check) Target { return newTarget(addr, c, c.Key()) }
+
+// newTarget is NewTarget for a check whose key is known.
+func newTarget(addr netip.Addr, c Check, key string) Target {
 	a := addr.String()
 	if addr.Is6() {
 		a = "[" + a + "]"
 	}
-	return Target{ID: TargetID(strings.Replace(c.Key(), "{}", a, 1)), Address: addr, Check: c}
+	return Target{ID: TargetID(strings.Replace(key, "{}", a, 1)), Address: addr, Check: c}
 }
 
 // sortTargets sorts by id and drops repetitions.

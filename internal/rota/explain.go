@@ -20,8 +20,9 @@ type Explanation struct {
 	Changed   time.Time             `json:"changed,omitzero"`
 	Index     uint64                `json:"index"` // of the event that last changed the answer
 	Epoch     uint64                `json:"epoch"`
-	Summary   string                `json:"summary"`          // one sentence
-	Frozen    *Freeze               `json:"frozen,omitempty"` // it stands because of this
+	Summary   string                `json:"summary"`           // one sentence
+	Frozen    *Freeze               `json:"frozen,omitempty"`  // it stands because of this
+	Disabled  time.Time             `json:"disabled,omitzero"` // it stands because the service is disabled since then
 	Endpoints []EndpointExplanation `json:"endpoints"`
 	Steps     []StepExplanation     `json:"steps"`
 }
@@ -34,6 +35,8 @@ type EndpointExplanation struct {
 	Step     Step               `json:"step"`
 	Cause    Cause              `json:"cause,omitempty"`
 	Why      string             `json:"why"`
+	Weight   uint32             `json:"weight"`          // as configured
+	Share    uint8              `json:"share,omitempty"` // percent of it that counts now, 1 to 99; absent: all of it
 	Override *Override          `json:"override,omitempty"`
 	Checks   []CheckExplanation `json:"checks"`
 }
@@ -44,6 +47,7 @@ type CheckExplanation struct {
 	Target  TargetID `json:"target"`
 	Asks    string   `json:"asks"` // of which address, for people
 	Observe bool     `json:"observe,omitempty"`
+	Trial   bool     `json:"trial,omitempty"` // no endpoint has passed it yet, so that it counts for nothing when it says down
 	Verdict Verdict  `json:"verdict"`
 }
 
@@ -71,7 +75,7 @@ func (s *State) Explain(n Name, t Type) (Explanation, bool) {
 	p := sel.Family(t)
 	x := Explanation{
 		Service: n, Type: t, TTL: v.TTL, Mode: p.Mode, Since: p.Since, Changed: sel.At, Index: sel.Index, Epoch: s.lead.Term,
-		Answer: texts(p.Serving()), Summary: s.frozenSummary(v, p), Frozen: s.freeze,
+		Answer: texts(p.Serving()), Summary: s.frozenSummary(v, p), Frozen: s.freeze, Disabled: sel.Pinned,
 	}
 	members := slices.Clone(p.Members)
 	if t == TypeAAAA {
@@ -115,38 +119,65 @@ func (s *State) Why(e EndpointID) string {
 
 func (s *State) explainMember(v *Service, m Member) EndpointExplanation {
 	x := EndpointExplanation{
-		Address: m.Address, InAnswer: m.Serves(), Health: m.Health, Step: m.Step, Cause: m.Cause, Why: s.frozenWhy(v, m),
+		Address: m.Address, InAnswer: m.Serves(), Health: m.Health, Step: m.Step, Cause: m.Cause, Why: s.frozenWhy(v, m), Weight: m.Weight, Share: m.Share,
 		Override: s.Override(EndpointID{v.Name, m.Address}),
 	}
 	if e := v.endpoint(m.Address); e != nil {
 		for _, u := range e.Checks {
 			t := e.Target(u)
 			x.Checks = append(x.Checks, CheckExplanation{
-				Check: u.Check.Name, Target: t.ID, Asks: asks(t), Observe: u.Observe, Verdict: s.Verdict(t.ID),
+				Check: u.Check.Name, Target: t.ID, Asks: asks(t), Observe: u.Observe, Verdict: s.Verdict(t.ID), Trial: !u.Observe && s.OnTrial(v.Name, u.Check),
 			})
 		}
 	}
 	return x
 }
 
-// frozenSummary is summary, and that a freeze is why it stands.
+// frozenSummary is summary, and that a freeze, or that the service is disabled, is why it stands, and which checks are on trial.
 func (s *State) frozenSummary(v *Service, p *FamilyPick) string {
-	if s.freeze != nil {
-		return s.freeze.String() + "; " + s.summary(v, p)
+	text := s.summary(v, p) + s.tried(v)
+	if sel := s.Selection(v.Name); sel != nil && !sel.Pinned.IsZero() {
+		text = fmt.Sprintf("disabled since %s: neither verdicts nor time change the answer; %s", sel.Pinned.UTC().Format(time.DateTime+"Z"), text)
 	}
-	return s.summary(v, p)
+	if s.freeze != nil {
+		return s.freeze.String() + "; " + text
+	}
+	return text
 }
 
-// frozenWhy is why, and what a freeze keeps from being heard of an endpoint.
+// tried says which checks of a service are on trial.
+func (s *State) tried(v *Service) string {
+	var names []string
+	for _, e := range v.Endpoints {
+		for _, u := range e.Checks {
+			if !u.Observe && !slices.Contains(names, u.Check.Name) && s.OnTrial(v.Name, u.Check) {
+				names = append(names, u.Check.Name)
+			}
+		}
+		if len(s.Trials(v.Name)) == len(names) {
+			break
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return "; on trial, as no endpoint has passed it yet: " + strings.Join(names, ", ")
+}
+
+// frozenWhy is why, and what a freeze, or that the service is disabled, keeps from counting of an endpoint.
 func (s *State) frozenWhy(v *Service, m Member) string {
-	if e := v.endpoint(m.Address); e != nil && s.freeze != nil {
-		return s.why(v, m) + s.meanwhile(e, m)
+	switch e := v.endpoint(m.Address); {
+	case e == nil:
+	case s.freeze != nil:
+		return s.why(v, m) + s.meanwhile(e, m, "; %v meanwhile, which the freeze keeps from counting")
+	case v.Disabled:
+		return s.why(v, m) + s.meanwhile(e, m, "; %v meanwhile, which does not count while the service is disabled")
 	}
 	return s.why(v, m)
 }
 
-// meanwhile says what the checks of an endpoint have come to say since a freeze.
-func (s *State) meanwhile(e *Endpoint, m Member) string {
+// meanwhile says what the checks of an endpoint have come to say while that does not count.
+func (s *State) meanwhile(e *Endpoint, m Member, format string) string {
 	worst := Up
 	for _, u := range e.Checks {
 		switch v := s.Verdict(e.Target(u).ID).Status; {
@@ -158,7 +189,7 @@ func (s *State) meanwhile(e *Endpoint, m Member) string {
 	if worst == Unknown || worst == m.Health {
 		return ""
 	}
-	return "; " + worst.String() + " meanwhile, which the freeze keeps from counting"
+	return fmt.Sprintf(format, worst)
 }
 
 // asks says what a target is asked, for people.
@@ -203,7 +234,7 @@ func (s *State) explainSteps(v *Service, p *FamilyPick, in []Member) []StepExpla
 
 // summary says in one sentence how the family came to its answer.
 func (s *State) summary(v *Service, p *FamilyPick) string {
-	up, down := 0, 0
+	up, down, draining := 0, 0, 0
 	for _, m := range p.Members {
 		switch {
 		case m.Cause == CauseDrained || m.Cause == CauseMaintenance || m.Cause == CauseForcedDown:
@@ -211,9 +242,18 @@ func (s *State) summary(v *Service, p *FamilyPick) string {
 			up++
 		case m.counts() == Down:
 			down++
+		case m.counts() == Draining:
+			draining++
 		}
 	}
 	count := fmt.Sprintf("%d of %d up", up, up+down)
+	out := "every endpoint is taken out by hand"
+	if draining > 0 {
+		count += fmt.Sprintf(", %d draining", draining)
+		if out = "every endpoint says that it drains"; draining < len(p.Members) {
+			out += " or is taken out by hand"
+		}
+	}
 	switch p.Mode {
 	case ModeAbsent:
 		return "no endpoint of this family can be published"
@@ -223,12 +263,15 @@ func (s *State) summary(v *Service, p *FamilyPick) string {
 		return "the last endpoint of this family left the configuration"
 	case ModeKeep:
 		if up+down == 0 {
-			return "PANIC: every endpoint is taken out by hand; the last good answer is kept"
+			return "PANIC: " + out + "; the last good answer is kept"
 		}
 		return fmt.Sprintf("PANIC: %s, %s; health is not believed and the last good answer is kept", count, floor(v.Safety))
 	case ModeAll:
 		if up+down == 0 {
-			return "PANIC: every endpoint is taken out by hand and there is no last good answer; all are answered"
+			if draining > 0 {
+				return "PANIC: " + out + " and none that drains was in the last good answer; those that drain are answered"
+			}
+			return "PANIC: " + out + " and there is no last good answer; all are answered"
 		}
 		return fmt.Sprintf("PANIC: %s, %s; health is not believed and every endpoint is answered", count, floor(v.Safety))
 	case ModeFallback:
@@ -246,8 +289,24 @@ func floor(s Safety) string {
 	return fmt.Sprintf("below %.0f %%", s.FailOpenBelow*100)
 }
 
-// why says in one sentence why a member is where it is.
+// why says in one sentence why a member is where it is, and how much of its weight counts.
 func (s *State) why(v *Service, m Member) string {
+	text := s.cause(v, m)
+	if m.Share == 0 || !m.Serves() {
+		return text
+	}
+	var whys []string
+	if m.Asks != 0 {
+		whys = append(whys, fmt.Sprintf("it asks for %d %%", m.Asks))
+	}
+	if !m.Back.IsZero() {
+		whys = append(whys, fmt.Sprintf("slow start until %s", m.Back.Add(v.Policy.SlowStart/10*9).UTC().Format(time.TimeOnly+"Z")))
+	}
+	return fmt.Sprintf("%s; %d %% of its weight counts (%s)", text, m.Share, strings.Join(whys, ", "))
+}
+
+// cause puts a member's cause into words.
+func (s *State) cause(v *Service, m Member) string {
 	switch m.Cause {
 	case CauseNone:
 		if e := v.endpoint(m.Address); e != nil && len(e.Checks) == 0 {
@@ -256,6 +315,14 @@ func (s *State) why(v *Service, m Member) string {
 		return s.evidence(v, m, "up")
 	case CauseDown:
 		return s.evidence(v, m, "down")
+	case CauseAnnounced:
+		text := s.evidence(v, m, "draining: it says so itself")
+		if m.Serves() {
+			text += "; kept because nobody else can serve"
+		}
+		return text
+	case CauseTrial:
+		return s.evidence(v, m, "kept") + s.trial(v, m)
 	case CauseDrained, CauseMaintenance, CauseForcedDown, CauseForcedUp:
 		o := s.Override(EndpointID{v.Name, m.Address})
 		if o == nil {
@@ -267,9 +334,9 @@ func (s *State) why(v *Service, m Member) string {
 		}
 		return text
 	case CauseWaiting:
-		return "has no verdict yet" + s.missing(v, m)
+		return "has no verdict yet" + s.missing(v, m) + s.trial(v, m)
 	case CauseUnproven:
-		return "kept without a verdict: nothing is known against it" + s.missing(v, m)
+		return "kept without a verdict: nothing is known against it" + s.missing(v, m) + s.trial(v, m)
 	case CauseHeld:
 		return fmt.Sprintf("up again, held until %s (min_hold %v)", m.Left.Add(v.Safety.MinHold).UTC().Format(time.TimeOnly+"Z"), v.Safety.MinHold)
 	case CauseHoldIgnored:
@@ -308,7 +375,7 @@ func (s *State) evidence(v *Service, m Member, word string) string {
 			continue
 		}
 		q := s.Spec().Quorum
-		text := fmt.Sprintf("%s by %d of %d (%s", word, q.Tally(verdict.Votes, verdict.Status), q.Voices(voters(verdict.Votes)), u.Check.Name)
+		text := fmt.Sprintf("%s by %d of %d (%s", word, q.Behind(verdict.Votes, verdict.Status), q.Voices(voters(verdict.Votes)), u.Check.Name)
 		if reasons := agreeing(verdict); reasons != "" {
 			text += ": " + reasons
 		}
@@ -325,18 +392,30 @@ func voters(votes []Vote) []Vantage {
 	return out
 }
 
-// agreeing lists the distinct reasons of the votes that made a verdict of down.
+// agreeing lists the distinct reasons of the votes that made a verdict of down or draining.
 func agreeing(v Verdict) string {
-	if v.Status != Down {
+	if v.Status != Down && v.Status != Draining {
 		return ""
 	}
 	var reasons []string
 	for _, vote := range v.Votes {
-		if vote.Status == v.Status && vote.Reason != "" && !slices.Contains(reasons, vote.Reason) {
+		if (vote.Status == v.Status || vote.Status == Draining) && vote.Reason != "" && !slices.Contains(reasons, vote.Reason) {
 			reasons = append(reasons, vote.Reason)
 		}
 	}
 	return strings.Join(reasons, "; ")
+}
+
+// trial names the check that says down and is on trial.
+func (s *State) trial(v *Service, m Member) string {
+	if e := v.endpoint(m.Address); e != nil {
+		for _, u := range e.Checks {
+			if !u.Observe && s.ruling(e.Target(u).ID).Status == Down && s.OnTrial(v.Name, u.Check) {
+				return fmt.Sprintf("; %s says down, but is on trial: no endpoint has passed this check yet", u.Check.Name)
+			}
+		}
+	}
+	return ""
 }
 
 // missing names the check without a verdict.

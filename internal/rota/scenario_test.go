@@ -20,11 +20,12 @@ var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // TestScenarios tells stories of services in the domain's own words. Each testdata/*.txtar is an archive of stories; their lines:
 //
-//	service NAME ADDRESS[,priority=N][,weight=N][,nocheck]… [fall_open P%] [min_published N] [hold D] [answers N] [on_all_down WORD] [fallback NAME] [ttl N] [publish P]
+//	service NAME ADDRESS[,priority=N][,weight=N][,nocheck]… [fall_open P%] [min_published N] [hold D] [answers N] [on_all_down WORD] [fallback NAME] [ttl N] [slow_start D] [disabled]
+//	                                      further attributes: path=P (another question), also=P (beside it), alike (the same with another interval), monitor=ADDRESS, observe
 //	vantages NAME[@SITE]… [need Q] [of sites] [max_age D]
 //	load                                  apply the services and vantages as an event
 //	at D LINE                             go to D after the start, then LINE
-//	verdict ADDRESS up|down|draining|unknown[/N]  of all services that ask it
+//	verdict ADDRESS[/PATH] up|down|draining|unknown[/N]  of all services that ask it
 //	report VANTAGE ADDRESS=STATUS… | report VANTAGE abstain WHY ADDRESS=STATUS…      packed, heard by the quorum; verdicts follow as an
 //	                                      event. ADDRESS all: all of them; STATUS may end in /N, a weight in percent
 //	judge                                 count the votes again, as when one of them has aged
@@ -33,6 +34,8 @@ var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 //	freeze REASON, thaw
 //	expect A|AAAA|CNAME ADDRESS… | none | untouched | drop ADDRESS…  what publishers are told
 //	expect serve A|AAAA ADDRESS…          what rota's own name server answers from
+//	expect weights ADDRESS=N…             of A, in hundredths
+//	expect trial PATH… | none, expect lazy ADDRESS… | none
 //	expect mode|mode6 MODE, expect why ADDRESS "part", expect summary "part", expect serial same|grown, expect deadline D|none
 //	expect verdict ADDRESS up|down|draining|unknown[/N]
 //	expect votes ADDRESS NAME=up|down|draining|unknown|silent|stale|abstains…
@@ -223,6 +226,10 @@ func parseService(args []string) (Service, error) {
 			v.Safety.MinPublished, err = strconv.Atoi(next())
 		case "hold":
 			v.Safety.MinHold, err = time.ParseDuration(next())
+		case "slow_start":
+			v.Policy.SlowStart, err = time.ParseDuration(next())
+		case "disabled":
+			v.Disabled = true
 		case "answers":
 			v.Policy.Answers, err = strconv.Atoi(next())
 		case "on_all_down":
@@ -265,6 +272,16 @@ func parseEndpoint(s string) (Endpoint, error) {
 			c := testCheck
 			c.Path = value
 			e.Checks = []Use{{Check: c}}
+		case k == "alike":
+			c := testCheck
+			c.Interval = time.Minute
+			e.Checks = []Use{{Check: c}}
+		case k == "also": // beside it
+			c := testCheck
+			c.Name, c.Path = "also", value
+			e.Checks = append(e.Checks, Use{Check: c})
+		case k == "monitor":
+			e.Monitor, err = netip.ParseAddr(value)
 		case k == "observe":
 			c := testCheck
 			c.Port = 81
@@ -324,9 +341,12 @@ func sayingOf(text string) (s Status, weight uint8) {
 	return s, uint8(n)
 }
 
-// asked returns the targets in force that probe an address.
+// asked returns the targets in force that probe an address, or ask a path of it.
 func (w *world) asked(address string) []Target {
-	return slices.DeleteFunc(slices.Clone(w.state.Targets()), func(t Target) bool { return t.Address.String() != address || t.Check.Port != 80 })
+	address, path, one := strings.Cut(address, "/")
+	return slices.DeleteFunc(slices.Clone(w.state.Targets()), func(t Target) bool {
+		return t.Address.String() != address || t.Check.Port != 80 || one && t.Check.Path != "/"+path
+	})
 }
 
 func (w *world) verdict(args []string) error {
@@ -469,6 +489,32 @@ func (w *world) expect(args []string, rest string) error {
 	switch what {
 	case "A", "AAAA", "CNAME":
 		return same(w.told(what), slices.Concat(more)...)
+	case "weights": // ADDRESS=N in hundredths of the weight, of all that serve
+		var out []string
+		for _, m := range w.state.Selection(w.service("")).V4.Members {
+			if m.Serves() {
+				out = append(out, fmt.Sprintf("%v=%d", m.Address, m.Counts()))
+			}
+		}
+		return same(strings.Join(out, " "), more...)
+	case "trial": // NAME…, the paths of the checks on trial
+		var out []string
+		for _, k := range w.state.Trials(w.service("")) {
+			k, _, _ = strings.Cut(strings.TrimPrefix(k, "http://{}:80"), "#")
+			out = append(out, k)
+		}
+		if out == nil {
+			out = []string{"none"}
+		}
+		return same(strings.Join(out, " "), more...)
+	case "lazy": // ADDRESS… that are probed and nothing depends on
+		out := []string{"none"}
+		for _, t := range w.state.Targets() {
+			if t.Lazy && t.Check.Port == 80 {
+				out = append(out, t.Address.String())
+			}
+		}
+		return same(strings.Join(out[min(len(out)-1, 1):], " "), more...)
 	case "serve":
 		t, _ := ParseType(more[0])
 		return same(strings.Join(texts(w.state.Selection(w.service(more[1])).Family(t).Serving()), " "), more[1:]...)

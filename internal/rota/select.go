@@ -62,12 +62,14 @@ const (
 	CauseHoldIgnored       // kept though held: nobody else can serve
 	CauseForcedUp          // kept by an override
 	CauseTierLost          // too few of its priority are up, and another priority can serve
+	CauseAnnounced         // it says itself that it drains
+	CauseTrial             // kept though a check says down: nobody has passed that check yet
 )
 
 var causeNames = [...]string{
 	"", "down", "drained", "maintenance", "forced-down", "waiting", "held", "unpublished", "not-last-good", "lower-tier",
 	"no-weight", "over-limit", "fallback", "removed", "disbelieved", "unproven", "hold-ignored", "forced-up",
-	"tier-lost",
+	"tier-lost", "announced", "on-trial",
 }
 
 func (c Cause) String() string { return enumName(causeNames[:], int(c)) }
@@ -120,9 +122,23 @@ type Member struct {
 	Health   Status     `json:"health"` // the worst of its required checks, whatever people say; what was last known when that is unknown now
 	Step     Step       `json:"step"`   // that dropped it, or StepKept
 	Cause    Cause      `json:"cause,omitempty"`
-	Weight   uint32     `json:"weight"`
+	Weight   uint32     `json:"weight"` // as configured
 	Priority uint16     `json:"priority"`
-	Left     time.Time  `json:"left,omitzero"` // when health took it out of the answer
+	Left     time.Time  `json:"left,omitzero"`   // when health took it out of the answer
+	Asks     uint8      `json:"asks,omitempty"`  // percent of its weight that it asks for itself, 1 to 99; 0: all of it
+	Back     time.Time  `json:"back,omitzero"`   // when it came back into the answer, while its slow start lasts
+	Share    uint8      `json:"share,omitempty"` // percent of its weight that counts now, 1 to 99; 0: all of it
+}
+
+// Counts is the weight that counts now, in hundredths.
+func (m Member) Counts() uint64 { return uint64(m.Weight) * percent(m.Share) }
+
+// percent reads a percentage in which 0 is all of it.
+func percent(p uint8) uint64 {
+	if p == 0 {
+		return 100
+	}
+	return uint64(p)
 }
 
 // Serves reports whether the member may be in an answer: it is kept, or only over the limit of one answer.
@@ -189,6 +205,7 @@ type Selection struct {
 	Hidden  []Member   `json:"hidden,omitempty"` // endpoints that cannot be published
 	Next    time.Time  `json:"next,omitzero"`    // when to look again although nothing else happens
 	Alias   Name       `json:"alias,omitempty"`  // the fallback that answers, or answered last and may still be in other name servers
+	Pinned  time.Time  `json:"pinned,omitzero"`  // while the service is disabled: since when, and the time that it is there
 }
 
 // Family returns the pick for a record type, A or AAAA.
@@ -215,7 +232,7 @@ func (p *FamilyPick) sameAnswer(o *FamilyPick) bool {
 		return false
 	}
 	same := func(x, y *Member) bool {
-		return x.Serves() == y.Serves() && (x.Step == StepKept) == (y.Step == StepKept) && (!x.Serves() || x.Weight == y.Weight)
+		return x.Serves() == y.Serves() && (x.Step == StepKept) == (y.Step == StepKept) && (!x.Serves() || x.Counts() == y.Counts())
 	}
 	nobody := &Member{Step: StepEligible}
 	for i := range p.Members {
@@ -240,6 +257,8 @@ func (p *FamilyPick) sameAnswer(o *FamilyPick) bool {
 type standing struct {
 	endpoint *Endpoint
 	health   Status
+	weight   uint8     // percent that the endpoint asks for; 0: all
+	trial    bool      // a check says down and is on trial, so that it does not count
 	override *Override // nil unless it holds now
 }
 
@@ -249,15 +268,25 @@ func choose(v *Service, stand []standing, prev *Selection, now time.Time, index 
 	if prev == nil {
 		prev = &Selection{}
 	}
+	if v.Disabled {
+		if now = prev.Pinned; now.IsZero() {
+			now = next.At
+		}
+		next.Pinned = now
+	}
 	f4 := &family{service: v, prev: &prev.V4, now: now}
 	f6 := &family{service: v, prev: &prev.V6, now: now}
 	for _, s := range stand {
 		switch a := s.endpoint.Address; {
 		case a.Zone() != "":
-			next.Hidden = append(next.Hidden, Member{
+			h := Member{
 				Address: a, Health: s.health, Step: StepEligible, Cause: CauseUnpublished,
 				Weight: s.endpoint.Weight, Priority: s.endpoint.Priority,
-			})
+			}
+			if i := slices.IndexFunc(prev.Hidden, func(m Member) bool { return m.Address == a }); i >= 0 && h.Health == Unknown {
+				h.Health = prev.Hidden[i].Health
+			}
+			next.Hidden = append(next.Hidden, h)
 		case a.Is4():
 			f4.add(s, len(stand))
 		default:
@@ -278,6 +307,9 @@ func choose(v *Service, stand []standing, prev *Selection, now time.Time, index 
 		if !t.IsZero() && (next.Next.IsZero() || t.Before(next.Next)) {
 			next.Next = t
 		}
+	}
+	if v.Disabled {
+		next.Next = time.Time{} // for it no time comes
 	}
 	return next
 }
@@ -307,6 +339,7 @@ type family struct {
 	operator []bool // the member is out because a person said so
 	up, down int    // endpoints whose health is known and that no person took out
 	unknown  int
+	draining int // that no person took out
 	next     time.Time
 }
 
@@ -317,11 +350,17 @@ func (f *family) add(s standing, most int) {
 		f.operator = make([]bool, 0, most)
 	}
 	m := Member{Address: s.endpoint.Address, Health: s.health, Weight: s.endpoint.Weight, Priority: s.endpoint.Priority}
+	if s.weight < 100 {
+		m.Asks = s.weight
+	}
 	if old := f.prev.near(len(f.members), m.Address); old != nil {
 		m.Left = old.Left
 		if m.Health == Unknown {
-			m.Health = old.Health
+			m.Health, m.Asks = old.Health, old.Asks
 		}
+	}
+	if s.trial {
+		m.Cause = CauseTrial
 	}
 	out := s.override.out()
 	switch {
@@ -334,6 +373,9 @@ func (f *family) add(s standing, most int) {
 		f.up++
 	case m.Health == Down:
 		f.down++
+	case m.Health == Draining:
+		m.Step, m.Cause = StepEligible, CauseAnnounced
+		f.draining++
 	default:
 		f.unknown++
 	}
@@ -375,7 +417,7 @@ func (f *family) run(hope int) FamilyPick {
 		switch {
 		case m.Serves():
 			m.Left = time.Time{}
-		case m.Cause == CauseDown && old != nil && old.Serves() && f.prev.Mode != ModeWarmup:
+		case (m.Cause == CauseDown || m.Cause == CauseAnnounced) && old != nil && old.Serves() && f.prev.Mode != ModeWarmup:
 			m.Left = f.now
 		}
 	}
@@ -412,6 +454,7 @@ func (f *family) decide(hope int) Mode {
 		f.tier(f.bestTier())
 	}
 	f.weigh()
+	f.ease(true)
 	f.limit()
 	return ModeNormal
 }
@@ -436,7 +479,8 @@ func (f *family) withdraw() Mode {
 	return ModeWithdrawn
 }
 
-// allTakenOut answers when a person took out every endpoint. The name is not emptied unless the operator chose none.
+// allTakenOut answers when a person took out every endpoint but those that say that they drain, which then serve on. The name is not
+// emptied unless the operator chose none.
 func (f *family) allTakenOut(hope int) Mode {
 	switch f.service.Safety.OnAllDown {
 	case OnAllDownNone:
@@ -446,8 +490,13 @@ func (f *family) allTakenOut(hope int) Mode {
 			return ModeFallback // the last answer
 		}
 	}
+	// A person's word weighs more than an endpoint's own.
+	candidate := func(i int) bool { return f.draining == 0 || !f.operator[i] }
 	kept := false
 	for i := range f.members {
+		if !candidate(i) {
+			continue
+		}
 		if old := f.prev.member(f.members[i].Address); old != nil && old.Serves() {
 			f.members[i].Step = StepKept
 			kept = true
@@ -457,7 +506,9 @@ func (f *family) allTakenOut(hope int) Mode {
 		return ModeKeep
 	}
 	for i := range f.members {
-		f.members[i].Step = StepKept
+		if candidate(i) {
+			f.members[i].Step = StepKept
+		}
 	}
 	return ModeAll
 }
@@ -477,7 +528,7 @@ func (f *family) warming() bool {
 	if !f.fresh() || f.unknown == 0 {
 		return false
 	}
-	if f.up+f.down == 0 {
+	if f.up+f.down+f.draining == 0 {
 		return true
 	}
 	since := f.now
@@ -635,9 +686,11 @@ func (f *family) panic(hope int) Mode {
 		}
 		f.tier(f.bestTier())
 		f.weigh()
+		f.ease(true)
 		f.limit()
 		return ModeNormal
 	}
+	f.recall()
 	mode := ModeAll
 	if safety.OnAllDown != OnAllDownAll && f.anyLastGood() {
 		mode = ModeKeep
@@ -654,8 +707,21 @@ func (f *family) panic(hope int) Mode {
 	if proven {
 		f.weigh()
 	}
+	f.ease(false)
 	f.limit()
 	return mode
+}
+
+// recall takes back in who says that it drains when nobody is up: it still lives, and those that are down do not.
+func (f *family) recall() {
+	if f.up > 0 {
+		return
+	}
+	for i := range f.members {
+		if m := &f.members[i]; m.Cause == CauseAnnounced {
+			m.Step = StepKept
+		}
+	}
 }
 
 // disbelieve marks those still in that are kept although they are not known to be up.
@@ -695,6 +761,46 @@ func (f *family) weigh() {
 	})
 }
 
+// ease works out how much of their weight counts of those still in: what they ask for themselves and, while health is believed, of those
+// that came back after health took them out, what slow start gives them. Who came back while it was not believed starts as well.
+func (f *family) ease(believed bool) {
+	length := f.service.Policy.SlowStart
+	for i := range f.members {
+		m := &f.members[i]
+		if m.Step != StepKept {
+			continue
+		}
+		if old := f.prev.near(i, m.Address); old != nil && length > 0 {
+			switch {
+			case old.Serves():
+				m.Back = old.Back
+			case m.Left.IsZero():
+			case old.Cause == CauseDown, old.Cause == CauseAnnounced, old.Cause == CauseHeld, old.Cause == CauseNotLastGood:
+				m.Back = f.now
+			}
+		}
+		slow := uint64(100)
+		if !m.Back.IsZero() {
+			slow = f.started(m, length/10)
+		}
+		if all := percent(m.Asks) * slow / 100; believed && all < 100 {
+			m.Share = uint8(max(all, 1))
+		}
+	}
+}
+
+// started returns the percentage that the slow start of a member has reached, in steps that each last so long. By a clock that was put
+// back since it began, it is over.
+func (f *family) started(m *Member, step time.Duration) uint64 {
+	steps := f.now.Sub(m.Back)/step + 1
+	if f.now.Before(m.Back) || steps >= 10 {
+		m.Back = time.Time{}
+		return 100
+	}
+	f.wake(m.Back.Add(steps * step))
+	return 10 * uint64(steps)
+}
+
 // limit keeps as many as the policy allows: those that weighted rendezvous hashing prefers, so that the choice moves as little
 // as possible when endpoints come and go.
 func (f *family) limit() {
@@ -703,18 +809,21 @@ func (f *family) limit() {
 		return
 	}
 	type scored struct {
-		m    *Member
-		cost uint64
+		m            *Member
+		cost, weight uint64
 	}
 	var in []scored
-	f.each(func(m *Member) { in = append(in, scored{m, cost(f.service.Name, m)}) })
+	f.each(func(m *Member) {
+		in = append(in, scored{m, cost(f.service.Name, m), uint64(max(m.Weight, 1)) * percent(m.Share)})
+	})
 	if len(in) <= n {
 		return
 	}
 	slices.SortFunc(in, func(a, b scored) int {
-		// Cost a weight, compared without dividing: both products stay below 2^64.
-		x, y := a.cost*uint64(max(b.m.Weight, 1)), b.cost*uint64(max(a.m.Weight, 1))
-		return cmp.Or(cmp.Compare(x, y), a.m.Address.Compare(b.m.Address))
+		// Cost a weight, compared without dividing.
+		xHigh, x := bits.Mul64(a.cost, b.weight)
+		yHigh, y := bits.Mul64(b.cost, a.weight)
+		return cmp.Or(cmp.Compare(xHigh, yHigh), cmp.Compare(x, y), a.m.Address.Compare(b.m.Address))
 	})
 	for _, s := range in[n:] {
 		s.m.Step, s.m.Cause = StepLimit, CauseOverLimit

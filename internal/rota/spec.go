@@ -31,7 +31,10 @@ type Service struct {
 	Safety    Safety            `json:"safety"`
 	Policy    Policy            `json:"policy"`
 	Labels    map[string]string `json:"labels,omitempty"`
-	Disabled  bool              `json:"disabled,omitempty"` // its records stay as they are
+
+	// Disabled keeps the answer as it is: neither verdicts nor time change it, and its targets are probed at the slow interval. What a
+	// person says of its endpoints, by the configuration or by overrides, still counts.
+	Disabled bool `json:"disabled,omitempty"`
 }
 
 // Embedded is the publisher name of rota's own name server.
@@ -45,7 +48,7 @@ type Endpoint struct {
 	Priority uint16            `json:"priority"`         // lower is preferred
 	Site     string            `json:"site,omitempty"`   // where it stands
 	Labels   map[string]string `json:"labels,omitempty"` // for matching
-	Agent    string            `json:"agent,omitempty"`  // who speaks for it where KindAgent is asked: the name of a token
+	Agent    string            `json:"agent,omitempty"`  // who, beside operators, speaks for it where KindAgent is asked: the name of a token; empty: nobody
 	Checks   []Use             `json:"checks"`           // without any it counts as up
 }
 
@@ -56,11 +59,14 @@ type Use struct {
 }
 
 // Target returns what a use of a check probes for the endpoint.
-func (e Endpoint) Target(u Use) Target {
+func (e Endpoint) Target(u Use) Target { return NewTarget(e.probed(), u.Check) }
+
+// probed is the address that is probed for the endpoint.
+func (e *Endpoint) probed() netip.Addr {
 	if e.Monitor.IsValid() {
-		return NewTarget(e.Monitor, u.Check)
+		return e.Monitor
 	}
-	return NewTarget(e.Address, u.Check)
+	return e.Address
 }
 
 // OnAllDown says what is answered when health is not believed.
@@ -119,8 +125,16 @@ type Policy struct {
 	Answers int  `json:"answers,omitempty"` // most addresses an answer holds, per family; 0: no limit
 	Pick    Pick `json:"pick,omitempty"`    // empty: weighted when weights differ, else rotate
 
-	SlowStart time.Duration `json:"slow_start_ns,omitempty"` // over which an endpoint that came back reaches its weight; 0: at once
+	// SlowStart is how long an endpoint that health took out takes to reach its whole weight again, in steps of a tenth, the first of
+	// them at once; 0: it has it at once; else MinSlowStart to MaxSlowStart. With PickRotate weights mean nothing.
+	SlowStart time.Duration `json:"slow_start_ns,omitempty"`
 }
+
+// Bounds of Policy.SlowStart. Each step is an event.
+const (
+	MinSlowStart = time.Second
+	MaxSlowStart = 24 * time.Hour
+)
 
 // compiled is a Spec with the indexes that lookups need. It is immutable.
 type compiled struct {
@@ -128,9 +142,19 @@ type compiled struct {
 	all      []Service // those of the spec and of the hosts that registered, sorted by name
 	services map[Name]*Service
 	asked    map[Name][][]TargetID // by service: for each endpoint, the targets of the checks that decide
+	keys     map[Name][]string     // by service: the keys of the checks that decide, sorted
 	targets  []Target              // sorted by id
 	uses     map[TargetID][]Name   // services that a target's verdict touches, sorted
 	table    *Table                // of the targets
+}
+
+// target returns a target by id, or nil. Whether it is lazy is not known here.
+func (c *compiled) target(id TargetID) *Target {
+	i, ok := slices.BinarySearchFunc(c.targets, id, func(t Target, id TargetID) int { return cmp.Compare(t.ID, id) })
+	if !ok {
+		return nil
+	}
+	return &c.targets[i]
 }
 
 // tabulate makes the table of the targets; when they are the same as before, it is the same table.
@@ -144,7 +168,7 @@ func (c *compiled) tabulate(before *compiled) {
 func compile(s Spec, hosts []*registered) (*compiled, error) {
 	c := &compiled{
 		spec: s, services: make(map[Name]*Service, len(s.Services)), asked: make(map[Name][][]TargetID, len(s.Services)),
-		uses: map[TargetID][]Name{},
+		keys: make(map[Name][]string, len(s.Services)), uses: map[TargetID][]Name{},
 	}
 	errs := append(s.voters(), s.registers()...)
 	c.spec.Services = slices.SortedFunc(slices.Values(s.Services), func(a, b Service) int { return cmp.Compare(a.Name, b.Name) })
@@ -163,6 +187,7 @@ func compile(s Spec, hosts []*registered) (*compiled, error) {
 		seen := map[netip.Addr]bool{}
 		asked := make([][]TargetID, len(v.Endpoints))
 		c.asked[v.Name] = asked
+		var keys []string
 		for j, e := range v.Endpoints {
 			if !e.Address.IsValid() || e.Address.Is4In6() {
 				errs = append(errs, fmt.Errorf("service %s: endpoint address %v cannot be used", v.Name.Short(), e.Address))
@@ -172,19 +197,25 @@ func compile(s Spec, hosts []*registered) (*compiled, error) {
 			}
 			seen[e.Address] = true
 			for _, u := range e.Checks {
-				t := e.Target(u)
+				key := u.Check.Key()
+				t := newTarget(e.probed(), u.Check, key)
 				if as := [2]string{string(t.ID), t.Check.Name}; !given[as] {
 					given[as] = true
 					c.targets = append(c.targets, t)
 				}
 				if !u.Observe {
 					asked[j] = append(asked[j], t.ID)
+					if !slices.Contains(keys, key) {
+						keys = append(keys, key)
+					}
 				}
 				if names := c.uses[t.ID]; len(names) == 0 || names[len(names)-1] != v.Name {
 					c.uses[t.ID] = append(names, v.Name)
 				}
 			}
 		}
+		slices.Sort(keys)
+		c.keys[v.Name] = keys
 	}
 	c.targets = sortTargets(c.targets)
 	return c, errors.Join(errs...)
@@ -242,6 +273,9 @@ func (v *Service) contradictions() []error {
 	}
 	if v.Safety.MaxSites < 0 {
 		bad("max_sites %d is negative", v.Safety.MaxSites)
+	}
+	if d := v.Policy.SlowStart; d != 0 && (d < MinSlowStart || d > MaxSlowStart) {
+		bad("slow_start %v: want 0, or %v to %v", d, MinSlowStart, MaxSlowStart)
 	}
 	switch v.Safety.OnAllDown {
 	case "", OnAllDownKeep, OnAllDownAll, OnAllDownNone:

@@ -29,6 +29,9 @@ type State struct {
 	overrides  pmap[EndpointID, *Override]
 	selections pmap[Name, *Selection]
 	waiting    pmap[Name, time.Time] // services to look at again, and when
+	trials     pmap[Name, []string]  // keys of checks that no endpoint of the service has passed yet, sorted; never none
+	targets    []Target              // sorted by id; the very slice of spec while no target is lazy
+	lazy       []int                 // places in targets of those that are, ascending
 
 	freeze     *Freeze                  // nil: none
 	pinned     pmap[TargetID, *Verdict] // the verdicts as of the freeze
@@ -105,7 +108,8 @@ func (s *State) Services() []Service { return s.compiled().all }
 func (s *State) Service(n Name) *Service { return s.compiled().services[n] }
 
 // Targets returns all targets in force, sorted by id. The slice must not be changed.
-func (s *State) Targets() []Target { return s.compiled().targets }
+// It is the same slice until the configuration changes, or whether something depends on a target (Target.Lazy).
+func (s *State) Targets() []Target { return s.targets }
 
 // Target returns a target by id, and false when it is not in force.
 func (s *State) Target(id TargetID) (Target, bool) {
@@ -221,6 +225,9 @@ func (s *State) Apply(e Event) (*State, error) {
 	}
 	if s.freeze == nil || t.freeze == nil || e.Kind.byPerson() {
 		t.decide()
+	}
+	if t.spec != s.spec || t.overrides != s.overrides {
+		t.rest(t.spec != s.spec)
 	}
 	return &t.State, nil
 }
@@ -349,6 +356,7 @@ func (t *transaction) respec(s Spec) error {
 	if t.compiled().spec.Static != s.Static {
 		t.advance()
 	}
+	t.try(c)
 	t.adopt(c, hosts)
 	for n := range c.services {
 		t.touch(n)
@@ -384,6 +392,7 @@ func (t *transaction) adopt(c *compiled, hosts []*registered) {
 	for _, n := range left {
 		t.selections = t.selections.without(n)
 		t.waiting = t.waiting.without(n)
+		t.trials = t.trials.without(n)
 		t.advance()
 	}
 }
@@ -394,6 +403,9 @@ func (t *transaction) judge(v Verdict) {
 		return // its service left the configuration meanwhile
 	}
 	t.verdicts = t.verdicts.with(v.Target, &v)
+	if v.Status == Up && t.trials.len() > 0 {
+		t.passed(v.Target, names)
+	}
 	for _, n := range names {
 		t.touch(n)
 	}
@@ -483,7 +495,7 @@ func (s *Selection) equal(o *Selection) bool {
 	family := func(a, b *FamilyPick) bool {
 		return a.Mode == b.Mode && a.Since.Equal(b.Since) && slices.Equal(a.Members, b.Members)
 	}
-	return family(&s.V4, &o.V4) && family(&s.V6, &o.V6) && slices.Equal(s.Hidden, o.Hidden) && s.Next.Equal(o.Next) && s.Alias == o.Alias
+	return family(&s.V4, &o.V4) && family(&s.V6, &o.V6) && slices.Equal(s.Hidden, o.Hidden) && s.Next.Equal(o.Next) && s.Alias == o.Alias && s.Pinned.Equal(o.Pinned)
 }
 
 // advance moves the serial on, once an event.
@@ -507,9 +519,13 @@ func (t *transaction) advance() {
 func (s *State) standings(v *Service) []standing {
 	out := make([]standing, len(v.Endpoints))
 	asked := s.compiled().asked[v.Name]
+	trial, _ := s.trials.get(v.Name)
 	for i := range v.Endpoints {
 		e := &v.Endpoints[i]
-		out[i] = standing{endpoint: e, health: s.health(asked[i])}
+		out[i].endpoint = e
+		if !v.Disabled { // else what was last known stands
+			s.health(&out[i], asked[i], trial)
+		}
 		if s.overrides.len() == 0 {
 			continue
 		}
@@ -520,19 +536,31 @@ func (s *State) standings(v *Service) []standing {
 	return out
 }
 
-// health is the worst of an endpoint's required checks, which ask these targets; without any it is up.
-func (s *State) health(asked []TargetID) Status {
-	worst, verdicts := Up, s.believed()
+// health fills in the worst of an endpoint's required checks, which ask these targets, and the least weight that it asks for; without
+// any check it is up. A check on trial, whose key is among these, says nothing when it says down.
+func (s *State) health(out *standing, asked []TargetID, trial []string) {
+	out.health = Up
+	verdicts := s.believed()
 	for _, id := range asked {
 		v, ok := verdicts.get(id)
 		switch {
-		case !ok || v.Status == Unknown:
-			worst = Unknown
-		case v.Status == Down:
-			return Down
+		case ok && v.Status == Up:
+			if v.Weight != 0 && v.Weight < uint8(percent(out.weight)) {
+				out.weight = v.Weight
+			}
+		case ok && v.Status == Draining:
+			if out.health != Down {
+				out.health = Draining
+			}
+		case ok && v.Status == Down && (len(trial) == 0 || !s.isAmong(id, trial)):
+			out.health = Down
+		default:
+			out.trial = out.trial || ok && v.Status == Down
+			if out.health == Up {
+				out.health = Unknown
+			}
 		}
 	}
-	return worst
 }
 
 // Want is what a publisher should make true of one RRset. When Drop is set, only these records are to be taken out of whatever is
@@ -726,9 +754,16 @@ type Snapshot struct {
 	Pinned     []Verdict    `json:"pinned,omitempty"` // the verdicts as of the freeze
 	Instructed []Instructed `json:"instructed,omitempty"`
 
+	Trials        []Trial        `json:"trials,omitempty"`
 	Registrations []Registration `json:"registrations,omitempty"`
 	Leftovers     []Leftover     `json:"leftovers,omitempty"`
 	Revived       time.Time      `json:"revived,omitzero"` // since when somebody has led without a break that leases had to outlast
+}
+
+// Trial is the checks of a service that no endpoint of it has passed yet.
+type Trial struct {
+	Service Name     `json:"service"`
+	Keys    []string `json:"keys"` // Check.Key, sorted
 }
 
 // Snapshot returns the state as plain values.
@@ -740,6 +775,10 @@ func (s *State) Snapshot() Snapshot {
 	for _, h := range s.hosts {
 		out.Registrations = append(out.Registrations, h.Registration)
 	}
+	for n, keys := range s.trials.all() {
+		out.Trials = append(out.Trials, Trial{n, keys})
+	}
+	slices.SortFunc(out.Trials, func(a, b Trial) int { return cmp.Compare(a.Service, b.Service) })
 	out.Verdicts, out.Pinned = sortVerdicts(s.verdicts), sortVerdicts(s.pinned)
 	for _, sel := range s.selections.all() {
 		out.Selections = append(out.Selections, *sel)
@@ -787,7 +826,14 @@ func Restore(snap Snapshot) (*State, error) {
 			s.waiting = s.waiting.with(sel.Service, sel.Next)
 		}
 	}
-	return s, nil
+	for _, x := range snap.Trials {
+		if c.services[x.Service] != nil && len(x.Keys) > 0 {
+			s.trials = s.trials.with(x.Service, x.Keys)
+		}
+	}
+	t := &transaction{State: *s}
+	t.rest(true)
+	return &t.State, nil
 }
 
 // Transitions lists what differs between the answers of two states, sorted by service and type: other addresses serve, others are

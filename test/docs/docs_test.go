@@ -287,7 +287,7 @@ func TestConfigurations(t *testing.T) {
 	each(t, "yaml", func(t *testing.T, b block) {
 		dir := t.TempDir()
 		write(t, filepath.Join(dir, "tsig.key"), tsigKey)
-		for _, name := range []string{"ops.token", "provider.token"} {
+		for _, name := range []string{"ops.token", "provider.token", "probe.pw"} {
 			write(t, filepath.Join(dir, name), "0123456789abcdef0123456789abcdef\n")
 		}
 		write(t, filepath.Join(dir, "zones.yaml"), "[{Name: example.org}]\n")
@@ -295,6 +295,8 @@ func TestConfigurations(t *testing.T) {
 		write(t, filepath.Join(dir, "ca.crt"), cert)
 		write(t, filepath.Join(dir, "ams.crt"), cert)
 		write(t, filepath.Join(dir, "ams.key"), key)
+		write(t, filepath.Join(dir, "probe.crt"), cert)
+		write(t, filepath.Join(dir, "probe.key"), key)
 		path := filepath.Join(dir, "rota.yaml")
 		write(t, path, strings.ReplaceAll(b.text, "/etc/rota/", dir+"/"))
 		if out, err := rota(t, "validate", "--config", path); err != nil {
