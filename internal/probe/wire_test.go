@@ -654,6 +654,46 @@ func testTLS(t *testing.T) {
 	}
 }
 
+// TestTheirCertificateIsRenewed is P9: a target that shows another certificate each time is as well as it was.
+func TestTheirCertificateIsRenewed(t *testing.T) {
+	for _, kind := range []rota.Kind{rota.KindHTTPS, rota.KindTLS} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			ca := newAuthority(t)
+			var shown atomic.Int64
+			conf := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				cert := ca.issue(t, time.Now().Add(-time.Hour), time.Now().Add(time.Duration(24+shown.Add(1))*time.Hour))
+				return &cert, nil
+			}}
+			at := serve(t, tlsServer(conf, answers("HTTP/1.1 200 OK\r\n\r\n")))
+			check := rota.Check{
+				Kind: kind, Port: at.Port(), ServerName: "www.example.org",
+				Timing: rota.Timing{Interval: 20 * time.Millisecond, Timeout: patient, Fall: 1, Rise: 1, OK: 1},
+			}
+			p := New(Options{Roots: ca.roots})
+			p.Set([]rota.Target{rota.NewTarget(at.Addr(), check)})
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { _ = p.Run(ctx) })
+			defer wg.Wait()
+			defer cancel()
+			wait := func(what string, ok func() bool) {
+				for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+					if time.Now().After(end) {
+						t.Fatalf("not %s: %+v", what, p.Report().Opinions)
+					}
+				}
+			}
+			wait("up", func() bool { o := p.Report().Opinions; return len(o) == 1 && o[0].Status == rota.Up })
+			seq, from := p.Report().Seq, shown.Load()
+			wait("probed again", func() bool { return shown.Load() > from+10 })
+			if r := p.Report(); r.Seq != seq {
+				t.Errorf("the report changed with the certificate: %+v", *r.Opinions[0])
+			}
+		})
+	}
+}
+
 func TestTLSTalk(t *testing.T) { bothWays(t, testTLSTalk) }
 
 func testTLSTalk(t *testing.T) {
