@@ -37,7 +37,7 @@ var kinds = map[rota.Kind]kind{
 	rota.KindTLS:   {probe: probeTLS},
 	rota.KindICMP:  {probe: probeICMP, portless: true, seated: true},
 
-	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter},
+	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter, seated: true},
 	rota.KindDNS:          {probe: probeDNS, prepare: prepareDNS},
 	rota.KindGRPC:         {probe: probeGRPC, prepare: prepareGRPC},
 	rota.KindExec:         {probe: probeExec, prepare: prepareExec, portless: true},
