@@ -25,10 +25,11 @@ type List[T any] struct {
 // ServiceView is a service as it stands.
 type ServiceView struct {
 	Service   string            `json:"service" doc:"Domain name, without the trailing dot."`
-	Status    string            `json:"status" enum:"up,degraded,down,panic,warmup,empty" doc:"up: all of it; degraded: some of it; panic: too few are up, and health is not believed; down: nobody is up. What is answered in panic, also of a service that is down, say mode_a and mode_aaaa: rota status writes it as PANIC (keep) and DOWN, PANIC (keep)."`
+	Status    string            `json:"status" enum:"up,degraded,down,panic,warmup,empty,disabled" doc:"up: all of it; degraded: some of it; panic: too few are up, and health is not believed; down: nobody is up; disabled: neither verdicts nor time change its answer. What is answered in panic, also of a service that is down, say mode_a and mode_aaaa: rota status writes it as PANIC (keep) and DOWN, PANIC (keep)."`
 	Endpoints int               `json:"endpoints"`
 	Up        int               `json:"up"`
 	Down      int               `json:"down"`
+	Draining  int               `json:"draining" doc:"Endpoints that say themselves that they drain."`
 	Unknown   int               `json:"unknown"`
 	Held      int               `json:"overridden" doc:"Endpoints under an override."`
 	Answer    []string          `json:"answer" nullable:"false" doc:"Addresses, or the fallback's name, that may be answered now."`
@@ -40,6 +41,8 @@ type ServiceView struct {
 	Publish   []string          `json:"publish" nullable:"false" doc:"Publishers by name; dns is rota's own name server."`
 	Labels    map[string]string `json:"labels,omitempty"`
 	Unprobed  []string          `json:"unprobed,omitempty" doc:"Endpoints that a vantage cannot probe, and why: it is the vantage that fails, not they."`
+	Trials    []string          `json:"on_trial,omitempty" doc:"Checks that no endpoint has passed since they are new or ask something else: that they say down does not count."`
+	Disabled  time.Time         `json:"disabled,omitzero" doc:"While it is disabled: since when."`
 	Changed   time.Time         `json:"changed,omitzero" doc:"When the answer last changed."`
 	Event     uint64            `json:"event,omitempty" doc:"Index of the event that last changed the answer."`
 }
@@ -64,12 +67,12 @@ type VotesView struct {
 type EndpointView struct {
 	Service   string            `json:"service"`
 	Endpoint  netip.Addr        `json:"endpoint"`
-	Verdict   rota.Status       `json:"verdict" enum:"up,down,unknown" doc:"What the quorum holds: the worst of the required checks."`
+	Verdict   rota.Status       `json:"verdict" enum:"up,down,draining,unknown" doc:"What the quorum holds: the worst of the required checks."`
 	Votes     VotesView         `json:"votes"`
 	Since     time.Time         `json:"since,omitzero" doc:"Since when the verdict holds."`
 	Failures  int               `json:"failures,omitempty" doc:"Failures this node counts and has not forgiven."`
 	Successes int               `json:"successes,omitempty" doc:"Successes in a row this node counts."`
-	Last      rota.Status       `json:"last_status,omitempty" enum:"up,down,unknown" doc:"Outcome of this node's last probe."`
+	Last      rota.Status       `json:"last_status,omitempty" enum:"up,down,draining,unknown" doc:"Outcome of this node's last probe."`
 	Class     rota.Class        `json:"last_class,omitempty"`
 	Took      time.Duration     `json:"last_took_ns,omitempty" doc:"Duration of this node's last probe."`
 	InAnswer  bool              `json:"in_answer" doc:"Whether it may be answered now."`
@@ -80,7 +83,8 @@ type EndpointView struct {
 	Why       string            `json:"why"`
 	Unprobed  string            `json:"unprobed,omitempty" doc:"Why a vantage cannot probe it: it is the vantage that fails, not the endpoint."`
 	Override  *rota.Override    `json:"override,omitempty"`
-	Weight    uint32            `json:"weight"`
+	Weight    uint32            `json:"weight" doc:"As configured."`
+	Share     uint8             `json:"share,omitempty" doc:"Percent of the weight that counts now, by what the endpoint asks for and by slow start; absent: all of it."`
 	Priority  uint16            `json:"priority"`
 	Site      string            `json:"site,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
@@ -101,8 +105,9 @@ type CheckView struct {
 	Services []string      `json:"services" nullable:"false"`
 	Interval time.Duration `json:"interval_ns"`
 	Timeout  time.Duration `json:"timeout_ns"`
-	Verdict  rota.Status   `json:"verdict" enum:"up,down,unknown"`
+	Verdict  rota.Status   `json:"verdict" enum:"up,down,draining,unknown"`
 	Since    time.Time     `json:"since,omitzero"`
+	Lazy     bool          `json:"lazy,omitempty" doc:"Nothing depends on it now, so that it is probed at its slow interval."`
 	Votes    []rota.Vote   `json:"votes" nullable:"false" doc:"What each vantage holds now; on a node that does not lead, what the others held when the verdict was taken."`
 	Probes   *TargetProbes `json:"probes,omitempty" doc:"What this node remembers of it."`
 }
@@ -110,13 +115,44 @@ type CheckView struct {
 // TargetProbes is what one node remembers of probing a target.
 type TargetProbes struct {
 	Streak rota.Streak `json:"streak"`
-	Recent []Probe     `json:"recent" nullable:"false" doc:"Newest last."`
+	Recent []Probe     `json:"recent" nullable:"false" doc:"Newest last: some that were up and, kept longer, some that were not."`
 }
 
-// Probe is one run of a check.
+// Probe is one run of a check. All text of it that came from elsewhere is escaped, and credentials are masked.
 type Probe struct {
 	rota.Observation
-	Log []string `json:"log,omitempty" doc:"What happened, step by step."`
+	Started      time.Time   `json:"started,omitzero"`
+	Steps        []ProbeStep `json:"steps" nullable:"false" doc:"Its phases, in order."`
+	Sent         string      `json:"sent,omitempty" doc:"Head of what was sent, in traces only."`
+	Received     string      `json:"received,omitempty" doc:"Head of what came back, in traces only."`
+	ReceivedSize int         `json:"received_size,omitempty" doc:"Bytes of the body, the banner or the replies that were read."`
+	TLS          *ProbeTLS   `json:"tls,omitempty" doc:"What the handshake showed, before any judgement of it; in traces only."`
+}
+
+// ProbeStep is a phase of a probe.
+type ProbeStep struct {
+	Name string        `json:"name" doc:"connect, tls, request, first byte, body, send, expect, echo, …"`
+	At   time.Duration `json:"at_ns" doc:"From the start of the probe."`
+	Took time.Duration `json:"took_ns"`
+	Note string        `json:"note,omitempty"`
+}
+
+// ProbeTLS is what a handshake showed.
+type ProbeTLS struct {
+	Version           string             `json:"version"`
+	Cipher            string             `json:"cipher"`
+	ServerName        string             `json:"server_name,omitempty" doc:"Sent as SNI."`
+	ClientCertificate bool               `json:"client_certificate" doc:"The server asked for one."`
+	Chain             []ProbeCertificate `json:"chain" nullable:"false" doc:"As sent, leaf first."`
+}
+
+// ProbeCertificate is what people ask about a certificate.
+type ProbeCertificate struct {
+	Subject   string    `json:"subject"`
+	Issuer    string    `json:"issuer"`
+	Names     []string  `json:"names" nullable:"false"`
+	NotBefore time.Time `json:"not_before"`
+	NotAfter  time.Time `json:"not_after"`
 }
 
 // VantageView is a place that probes.
@@ -132,6 +168,10 @@ type VantageView struct {
 	Up      int       `json:"up"`
 	Down    int       `json:"down"`
 	Unknown int       `json:"unknown"`
+
+	Draining int  `json:"draining"`
+	Failing  int  `json:"failing" doc:"Of those up, the targets that failed and are not forgiven yet; 0 where its report is not known."`
+	Noisy    bool `json:"noisy" doc:"So many are failing, at least 3 and a fifth of those up, that the way from this vantage is more likely bad than they are."`
 
 	Compared int  `json:"compared" doc:"Targets that it and another vantage claim something of."`
 	Against  int  `json:"against" doc:"Of these, those of which more than half of the others claim the opposite."`

@@ -3,7 +3,6 @@ package probe
 import (
 	"bufio"
 	"bytes"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -276,6 +275,3 @@ func (s *stream) takeData(f *http2.DataFrame) error {
 	}
 	return s.end(f.StreamEnded())
 }
-
-// speaks2 reports whether HTTP/2 was agreed upon in a handshake.
-func speaks2(c *tls.Conn) bool { return c.ConnectionState().NegotiatedProtocol == "h2" }
