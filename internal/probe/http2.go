@@ -112,7 +112,6 @@ type stream struct {
 	frames  *http2.Framer // reads from in, writes to c
 	method  string
 	maxBody int
-	begins  func() // at the first byte
 	interim int
 	beside  int
 	length  int64 // that the head promises; -1: nothing
