@@ -178,9 +178,6 @@ func (r *run) fetch(ctx context.Context, p page) (finding, *page) {
 		if bad != nil {
 			return *bad, nil
 		}
-		if r.q.check.HTTP2 && !speaks2(t) {
-			return down(rota.ClassTLS, "tls: the target does not offer h2"), nil
-		}
 		c = t
 	}
 	exchange := r.exchange
