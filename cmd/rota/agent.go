@@ -45,6 +45,7 @@ type agentFlags struct {
 	cluster                   string
 	logLevel, logFormat       string
 	logFile                   string
+	secrets                   string // a directory
 
 	register bool
 	host     registerFlags // of its registration: addresses, device and discover
@@ -64,6 +65,9 @@ The agent then has a certificate of its own in the data directory, which it keep
 
 With --register it also keeps this host in the DNS, as ` + "`rota register`" + ` puts it there once.
 
+What checks send to endpoints as a password, a token or a certificate is read here only from files in --secrets, from variables named
+ROTA_SECRET_… and from systemd credentials; a check that names anything else is unknown from here.
+
 With --healthd it works for an existing healthd of NectGmbH instead, as their healthagent does.`,
 		Example: `  rota agent --site ams --join @/run/credentials/rota-agent/token
   rota agent --healthd https://10.0.0.1 --cert agent.crt --key agent.key --ca healthd-ca.crt`,
@@ -81,6 +85,7 @@ With --healthd it works for an existing healthd of NectGmbH instead, as their he
 	f.StringVar(&o.files.CA, "ca", "", "who signs the other side's certificates")
 	f.StringVar(&o.cluster, "cluster", "", "id of the cluster, for certificates without a rota:// name")
 	f.StringArrayVar(&o.healthds, "healthd", nil, "URL of a healthd to work for; may be given again")
+	f.StringVar(&o.secrets, "secrets", "", "directory of the secrets and certificates that checks name (auth, client_cert, ca); read as the nodes name them")
 	f.BoolVar(&o.register, "register", false, "register this host, which has the agent's name, and keep it registered (discover: type: register on the nodes)")
 	f.StringArrayVar(&o.host.addresses, "address", nil, "with --register: an address of the host; may be given again (default those on the way to the nodes)")
 	f.StringVar(&o.host.device, "interface", "", "with --register: take the addresses of this interface")
@@ -107,6 +112,8 @@ func (o agentFlags) check() error {
 		return usagef("with --cert say which nodes to work for: --upstream HOST:PORT")
 	case !o.register && (len(o.host.addresses) > 0 || o.host.device != "" || o.host.discover != ""):
 		return usagef("--address, --interface and --discover are for --register")
+	case o.secrets != "" && !filepath.IsAbs(o.secrets):
+		return usagef("--secrets %q: want an absolute path, as checks have", o.secrets)
 	case o.register && len(o.healthds) > 0:
 		return usagef("--register is for rota's nodes: healthd takes no registrations")
 	case o.cluster != "" && !external:
@@ -157,7 +164,7 @@ func (a *app) agent(ctx context.Context, o agentFlags) error {
 	if err != nil {
 		return err
 	}
-	prober := probe.New(probe.Options{Vantage: w.name, Log: log.With("room", "probe")})
+	prober := probe.New(probe.Options{Vantage: w.name, Log: log.With("room", "probe"), Secret: agentPlaces(o.secrets)})
 	ready := make(chan struct{})
 	doubts := newDoubtingProber(prober, log.With("room", "vantage"), sync.OnceFunc(func() { close(ready) }))
 	works := agent.Agent{Name: w.name, Prober: doubts, Upstreams: w.upstreams, Log: log.With("room", "agent")}

@@ -57,6 +57,9 @@ func prepareHTTP(q *question) error {
 	if d := c.DrainHeader; d != "" && d != "-" && !token(d) {
 		errs = append(errs, fmt.Errorf("drain_header %q is no name of a header field", d))
 	}
+	if c.HTTP2 && (c.Reuse || c.Watch) {
+		errs = append(errs, errors.New("reuse and watch are for HTTP/1.1; leave out http2"))
+	}
 	errs = append(errs, authFault(c))
 	if len(c.JSON) > rota.MaxJSONRules {
 		errs = append(errs, fmt.Errorf("more than %d rules on JSON", rota.MaxJSONRules))
@@ -152,24 +155,39 @@ func (r *run) fetch(ctx context.Context, p page) (finding, *page) {
 		if bad != nil {
 			return *bad, nil
 		}
+		if r.q.check.HTTP2 && !speaks2(t) {
+			return down(rota.ClassTLS, "tls: the target does not offer h2"), nil
+		}
 		c = t
 	}
-	request := r.request(p)
-	r.trace.Sent = firstLines(r.conceal(request))
-	done := r.trace.begin("request")
-	_, err = c.Write(request)
-	done(p.method + " " + p.path)
-	if err != nil {
-		// A server may answer and close before it has read the request; what it said counts more than the broken pipe.
-		var n net.Error
-		if errors.As(err, &n) && n.Timeout() {
-			return r.fault(ctx, "request", err), nil
-		}
+	exchange := r.exchange
+	if r.q.check.HTTP2 {
+		exchange = r.exchange2
 	}
-	a := r.answer(c, p.method)
+	a := exchange(c, p)
 	r.trace.Received, r.trace.ReceivedSize = firstLines(r.conceal(a.head)), len(a.body)
 	f, next := r.weigh(ctx, p, a)
 	return r.discreet(f, a), next
+}
+
+// exchange asks p over HTTP/1.1.
+func (r *run) exchange(c net.Conn, p page) answer {
+	request := r.request(p)
+	r.trace.Sent = firstLines(r.conceal(request))
+	done := r.trace.begin("request")
+	_, err := c.Write(request)
+	done(p.method + " " + p.path)
+	if err != nil && timedOut(err) {
+		return answer{err: err, unsent: true}
+	}
+	return r.answer(func(begun func()) answer { return readAnswer(c, p.method, r.q.maxBody, begun) })
+}
+
+// timedOut reports whether a request could not be sent in time. For any other error there may be an answer: a server may answer and close
+// before it has read the request, and what it said counts more than the broken pipe.
+func timedOut(err error) bool {
+	n, ok := errors.AsType[net.Error](err)
+	return ok && n.Timeout()
 }
 
 // weigh judges what came back. It returns the page to ask next when that is a redirect that may be followed.
@@ -205,43 +223,48 @@ func (q *question) leaves(a answer) (finding, bool) {
 	return finding{}, false
 }
 
-// request is the page's request on the wire. Accept-Encoding asks for no compression; an answer that is compressed all the same is
-// judged as it came, never unpacked.
-func (r *run) request(p page) []byte {
-	var b bytes.Buffer
-	fields := map[string]bool{}
-	host := p.host
-	for _, h := range r.q.check.Header {
-		fields[strings.ToLower(h.Name)] = true
-		if strings.EqualFold(h.Name, "Host") {
-			host = h.Value
-		}
-	}
-	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", p.method, p.path, host)
-	for _, h := range []rota.Header{
+// fields are those of the page's request, Host first. Accept-Encoding asks for no compression; an answer that is compressed all the same
+// is judged as it came, never unpacked.
+func (r *run) fields(p page) []rota.Header {
+	fields := make([]rota.Header, 1, len(r.q.check.Header)+6)
+	fields[0] = rota.Header{Name: "Host", Value: p.host}
+	for _, d := range []rota.Header{
 		{Name: "User-Agent", Value: r.p.userAgent},
 		{Name: "Accept", Value: "*/*"},
 		{Name: "Accept-Encoding", Value: "identity"},
 	} {
-		if !fields[strings.ToLower(h.Name)] {
-			fmt.Fprintf(&b, "%s: %s\r\n", h.Name, h.Value)
+		if !slices.ContainsFunc(r.q.check.Header, func(h rota.Header) bool { return strings.EqualFold(h.Name, d.Name) }) {
+			fields = append(fields, d)
 		}
 	}
 	for _, h := range r.q.check.Header {
 		switch strings.ToLower(h.Name) {
-		case "host", "connection", "content-length", "transfer-encoding":
+		case "host":
+			fields[0].Value = h.Value
+			continue
+		case "connection", "content-length", "transfer-encoding":
 			continue // these are about this connection, not about the question
 		}
 		if p.alien && secret(h.Name) {
 			continue
 		}
-		fmt.Fprintf(&b, "%s: %s\r\n", h.Name, h.Value)
+		fields = append(fields, h)
 	}
 	if p.auth != "" {
-		fmt.Fprintf(&b, "Authorization: %s\r\n", p.auth)
+		fields = append(fields, rota.Header{Name: "Authorization", Value: p.auth})
 	}
 	if hasBody(p.method) {
-		fmt.Fprintf(&b, "Content-Length: %d\r\n", len(p.data))
+		fields = append(fields, rota.Header{Name: "Content-Length", Value: strconv.Itoa(len(p.data))})
+	}
+	return fields
+}
+
+// request is the page's request on the wire.
+func (r *run) request(p page) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\n", p.method, p.path)
+	for _, f := range r.fields(p) {
+		fmt.Fprintf(&b, "%s: %s\r\n", f.Name, f.Value)
 	}
 	b.WriteString("Connection: close\r\n\r\n")
 	b.WriteString(p.data)
@@ -265,14 +288,15 @@ type answer struct {
 	body   []byte // at most maxBody bytes
 	begun  bool   // at least one byte came
 	inBody bool   // the head was whole
+	unsent bool   // the request was not sent whole
 	err    error
 }
 
-// answer reads heads until one is final, then the body until its end, the limit or an error.
-func (r *run) answer(c io.Reader, method string) answer {
+// answer reads what comes back, and notes when it began.
+func (r *run) answer(read func(begun func()) answer) answer {
 	first := r.trace.begin("first byte")
 	rest := func(string) {}
-	a := readAnswer(c, method, r.q.maxBody, func() {
+	a := read(func() {
 		first("")
 		rest = r.trace.begin("body")
 	})
@@ -377,6 +401,10 @@ func (h *headReader) Read(b []byte) (int, error) {
 // answerFault judges an answer that ended in an error.
 func (r *run) answerFault(ctx context.Context, a answer) finding {
 	switch {
+	case a.unsent:
+		return r.fault(ctx, "request", a.err)
+	case errors.Is(a.err, errStreamReset):
+		return down(rota.ClassReset, "answer: %v", a.err)
 	case errors.Is(a.err, errHeadTooLarge), errors.Is(a.err, errInterim):
 		return down(rota.ClassProtocol, "answer: %v", a.err)
 	case !a.begun && errors.Is(a.err, io.EOF):

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
@@ -49,6 +50,8 @@ type question struct {
 	maxBody      int
 	ready        any   // what the kind prepared
 	unusable     error // why it can never be asked
+
+	material atomic.Pointer[material] // of handshakes, as last read
 }
 
 // newQuestion compiles c. What the configuration should have refused becomes question.unusable, and then every probe is unknown
@@ -109,6 +112,9 @@ func newQuestion(c rota.Check) *question {
 			errs = append(errs, err)
 		}
 	}
+	if c.ClientKey != "" && c.ClientCert == "" {
+		errs = append(errs, errors.New("client_key without client_cert"))
+	}
 	if strings.ContainsFunc(c.Host, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`/@\?#`, r) }) {
 		errs = append(errs, fmt.Errorf("host %q is not valid", c.Host))
 	}
@@ -152,6 +158,7 @@ type run struct {
 	trace     *Trace
 	memory    *memory // of the target, for this probe alone; nil beside the schedule
 	wantsCert bool    // the server asked for a client certificate
+	sentCert  bool    // and got one
 
 	credential []string // what the check says who asks with, in the forms that must not be shown
 }

@@ -134,9 +134,8 @@ func prepareExporter(q *question) error {
 	}})
 	e.selector = newSelector(wanted)
 	if !q.check.NoPing {
-		g := *q
-		g.check.Count, g.check.Loss = 1, 0
-		e.gate = &g
+		e.gate = &question{key: q.key, check: q.check}
+		e.gate.check.Count, e.gate.check.Loss = 1, 0
 	}
 	if q.check.MaxBody <= 0 {
 		q.maxBody = rota.LimitMaxBody // nothing of it is kept
