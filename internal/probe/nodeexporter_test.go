@@ -304,6 +304,8 @@ func TestExporterDead(t *testing.T) {
 	expect(t, Options{}, at, check, "unknown exporter: exporter: connect: refused")
 	check.OnError = rota.Down
 	expect(t, Options{}, at, check, "down exporter: exporter: connect: refused")
+	// What this machine cannot do is nobody's fault but its own.
+	expect(t, Options{}, netip.MustParseAddrPort("[fe80::1]:9100"), check, "unknown unroutable: connect: fe80::1 is link-local; name its interface, as in fe80::1%eth0")
 }
 
 // outcome is a verdict without its reason.
@@ -434,10 +436,26 @@ func TestExporterSamples(t *testing.T) {
 	stopped := func() string { return still }
 	f.page.Store(&stopped)
 	p.observe(t.Context(), "", f.at.Addr(), q, m, nil) // moved a little since the last probe
+	kept := m.sample
 	observe("unknown exporter", 1)
 	observe("unknown exporter", 1)
+	if m.sample != kept {
+		t.Error("an old page took the place of the sample that it is: its numbers would seem to be younger")
+	}
 	f.page.Store(&page)
 	observe("down threshold", 1)
+
+	// What does not hold at the first look is down without a second one, but for a person who wants to see all numbers.
+	loaded := check
+	loaded.Rules = rules("cpu", "< 90%", "load1", "< 0")
+	before := f.asked.Load()
+	if tr := p.observe(t.Context(), "", f.at.Addr(), newQuestion(loaded), &memory{}, nil); outcome(*tr) != "down threshold" || f.asked.Load() != before+1 {
+		t.Errorf("%s, asked %d times", verdict(*tr), f.asked.Load()-before)
+	}
+	tr = ask(t, Options{}, f.at, loaded)
+	if last := tr.Steps[len(tr.Steps)-1]; outcome(tr) != "down threshold" || !strings.HasPrefix(last.Note, "cpu ") {
+		t.Errorf("%s, last step %v, want all numbers", verdict(tr), last)
+	}
 
 	m.sample.(*sample).at = time.Now().Add(-time.Hour)
 	observe("down threshold", 2) // too old to tell of now

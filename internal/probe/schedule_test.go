@@ -194,10 +194,16 @@ func TestScheduleOwnFailureIsNoEvidence(t *testing.T) {
 			return up("fine")
 		}
 		p.Set(ts)
-		time.Sleep(10 * time.Minute)
+		time.Sleep(time.Minute) // some 20 s of evidence, then nothing
 		for _, o := range p.Report().Opinions {
 			if o.Status != rota.Up {
 				t.Errorf("%s: own failures made it %v", o.Target, o.Status)
+			}
+		}
+		time.Sleep(9 * time.Minute)
+		for _, o := range p.Report().Opinions {
+			if o.Status != rota.Unknown || o.Class != rota.ClassResource {
+				t.Errorf("%s: %v %s after ten minutes without evidence", o.Target, o.Status, o.Reason)
 			}
 		}
 		w.mu.Lock()
