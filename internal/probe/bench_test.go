@@ -73,3 +73,33 @@ func BenchmarkIdleTarget(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkProbeDNS(b *testing.B) {
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 4<<10)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			buf[2] |= 0x80
+			_, _ = c.WriteToUDPAddrPort(buf[:n], from)
+		}
+	}()
+	b.Cleanup(func() { c.Close(); <-done })
+	benchmark(b, netip.MustParseAddrPort(c.LocalAddr().String()), rota.Check{Kind: rota.KindDNS, Query: "www.example.org."})
+}
+
+func BenchmarkProbeAgentCheck(b *testing.B) {
+	benchmark(b, serve(b, func(c net.Conn) { _, _ = io.WriteString(c, "up 75%\n") }), rota.Check{Kind: rota.KindAgentCheck})
+}
+
+func BenchmarkProbeGRPC(b *testing.B) {
+	benchmark(b, serve(b, serving), rota.Check{Kind: rota.KindGRPC})
+}

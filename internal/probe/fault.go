@@ -45,6 +45,14 @@ func unknown(class rota.Class, format string, args ...any) finding {
 	return finding{status: rota.Unknown, class: class, reason: rota.CleanReason(format, args...)}
 }
 
+// unclear is what a failure means of whoever speaks for the target, such as an agent or a command: nothing, unless the check says down.
+func (r *run) unclear(f finding) finding {
+	if f.status == rota.Down && r.q.check.OnError != rota.Down {
+		return unknown(rota.ClassExporter, "%s", f.reason)
+	}
+	return f
+}
+
 // fault is the one place where an error (for us) becomes a finding (for the operator). During says which phase failed, such as
 // "connect". Errors that this machine made are unknown; those that the target or the way to it made are down.
 func (r *run) fault(ctx context.Context, during string, err error) finding {

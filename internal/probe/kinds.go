@@ -36,6 +36,8 @@ var kinds = map[rota.Kind]kind{
 
 	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter},
 	rota.KindDNS:          {probe: probeDNS, prepare: prepareDNS},
+	rota.KindGRPC:         {probe: probeGRPC, prepare: prepareGRPC},
+	rota.KindExec:         {probe: probeExec, prepare: prepareExec, portless: true},
 	rota.KindAgentCheck:   {probe: probeAgentCheck},
 }
 
