@@ -135,7 +135,7 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 				return err
 			},
 			Recent:  func(zone rota.Name) []publish.Past { return n.lately(p.Name, zone) },
-			Confirm: n.raft.Confirm, Frozen: n.whyFrozen,
+			Confirm: n.raft.Confirm, Lapses: n.doubt.lapsed, Frozen: n.whyFrozen,
 			Log: n.log.With("room", "publish"),
 		}))
 	}

@@ -26,6 +26,8 @@ const (
 	// stopLeast is how long a process must have been stopped, or its machine asleep, to make what it saw before an old story. Shorter ones
 	// happen to every busy machine; what was being probed meanwhile is not held against the target in any case.
 	stopLeast = 5 * time.Second
+	// lapseLeast is the least stop in which another node can have been elected.
+	lapseLeast = time.Second
 	// stopMost bounds for how long a vantage abstains after a stop.
 	stopMost = time.Minute
 
@@ -78,7 +80,15 @@ type doubter struct {
 	stopped, stepped     why       // why it abstains for a while
 	stoppedTo, steppedTo time.Time // until when
 	seen                 clock.Seen
-	stops, steps         uint64
+	stops, steps, lapses uint64
+}
+
+// lapsed counts how often the process did not run for so long that another node may have begun to lead. The last time shows at once.
+func (d *doubter) lapsed() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.look(time.Now())
+	return d.lapses
 }
 
 // why returns why the vantage abstains. A stop shows at once, whoever asks first after it.
@@ -110,8 +120,11 @@ func (d *doubter) look(now time.Time) {
 		d.steppedTo = time.Time{}
 	}
 	stop := d.seen.Slept
-	if !was.IsZero() && now.Sub(was) >= stopLeast+doubtEvery {
-		stop += now.Sub(was)
+	if late := now.Sub(was) - doubtEvery; !was.IsZero() && late >= lapseLeast {
+		stop += late
+	}
+	if stop > 0 {
+		d.lapses++
 	}
 	if stop < stopLeast {
 		return
@@ -268,7 +281,7 @@ func (n *node) fallen() why {
 	}
 	text := rota.SelfDoubt(n.prober.Sights(func(id rota.TargetID) bool {
 		v := st.Verdict(id)
-		return v.Status == rota.Down
+		return v.Status == rota.Down || v.Status == rota.Draining
 	}), time.Now())
 	if text == "" {
 		return why{}

@@ -75,10 +75,10 @@ func resources() []resource {
 		listOf("checks", "/api/v1/checks", 6,
 			[]string{"ADDRESS", "CHECK", "KIND", "VERDICT", "SINCE", "LAST", "INTERVAL", "TIMEOUT", "SERVICES", "TARGET"},
 			checkRow, func(c api.CheckView) string { return string(c.Target) }).matching(),
-		listOf("vantages", "/api/v1/vantages", 8,
+		listOf("vantages", "/api/v1/vantages", 9,
 			[]string{
-				"VANTAGE", "SITE", "STATE", "KIND", "REPORT", "CHECKS", "AGAINST", "REASON",
-				"UP", "DOWN", "UNKNOWN", "SEQ", "CLOCK", "BYTES", "REFUSED", "LAST REFUSAL", "FROM",
+				"VANTAGE", "SITE", "STATE", "KIND", "REPORT", "CHECKS", "AGAINST", "FAILING", "REASON",
+				"UP", "DOWN", "DRAINING", "UNKNOWN", "SEQ", "CLOCK", "BYTES", "REFUSED", "LAST REFUSAL", "FROM",
 			}, vantageRow, func(v api.VantageView) string { return v.Vantage }),
 		{name: "publishers", path: "/api/v1/publishers", table: publisherTable, names: publisherNames},
 		listOf("zones", "/api/v1/zones", 5,
@@ -158,7 +158,7 @@ func endpointRow(e api.EndpointView, now time.Time) []string {
 		streak = fmt.Sprintf("up %d", e.Successes)
 	}
 	latency := took(e.Took)
-	if e.Last != rota.Up {
+	if e.Last != rota.Up && e.Last != rota.Draining {
 		latency = string(e.Class)
 	}
 	published := make([]string, len(e.Published))
@@ -170,8 +170,16 @@ func endpointRow(e api.EndpointView, now time.Time) []string {
 	}
 	return []string{
 		e.Service, e.Endpoint.String(), loud(e.Verdict.String()), votes, age(e.Since, now), streak, latency, strings.Join(published, " "), loud(e.State),
-		fmt.Sprint(e.Weight), fmt.Sprint(e.Priority), e.Site, e.Step.String(), e.Why,
+		weightWords(e), fmt.Sprint(e.Priority), e.Site, e.Step.String(), e.Why,
 	}
+}
+
+// weightWords writes an endpoint's weight, and how much of it counts.
+func weightWords(e api.EndpointView) string {
+	if e.Share == 0 {
+		return fmt.Sprint(e.Weight)
+	}
+	return fmt.Sprintf("%d (%d %%)", e.Weight, e.Share)
 }
 
 func checkRow(c api.CheckView, now time.Time) []string {
@@ -198,6 +206,10 @@ func vantageRow(v api.VantageView, now time.Time) []string {
 	if v.Outlier {
 		against += " OUTLIER"
 	}
+	failing := fmt.Sprint(v.Failing)
+	if v.Noisy {
+		failing += " NOISY"
+	}
 	if v.Seq > 0 {
 		seq = fmt.Sprint(v.Seq)
 	}
@@ -213,8 +225,8 @@ func vantageRow(v api.VantageView, now time.Time) []string {
 		reason = strings.TrimPrefix(reason+"; ", "; ") + "TWO PROCESSES report under this name, last " + age(v.Twice, now) + " ago"
 	}
 	return []string{
-		v.Vantage, v.Site, loud(v.State), v.Kind, age(v.Report, now), fmt.Sprint(v.Checks), against, reason,
-		fmt.Sprint(v.Up), fmt.Sprint(v.Down), fmt.Sprint(v.Unknown), seq, clock, size, strings.Join(refused, ", "), v.LastRefusal, v.From,
+		v.Vantage, v.Site, loud(v.State), v.Kind, age(v.Report, now), fmt.Sprint(v.Checks), against, failing, reason,
+		fmt.Sprint(v.Up), fmt.Sprint(v.Down), fmt.Sprint(v.Draining), fmt.Sprint(v.Unknown), seq, clock, size, strings.Join(refused, ", "), v.LastRefusal, v.From,
 	}
 }
 

@@ -74,7 +74,7 @@ func (a *app) statusCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		bad := slices.ContainsFunc(o.Services.Items, func(s api.ServiceView) bool { return s.Status != "up" })
+		bad := slices.ContainsFunc(o.Services.Items, func(s api.ServiceView) bool { return s.Status != "up" && s.Status != "disabled" })
 		if detailed && bad {
 			return &coded{code: exitFound}
 		}
@@ -108,7 +108,7 @@ func (c *client) overview(ctx context.Context) (*overview, error) {
 
 // severity orders the states of services, worst first.
 func severity(status string) int {
-	return slices.Index([]string{"down", "panic", "empty", "degraded", "warmup", "up"}, status)
+	return slices.Index([]string{"down", "panic", "empty", "degraded", "warmup", "disabled", "up"}, status)
 }
 
 func (o *overview) write(w io.Writer, now time.Time) error {
@@ -165,6 +165,12 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 		t.add(s.Service, statusWords(s), fmt.Sprintf("%d/%d", s.Up, s.Endpoints), few(s.Answer, " "), age(s.Changed, now))
 		for _, u := range s.Unprobed {
 			t.note(u)
+		}
+		if len(s.Trials) > 0 {
+			t.note("on trial, as no endpoint has passed it yet: " + strings.Join(s.Trials, ", "))
+		}
+		if s.Draining > 0 {
+			t.note(fmt.Sprintf("%d of its endpoints say that they drain", s.Draining))
 		}
 	}
 	return t.write(w, true, true)
@@ -289,7 +295,15 @@ func story(x api.Explained, only netip.Addr, now time.Time) string {
 					votes(line, n, now)
 				}
 			}
-			line("  verdict   %s%s, %d of %d needed to change it", loud(k.Verdict.Status.String()), since(k.Verdict.Since, now), x.Need, x.Voices)
+			trial := ""
+			if k.Trial {
+				trial = "; on trial: no endpoint has passed it yet, so that down does not count"
+			}
+			asks := ""
+			if k.Verdict.Weight != 0 {
+				asks = fmt.Sprintf(", asks for %d %% of its weight", k.Verdict.Weight)
+			}
+			line("  verdict   %s%s%s, %d of %d needed to change it%s", loud(k.Verdict.Status.String()), since(k.Verdict.Since, now), asks, x.Need, x.Voices, trial)
 		}
 		if len(e.Checks) == 0 {
 			line("  verdict   up: it has no check")
@@ -345,6 +359,9 @@ func story(x api.Explained, only netip.Addr, now time.Time) string {
 func votes(line func(string, ...any), c api.CheckView, now time.Time) {
 	for _, v := range c.Votes {
 		text := loud(v.Status.String())
+		if v.Weight != 0 {
+			text += fmt.Sprintf(", asks for %d %%", v.Weight)
+		}
 		if v.Reason != "" && v.Status != rota.Up {
 			text += ": " + v.Reason
 		}

@@ -62,6 +62,8 @@ func (r rooms) probes(m emitter, s probe.Stats) {
 		for _, c := range k.Results {
 			m.counter("rota_probe_total", "Probes that ended.", c.Count, "kind", kind, "result", c.Status.String(), "reason", string(c.Class))
 		}
+		m.counter("rota_probe_opinion_changes_total", "Opinions that changed, the first ones included.", k.Changes, "kind", kind)
+		m.counter("rota_probe_forgiven_total", "Times that failures were forgiven and the opinion stayed: flapping that was damped.", k.Forgiven, "kind", kind)
 		m.histogram("rota_probe_duration_seconds", "How long probes took.", k.Duration, "kind", kind)
 		m.histogram("rota_probe_lateness_seconds", "Between the time a probe was due and its start.", k.Lateness, "kind", kind)
 	}

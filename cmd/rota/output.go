@@ -275,7 +275,7 @@ func took(d time.Duration) string {
 // loud writes a status so that the bad one stands out without colour.
 func loud(s string) string {
 	switch s {
-	case "down", "panic", "drain", "draining", "failing", "held", "empty", "frozen", "released", "drift":
+	case "down", "panic", "drain", "failing", "held", "empty", "frozen", "released", "drift", "draining", "disabled":
 		return strings.ToUpper(s)
 	case "maintenance":
 		return "MAINT"

@@ -33,14 +33,15 @@ const (
 // Table is what a vantage has to probe, and who leads.
 type Table struct {
 	Fingerprint string        // equal for equal targets; empty: nothing is known
+	Pace        string        // another word when others of the targets are lazy (rota.Target.Lazy); empty: none is
 	Lead        string        // another word when another node leads; empty: nobody is known to
-	Targets     []rota.Target // those that this version can probe; left out when the fingerprint is the one known
+	Targets     []rota.Target // those that this version can probe; left out when fingerprint and pace are those known
 	Given       *rota.Table   // all of them, by which a report is packed; nil when left out, and of an upstream that does not pack
 }
 
 // Upstream is one node, or healthd, that an agent works for.
 //
-// Targets returns what is to be probed. While fingerprint and lead are as known, it may wait for a change, up to MaxWait, before it
+// Targets returns what is to be probed. While fingerprint, pace and lead are as known, it may wait for a change, up to MaxWait, before it
 // says so; a known table without fingerprint or lead is answered at once.
 //
 // Report delivers a whole report on the targets of a table. After nil it has been taken; after rota.ErrTable the targets are others by
@@ -114,7 +115,7 @@ func (w *work) follow(ctx context.Context) {
 		}
 		road.worked()
 		changed := t.Fingerprint != known.Fingerprint
-		if changed {
+		if changed || t.Pace != known.Pace {
 			w.Log.Info("targets", "upstream", road.now, "targets", len(t.Targets), "fingerprint", rota.CleanReason("%.16s", t.Fingerprint))
 			w.given.Store(t.Given)
 			w.Prober.Set(t.Targets)
@@ -125,7 +126,7 @@ func (w *work) follow(ctx context.Context) {
 			default: // one is due already
 			}
 		}
-		known = Table{Fingerprint: t.Fingerprint, Lead: t.Lead}
+		known = Table{Fingerprint: t.Fingerprint, Pace: t.Pace, Lead: t.Lead}
 		gap := time.NewTimer(askGap - time.Since(began))
 		select {
 		case <-ctx.Done():

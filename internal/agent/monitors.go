@@ -135,7 +135,7 @@ func newMonitors(ts []rota.Target) *monitors {
 	return m
 }
 
-// madeOf reports whether the table was made of the very slice: State.Targets returns the same one until the configuration changes.
+// madeOf reports whether the table was made of the very slice: State.Targets returns the same one until the targets change.
 func (m *monitors) madeOf(ts []rota.Target) bool {
 	return m != nil && len(m.targets) == len(ts) && (len(ts) == 0 || &m.targets[0] == &ts[0])
 }

@@ -49,6 +49,7 @@ type ServerStats struct {
 type table struct {
 	targets     []rota.Target
 	fingerprint string
+	pace        string
 	whole       []byte // the targets in JSON
 }
 
@@ -121,15 +122,30 @@ func (s *Server) now() *table {
 		s.log.Error("targets cannot be written", "error", err)
 		return nil
 	}
-	t := &table{targets: ts, fingerprint: rota.TableOf(ts).Fingerprint().String(), whole: whole}
+	t := &table{targets: ts, fingerprint: rota.TableOf(ts).Fingerprint().String(), pace: pace(ts), whole: whole}
 	s.table.Store(t)
 	return t
+}
+
+// pace is a word for which of the targets are lazy; empty: none is.
+func pace(ts []rota.Target) string {
+	var lazy []rota.TargetID
+	for _, t := range ts {
+		if t.Lazy {
+			lazy = append(lazy, t.ID)
+		}
+	}
+	if lazy == nil {
+		return ""
+	}
+	return rota.NewTable(lazy).Fingerprint().String()
 }
 
 // targets answers with the table, at once when the agent knows another one, else when something changes or its wait is over.
 func (s *Server) targets(w http.ResponseWriter, r *http.Request, _ string) *Refusal {
 	q := r.URL.Query()
 	known, knownLead := q.Get("known"), q.Get("lead")
+	paced := q.Has("pace") // an agent of an earlier version knows of none
 	wait := time.Duration(0)
 	if v := q.Get("wait"); v != "" {
 		n, err := strconv.Atoi(v)
@@ -148,7 +164,7 @@ func (s *Server) targets(w http.ResponseWriter, r *http.Request, _ string) *Refu
 		if t == nil {
 			return refuse(http.StatusServiceUnavailable, "the targets are not known here yet; ask another node, or again")
 		}
-		news := t.fingerprint != known
+		news := t.fingerprint != known || paced && t.pace != q.Get("pace")
 		if !news && lead == knownLead && wait > 0 {
 			select {
 			case <-r.Context().Done():
@@ -159,7 +175,7 @@ func (s *Server) targets(w http.ResponseWriter, r *http.Request, _ string) *Refu
 			}
 		}
 		nodes := s.o.Nodes()
-		head, err := json.Marshal(tableBody{Fingerprint: t.fingerprint, Lead: lead, Nodes: nodes[:min(len(nodes), maxNodes)]})
+		head, err := json.Marshal(tableBody{Fingerprint: t.fingerprint, Pace: t.pace, Lead: lead, Nodes: nodes[:min(len(nodes), maxNodes)]})
 		if err != nil {
 			return refuse(http.StatusInternalServerError, "%v", err)
 		}

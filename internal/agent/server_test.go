@@ -147,8 +147,13 @@ func TestServerAndUpstream(t *testing.T) {
 			t.Errorf("%s came as something else", tg.ID)
 		}
 	}
-	// It waits for news: another leader, other targets.
-	for _, f := range []func(){func() { h.lead = "n2/2" }, func() { h.targets = sorted(one, two) }} {
+	// It waits for news: another leader, other targets, others of them lazy.
+	lazy := one
+	lazy.Lazy = true
+	for _, f := range []func(){
+		func() { h.lead = "n2/2" }, func() { h.targets = sorted(one, two) }, func() { h.targets = sorted(lazy, two) }, func() { h.targets = sorted(one, two) },
+		func() { h.targets = sorted(lazy, two) },
+	} {
 		answer := make(chan Table, 1)
 		go func() {
 			n, err := up.Targets(ctx, known)
@@ -169,11 +174,11 @@ func TestServerAndUpstream(t *testing.T) {
 		}
 		known = next
 	}
-	if known.Lead != "n2/2" || len(known.Targets) != 2 {
+	if known.Lead != "n2/2" || len(known.Targets) != 2 || !slices.ContainsFunc(known.Targets, func(t rota.Target) bool { return t.Lazy }) {
 		t.Errorf("now %+v", known)
 	}
 	// Who does not know of a leader, or asks without one, is not kept waiting.
-	if again, err := up.Targets(ctx, Table{Fingerprint: known.Fingerprint}); err != nil || again.Lead != "n2/2" || again.Targets != nil {
+	if again, err := up.Targets(ctx, Table{Fingerprint: known.Fingerprint, Pace: known.Pace}); err != nil || again.Lead != "n2/2" || again.Targets != nil {
 		t.Errorf("%+v, %v", again, err)
 	}
 	if err := up.Report(ctx, known.Given, reportOf("edge", 1, "+-", one, two)); err != nil {

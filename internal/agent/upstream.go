@@ -24,6 +24,7 @@ const (
 // tableBody is the answer to a question for the targets.
 type tableBody struct {
 	Fingerprint string        `json:"fingerprint"`
+	Pace        string        `json:"pace,omitempty"` // of the targets that are lazy
 	Lead        string        `json:"lead"`
 	Nodes       []string      `json:"nodes,omitempty"`
 	Targets     []rota.Target `json:"targets,omitempty"`
@@ -53,6 +54,7 @@ func (u *HTTPUpstream) Targets(ctx context.Context, known Table) (Table, error) 
 	if known.Fingerprint != "" {
 		q := req.URL.Query()
 		q.Set("known", known.Fingerprint)
+		q.Set("pace", known.Pace)
 		q.Set("lead", known.Lead)
 		if known.Lead != "" {
 			q.Set("wait", strconv.Itoa(int(waitForNews/time.Second)))
@@ -74,8 +76,8 @@ func (u *HTTPUpstream) Targets(ctx context.Context, known Table) (Table, error) 
 	if len(b.Nodes) > 0 && u.Nodes != nil {
 		u.Nodes(b.Nodes[:min(len(b.Nodes), maxNodes)])
 	}
-	t := Table{Fingerprint: b.Fingerprint, Lead: b.Lead}
-	if b.Fingerprint == known.Fingerprint {
+	t := Table{Fingerprint: b.Fingerprint, Pace: b.Pace, Lead: b.Lead}
+	if b.Fingerprint == known.Fingerprint && b.Targets == nil {
 		return t, nil
 	}
 	t.Given = rota.TableOf(b.Targets) // those too that are not understood: a report has a place for each

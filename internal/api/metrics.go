@@ -204,6 +204,7 @@ func (c *Collector) vantage(v *view, x VantageView, emit func(string, string, pr
 	if !v.heard {
 		return
 	}
+	gauge("rota_vantage_failing_targets", "Targets that it holds up and that failed and are not forgiven yet.", float64(x.Failing))
 	gauge("rota_vantage_dissent_targets", "Targets of which more than half of the others claim the opposite.", float64(x.Against))
 	gauge("rota_vantage_outlier", "1 while it contradicts the others so often that it is more likely wrong than they are.", one(x.Outlier))
 	if x.From == "" && len(x.Refused) == 0 {
@@ -232,7 +233,7 @@ func (c *Collector) service(v *view, svc *rota.Service, disputed bool, gauge fun
 		return
 	}
 	name := svc.Name.Short()
-	all, healthy, published, split := 0, 0, 0, 0
+	all, healthy, draining, published, split := 0, 0, 0, 0, 0
 	for _, m := range members(sel) {
 		if !configured(svc, m.Address) {
 			continue
@@ -241,16 +242,21 @@ func (c *Collector) service(v *view, svc *rota.Service, disputed bool, gauge fun
 		if m.Health == rota.Up {
 			healthy++
 		}
+		if m.Health == rota.Draining {
+			draining++
+		}
 		if m.Step == rota.StepKept {
 			published++
 		}
 		if c.o.NoEndpoints {
 			continue
 		}
-		for _, s := range []rota.Status{rota.Up, rota.Down, rota.Unknown} {
+		for _, s := range []rota.Status{rota.Up, rota.Down, rota.Draining, rota.Unknown} {
 			gauge("rota_endpoint_verdict", "1 for the verdict that the quorum holds of the endpoint.", one(m.Health == s),
 				"service", name, "endpoint", m.Address.String(), "verdict", s.String())
 		}
+		gauge("rota_endpoint_share", "Share of its weight that counts, 0 to 1.", float64(m.Counts())/float64(max(uint64(m.Weight)*100, 1)),
+			"service", name, "endpoint", m.Address.String())
 	}
 	for i := range svc.Endpoints {
 		if disputed && v.split(&svc.Endpoints[i]) {
@@ -261,6 +267,9 @@ func (c *Collector) service(v *view, svc *rota.Service, disputed bool, gauge fun
 	policy := string(svc.Safety.OnAllDown)
 	gauge("rota_service_endpoints", "Endpoints that are configured.", float64(all), "service", name, "policy", policy)
 	gauge("rota_service_healthy_endpoints", "Endpoints whose verdict is up.", float64(healthy), "service", name, "policy", policy)
+	gauge("rota_service_draining_endpoints", "Endpoints that say themselves that they drain.", float64(draining), "service", name)
+	gauge("rota_service_checks_on_trial", "Checks that no endpoint has passed since they are new.", float64(len(v.Trials(svc.Name))), "service", name)
+	gauge("rota_service_disabled", "1 while neither verdicts nor time change its answer.", one(svc.Disabled), "service", name)
 	gauge("rota_service_published_endpoints", "Endpoints that publishers are told.", float64(published), "service", name)
 	if v.heard {
 		gauge("rota_service_split_endpoints", "Endpoints on which vantages disagree, some up and some down.", float64(split), "service", name)
@@ -276,7 +285,7 @@ func (v *view) split(e *rota.Endpoint) bool {
 		}
 		up, down := false, false
 		for _, vote := range v.Votes(e.Target(u).ID, v.reports, v.now) {
-			up, down = up || vote.Status == rota.Up, down || vote.Status == rota.Down
+			up, down = up || vote.Status == rota.Up, down || vote.Status == rota.Down || vote.Status == rota.Draining
 		}
 		if up && down {
 			return true

@@ -25,10 +25,11 @@ type List[T any] struct {
 // ServiceView is a service as it stands.
 type ServiceView struct {
 	Service   string            `json:"service" doc:"Domain name, without the trailing dot."`
-	Status    string            `json:"status" enum:"up,degraded,down,panic,warmup,empty" doc:"up: all of it; degraded: some of it; panic: too few are up, and health is not believed; down: nobody is up. What is answered in panic, also of a service that is down, say mode_a and mode_aaaa: rota status writes it as PANIC (keep) and DOWN, PANIC (keep)."`
+	Status    string            `json:"status" enum:"up,degraded,down,panic,warmup,empty,disabled" doc:"up: all of it; degraded: some of it; panic: too few are up, and health is not believed; down: nobody is up; disabled: neither verdicts nor time change its answer. What is answered in panic, also of a service that is down, say mode_a and mode_aaaa: rota status writes it as PANIC (keep) and DOWN, PANIC (keep)."`
 	Endpoints int               `json:"endpoints"`
 	Up        int               `json:"up"`
 	Down      int               `json:"down"`
+	Draining  int               `json:"draining" doc:"Endpoints that say themselves that they drain."`
 	Unknown   int               `json:"unknown"`
 	Held      int               `json:"overridden" doc:"Endpoints under an override."`
 	Answer    []string          `json:"answer" nullable:"false" doc:"Addresses, or the fallback's name, that may be answered now."`
@@ -40,6 +41,8 @@ type ServiceView struct {
 	Publish   []string          `json:"publish" nullable:"false" doc:"Publishers by name; dns is rota's own name server."`
 	Labels    map[string]string `json:"labels,omitempty"`
 	Unprobed  []string          `json:"unprobed,omitempty" doc:"Endpoints that a vantage cannot probe, and why: it is the vantage that fails, not they."`
+	Trials    []string          `json:"on_trial,omitempty" doc:"Checks that no endpoint has passed since they are new or ask something else: that they say down does not count."`
+	Disabled  time.Time         `json:"disabled,omitzero" doc:"While it is disabled: since when."`
 	Changed   time.Time         `json:"changed,omitzero" doc:"When the answer last changed."`
 	Event     uint64            `json:"event,omitempty" doc:"Index of the event that last changed the answer."`
 }
@@ -64,12 +67,12 @@ type VotesView struct {
 type EndpointView struct {
 	Service   string            `json:"service"`
 	Endpoint  netip.Addr        `json:"endpoint"`
-	Verdict   rota.Status       `json:"verdict" enum:"up,down,unknown" doc:"What the quorum holds: the worst of the required checks."`
+	Verdict   rota.Status       `json:"verdict" enum:"up,down,draining,unknown" doc:"What the quorum holds: the worst of the required checks."`
 	Votes     VotesView         `json:"votes"`
 	Since     time.Time         `json:"since,omitzero" doc:"Since when the verdict holds."`
 	Failures  int               `json:"failures,omitempty" doc:"Failures this node counts and has not forgiven."`
 	Successes int               `json:"successes,omitempty" doc:"Successes in a row this node counts."`
-	Last      rota.Status       `json:"last_status,omitempty" enum:"up,down,unknown" doc:"Outcome of this node's last probe."`
+	Last      rota.Status       `json:"last_status,omitempty" enum:"up,down,draining,unknown" doc:"Outcome of this node's last probe."`
 	Class     rota.Class        `json:"last_class,omitempty"`
 	Took      time.Duration     `json:"last_took_ns,omitempty" doc:"Duration of this node's last probe."`
 	InAnswer  bool              `json:"in_answer" doc:"Whether it may be answered now."`
@@ -80,7 +83,8 @@ type EndpointView struct {
 	Why       string            `json:"why"`
 	Unprobed  string            `json:"unprobed,omitempty" doc:"Why a vantage cannot probe it: it is the vantage that fails, not the endpoint."`
 	Override  *rota.Override    `json:"override,omitempty"`
-	Weight    uint32            `json:"weight"`
+	Weight    uint32            `json:"weight" doc:"As configured."`
+	Share     uint8             `json:"share,omitempty" doc:"Percent of the weight that counts now, by what the endpoint asks for and by slow start; absent: all of it."`
 	Priority  uint16            `json:"priority"`
 	Site      string            `json:"site,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
@@ -103,6 +107,7 @@ type CheckView struct {
 	Timeout  time.Duration `json:"timeout_ns"`
 	Verdict  rota.Status   `json:"verdict" enum:"up,down,draining,unknown"`
 	Since    time.Time     `json:"since,omitzero"`
+	Lazy     bool          `json:"lazy,omitempty" doc:"Nothing depends on it now, so that it is probed at its slow interval."`
 	Votes    []rota.Vote   `json:"votes" nullable:"false" doc:"What each vantage holds now; on a node that does not lead, what the others held when the verdict was taken."`
 	Probes   *TargetProbes `json:"probes,omitempty" doc:"What this node remembers of it."`
 }
@@ -163,6 +168,10 @@ type VantageView struct {
 	Up      int       `json:"up"`
 	Down    int       `json:"down"`
 	Unknown int       `json:"unknown"`
+
+	Draining int  `json:"draining"`
+	Failing  int  `json:"failing" doc:"Of those up, the targets that failed and are not forgiven yet; 0 where its report is not known."`
+	Noisy    bool `json:"noisy" doc:"So many are failing, at least 3 and a fifth of those up, that the way from this vantage is more likely bad than they are."`
 
 	Compared int  `json:"compared" doc:"Targets that it and another vantage claim something of."`
 	Against  int  `json:"against" doc:"Of these, those of which more than half of the others claim the opposite."`

@@ -119,6 +119,8 @@ func (v *view) service(svc *rota.Service) ServiceView {
 			out.Up++
 		case rota.Down:
 			out.Down++
+		case rota.Draining:
+			out.Draining++
 		default:
 			out.Unknown++
 		}
@@ -130,8 +132,24 @@ func (v *view) service(svc *rota.Service) ServiceView {
 	if sel.Fallback() {
 		out.Answer = []string{svc.Safety.Fallback.Short()}
 	}
-	out.Status = status(out, sel)
+	out.Status, out.Disabled, out.Trials = status(out, sel), sel.Pinned, v.trials(svc)
 	out.Unprobed = v.unprobedIn(svc)
+	return out
+}
+
+// trials names the checks of a service that no endpoint has passed yet.
+func (v *view) trials(svc *rota.Service) []string {
+	if len(v.Trials(svc.Name)) == 0 {
+		return nil
+	}
+	var out []string
+	for _, e := range svc.Endpoints {
+		for _, u := range e.Checks {
+			if !u.Observe && !slices.Contains(out, u.Check.Name) && v.OnTrial(svc.Name, u.Check) {
+				out = append(out, u.Check.Name)
+			}
+		}
+	}
 	return out
 }
 
@@ -145,6 +163,8 @@ func status(s ServiceView, sel *rota.Selection) string {
 	switch {
 	case s.Endpoints == 0:
 		return "empty"
+	case !sel.Pinned.IsZero():
+		return "disabled"
 	case s.Up == 0 && s.Down > 0:
 		return "down"
 	case sel.V4.Mode.Panic() || sel.V6.Mode.Panic():
@@ -186,7 +206,7 @@ func (v *view) endpoint(svc *rota.Service, e *rota.Endpoint) EndpointView {
 	}
 	for _, m := range members(sel) {
 		if m.Address == e.Address {
-			out.Step, out.Cause, out.InAnswer = m.Step, m.Cause, m.Serves()
+			out.Step, out.Cause, out.InAnswer, out.Share = m.Step, m.Cause, m.Serves(), m.Share
 			out.Published = v.published(svc, t, m, sel)
 		}
 	}
@@ -211,11 +231,11 @@ func (v *view) health(e *rota.Endpoint, out *EndpointView) {
 	out.Verdict, out.Since = worst.Status, worst.Since
 	q, spec := v.Spec().Quorum, v.Spec()
 	votes := v.votes(worst.Target)
-	out.Votes.For = q.Tally(votes, worst.Status)
+	out.Votes.For = q.Behind(votes, worst.Status)
 	out.Votes.Of = q.Voices(spec.Vantages)
 	out.Votes.Need, _ = q.Votes(out.Votes.Of)
 	for _, vote := range votes {
-		if vote.Status != worst.Status {
+		if vote.Status != worst.Status && (worst.Status != rota.Down || vote.Status != rota.Draining) {
 			what := vote.Status.String()
 			if vote.Status == rota.Unknown {
 				what = vote.Reason
@@ -291,7 +311,7 @@ func (v *view) unprobedIn(svc *rota.Service) []string {
 }
 
 func badness(s rota.Status) int {
-	return [...]int{rota.Up: 0, rota.Unknown: 1, rota.Down: 2}[s]
+	return [...]int{rota.Up: 0, rota.Unknown: 1, rota.Draining: 2, rota.Down: 3}[s]
 }
 
 // published says how each publisher's DNS stands to a member.
@@ -396,7 +416,7 @@ func (v *view) check(t rota.Target, services []string) CheckView {
 	out := CheckView{
 		Target: t.ID, Check: t.Check.Name, Kind: t.Check.Kind, Address: t.Address, Services: services,
 		Interval: t.Check.Interval, Timeout: t.Check.Timeout, Verdict: d.Status, Since: d.Since,
-		Votes: v.votes(t.ID),
+		Votes: v.votes(t.ID), Lazy: t.Lazy,
 	}
 	for i := range out.Votes {
 		out.Votes[i].Reason = rota.CleanReason("%s", out.Votes[i].Reason)
@@ -462,7 +482,11 @@ func (v *view) vantages(stats []VantageStat, d *dissents) VantageList {
 			x.Report, x.Seq, x.Checks, x.State, x.Reason = r.At, r.Seq, len(r.Opinions), "voting", ""
 			for _, o := range r.Opinions {
 				x.count(o.Status)
+				if o.Status == rota.Up && o.Class != rota.ClassOK && o.Class != rota.ClassNone {
+					x.Failing++
+				}
 			}
+			x.Noisy = x.Failing >= noisyLeast && float64(x.Failing) >= noisyShare*float64(x.Up)
 			switch {
 			case v.now.Sub(r.At) > maxAge:
 				x.State, x.Reason = "stale", "its report is older than "+maxAge.String()
@@ -494,12 +518,21 @@ func (v *view) vantages(stats []VantageStat, d *dissents) VantageList {
 	return out
 }
 
+// Failures that change no opinion come everywhere now and then. A vantage that has them with so many of its targets at once has a bad way
+// to them, whatever they are.
+const (
+	noisyLeast = 3
+	noisyShare = 0.2
+)
+
 func (x *VantageView) count(s rota.Status) {
 	switch s {
 	case rota.Up:
 		x.Up++
 	case rota.Down:
 		x.Down++
+	case rota.Draining:
+		x.Draining++
 	default:
 		x.Unknown++
 	}

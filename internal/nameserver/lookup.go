@@ -286,7 +286,7 @@ func (l *search) addresses(v *view, host rota.Name, glue bool) {
 // candidate is an address that may be in the answer, with its share.
 type candidate struct {
 	addr   netip.Addr
-	weight uint32
+	weight uint64 // rota.Member.Counts
 }
 
 // candidates lists the addresses of one family that may be in an answer now. all makes a fallback give way to every endpoint.
@@ -307,7 +307,7 @@ func candidates(s *rota.Service, sel *rota.Selection, t rota.Type, all bool) []c
 	out := make([]candidate, 0, len(p.Members))
 	for _, m := range p.Members {
 		if m.Serves() {
-			out = append(out, candidate{m.Address, m.Weight})
+			out = append(out, candidate{m.Address, m.Counts()})
 		}
 	}
 	return out
@@ -318,7 +318,7 @@ func everyone(s *rota.Service, t rota.Type) []candidate {
 	var out []candidate
 	for _, e := range s.Endpoints {
 		if e.Address.Zone() == "" && e.Address.Is4() == (t == rota.TypeA) {
-			out = append(out, candidate{e.Address, e.Weight})
+			out = append(out, candidate{e.Address, rota.Member{Weight: e.Weight}.Counts()})
 		}
 	}
 	return out
@@ -372,17 +372,17 @@ func weighted(cs []candidate, p rota.Pick) bool {
 func share(cs []candidate, rnd draw) int {
 	sum := uint64(0)
 	for _, c := range cs {
-		sum += uint64(c.weight)
+		sum += c.weight
 	}
 	if sum == 0 {
 		return int(rnd(uint64(len(cs))))
 	}
 	x := rnd(sum)
 	for i, c := range cs {
-		if x < uint64(c.weight) {
+		if x < c.weight {
 			return i
 		}
-		x -= uint64(c.weight)
+		x -= c.weight
 	}
 	return len(cs) - 1 // not reached: x < sum
 }

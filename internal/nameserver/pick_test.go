@@ -39,7 +39,7 @@ func everyOutcome(f func(rnd draw, probability func() *big.Rat)) {
 	}
 }
 
-func candidatesOf(weights ...uint32) []candidate {
+func candidatesOf(weights ...uint64) []candidate {
 	var out []candidate
 	for i, w := range weights {
 		out = append(out, candidate{netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), w})
@@ -50,20 +50,20 @@ func candidatesOf(weights ...uint32) []candidate {
 // TestPickDistribution: the exact probability of each address to be in each place, by enumeration of all chance there is.
 func TestPickDistribution(t *testing.T) {
 	tests := []struct {
-		weights []uint32
+		weights []uint64
 		policy  rota.Policy
 		want    [][]string // by place, by candidate
 	}{
-		{[]uint32{1}, rota.Policy{}, [][]string{{"1"}}},
-		{[]uint32{1, 1, 1}, rota.Policy{}, [][]string{{"1/3", "1/3", "1/3"}, {"1/3", "1/3", "1/3"}, {"1/3", "1/3", "1/3"}}},
-		{[]uint32{1, 1, 1}, rota.Policy{Answers: 1}, [][]string{{"1/3", "1/3", "1/3"}}},
-		{[]uint32{3, 1}, rota.Policy{Answers: 1}, [][]string{{"3/4", "1/4"}}},
-		{[]uint32{3, 1}, rota.Policy{Answers: 1, Pick: rota.PickRotate}, [][]string{{"1/2", "1/2"}}},
-		{[]uint32{2, 2}, rota.Policy{Answers: 1, Pick: rota.PickWeighted}, [][]string{{"1/2", "1/2"}}},
-		{[]uint32{1, 2, 3}, rota.Policy{}, [][]string{{"1/6", "1/3", "1/2"}, {"1/4", "2/5", "7/20"}, {"7/12", "4/15", "3/20"}}},
-		{[]uint32{5, 0, 0}, rota.Policy{}, [][]string{{"1", "0", "0"}, {"0", "1/2", "1/2"}, {"0", "1/2", "1/2"}}},
-		{[]uint32{0, 0}, rota.Policy{Answers: 1, Pick: rota.PickWeighted}, [][]string{{"1/2", "1/2"}}},
-		{[]uint32{1, 1, 1, 1}, rota.Policy{Answers: 9}, [][]string{
+		{[]uint64{1}, rota.Policy{}, [][]string{{"1"}}},
+		{[]uint64{1, 1, 1}, rota.Policy{}, [][]string{{"1/3", "1/3", "1/3"}, {"1/3", "1/3", "1/3"}, {"1/3", "1/3", "1/3"}}},
+		{[]uint64{1, 1, 1}, rota.Policy{Answers: 1}, [][]string{{"1/3", "1/3", "1/3"}}},
+		{[]uint64{3, 1}, rota.Policy{Answers: 1}, [][]string{{"3/4", "1/4"}}},
+		{[]uint64{3, 1}, rota.Policy{Answers: 1, Pick: rota.PickRotate}, [][]string{{"1/2", "1/2"}}},
+		{[]uint64{2, 2}, rota.Policy{Answers: 1, Pick: rota.PickWeighted}, [][]string{{"1/2", "1/2"}}},
+		{[]uint64{1, 2, 3}, rota.Policy{}, [][]string{{"1/6", "1/3", "1/2"}, {"1/4", "2/5", "7/20"}, {"7/12", "4/15", "3/20"}}},
+		{[]uint64{5, 0, 0}, rota.Policy{}, [][]string{{"1", "0", "0"}, {"0", "1/2", "1/2"}, {"0", "1/2", "1/2"}}},
+		{[]uint64{0, 0}, rota.Policy{Answers: 1, Pick: rota.PickWeighted}, [][]string{{"1/2", "1/2"}}},
+		{[]uint64{1, 1, 1, 1}, rota.Policy{Answers: 9}, [][]string{
 			{"1/4", "1/4", "1/4", "1/4"}, {"1/4", "1/4", "1/4", "1/4"}, {"1/4", "1/4", "1/4", "1/4"}, {"1/4", "1/4", "1/4", "1/4"},
 		}},
 	}
@@ -104,13 +104,14 @@ func TestPickDistribution(t *testing.T) {
 
 // TestPickLarge: sums of weights beyond 32 bits do not wrap.
 func TestPickLarge(t *testing.T) {
-	cs := candidatesOf(math.MaxUint32, math.MaxUint32, 1)
+	const most = math.MaxUint32 * 100
+	cs := candidatesOf(most, most, 1)
 	sum := uint64(0)
 	got := pick(cs, rota.Policy{Answers: 1}, func(n uint64) uint64 {
 		sum = n
 		return n - 1
 	})
-	if sum != 2*math.MaxUint32+1 || got[0] != cs[2].addr {
+	if sum != 2*most+1 || got[0] != cs[2].addr {
 		t.Errorf("drew of %d and picked %v", sum, got)
 	}
 }
@@ -130,5 +131,33 @@ func TestServerChance(t *testing.T) {
 	}
 	if chi > 13.8 { // p = 0.001 with two degrees of freedom
 		t.Errorf("counts %v, chi-square %.1f", count, chi)
+	}
+}
+
+// TestPickShares: an endpoint that asks for a part of its weight gets just that, however small its weight is; all others being alike does
+// not make the list rotate.
+func TestPickShares(t *testing.T) {
+	st := stateOf(t, []rota.Service{service("www.example.org", "192.0.2.0", "192.0.2.1", "192.0.2.2")})
+	e := rota.Event{Index: st.Index() + 1, At: st.At(), Kind: rota.EventVerdicts}
+	for _, target := range st.Targets() {
+		v := rota.Verdict{Target: target.ID, Status: rota.Up}
+		if target.Address.As4()[3] == 1 {
+			v.Weight = 5
+		}
+		e.Verdicts = append(e.Verdicts, v)
+	}
+	st = apply(t, st, e)
+	v := &st.Services()[0]
+	v.Policy.Answers = 1
+	got := [3]*big.Rat{new(big.Rat), new(big.Rat), new(big.Rat)}
+	everyOutcome(func(rnd draw, probability func() *big.Rat) {
+		first := pick(candidates(v, st.Selection(v.Name), rota.TypeA, false), v.Policy, rnd)[0]
+		p := got[first.As4()[3]]
+		p.Add(p, probability())
+	})
+	for i, want := range []string{"20/41", "1/41", "20/41"} {
+		if got[i].RatString() != want {
+			t.Errorf("%d is answered with %s, want %s", i, got[i].RatString(), want)
+		}
 	}
 }

@@ -61,7 +61,7 @@ func probeGRPC(ctx context.Context, r *run) finding {
 			return *bad
 		}
 		if t.ConnectionState().NegotiatedProtocol != http2.NextProtoTLS {
-			return down(rota.ClassTLS, "tls: the target does not offer HTTP/2 (ALPN h2)")
+			return down(rota.ClassTLS, "tls: the target does not offer h2")
 		}
 		conn = t
 	}
@@ -139,8 +139,8 @@ func (a grpcReply) String() string {
 }
 
 var (
-	errSpeaksHTTP1 = errors.New("the target speaks HTTP/1, not HTTP/2")
-	errCallLong    = fmt.Errorf("no end within %d bytes", maxCall)
+	errNoGRPC   = errors.New("the target speaks HTTP/1, not HTTP/2")
+	errCallLong = fmt.Errorf("no end within %d bytes", maxCall)
 )
 
 // call sends a request and reads frames until its stream ends.
@@ -159,7 +159,7 @@ func call(c net.Conn, request []byte) (a grpcReply, err error) {
 	if b, err := br.Peek(5); err != nil {
 		return a, err
 	} else if string(b) == "HTTP/" {
-		return a, errSpeaksHTTP1
+		return a, errNoGRPC
 	}
 	f := http2.NewFramer(c, br)
 	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil) // the size that holds until another is agreed

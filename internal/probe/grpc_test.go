@@ -125,20 +125,20 @@ func TestGRPCOverTLS(t *testing.T) {
 		t.Errorf("plain to TLS: %s", got)
 	}
 	web := tls.Config{Certificates: []tls.Certificate{ca.issue(t, now.Add(-time.Hour), now.Add(time.Hour))}}
-	expect(t, o, serve(t, tlsServer(&web, silent)), check, "down tls: tls: the target does not offer HTTP/2 (ALPN h2)")
+	expect(t, o, serve(t, tlsServer(&web, silent)), check, "down tls: tls: the target does not offer h2")
 	strict := web.Clone()
 	strict.NextProtos = []string{"http/1.1"}
-	expect(t, o, serve(t, tlsServer(strict, silent)), check, "down tls: tls: alert 120 (no application protocol)")
+	expect(t, o, serve(t, tlsServer(strict, silent)), check, "down tls: tls: the target does not offer h2")
 
 	auth := check
 	auth.Auth.Secret = "file:/token"
-	expect(t, o, good, auth, "unknown permission: secret file:/token: no secrets are read here")
+	expect(t, o, good, auth, "unknown permission: auth: no secrets are read here")
 	for _, c := range []struct{ user, secret, want string }{
 		{"", token, "up ok: the server is SERVING"},
 		{"", "wrong", "down status: the server refuses the call (grpc-status 16); see auth of the check: not Bearer ***, 100% sure"},
 		{"probe", "wrong", "down status: the server refuses the call (grpc-status 16); see auth of the check: not Basic ***, 100% sure"},
-		{"", "", "unknown permission: secret file:/token is empty"},
-		{"", "!", "unknown permission: secret file:/token: not named here"},
+		{"", "", "unknown permission: auth: secret file:/token is empty"},
+		{"", "!", "unknown permission: auth: not named here"},
 	} {
 		o.Secret = func(at rota.Place) ([]byte, error) {
 			if at != "file:/token" || c.secret == "!" {

@@ -92,7 +92,7 @@ func authFault(c *rota.Check) error {
 	return nil
 }
 
-// probeHTTP asks one page on a fresh connection and judges the answer. It speaks HTTP/1.1 by itself over a connection it owns, so
+// probeHTTP asks one page, on a fresh connection unless the check has it otherwise, and judges the answer. It speaks HTTP/1.1 by itself over a connection it owns, so
 // that one deadline and one byte limit hold for everything; net/http only parses.
 func probeHTTP(ctx context.Context, r *run) finding {
 	c := &r.q.check
@@ -144,11 +144,34 @@ func defaultPort(tls bool) uint16 {
 
 // fetch asks one page. It returns the page to ask next when the answer is a redirect that may be followed.
 func (r *run) fetch(ctx context.Context, p page) (finding, *page) {
-	raw, stop, err := r.dial(ctx)
+	if k, release := r.resume(ctx, p); k != nil {
+		a := r.exchange(k.conn, p)
+		// A server may close a connection that waits at any time (RFC 9112 §9.5), also while the request is on its way.
+		again := a.err != nil && !a.begun && !timedOut(a.err) && ctx.Err() == nil
+		f, next := finding{}, (*page)(nil)
+		if !again {
+			f, next = r.settle(ctx, p, a)
+		}
+		release()
+		if again || next != nil || !a.whole || !r.keep(ctx, k, k.conn, k.link) {
+			k.close()
+		}
+		if !again {
+			return f, next
+		}
+		r.trace.begin("again")("the kept connection had ended")
+	}
+	raw, release, err := r.connect(ctx)
 	if err != nil {
 		return r.fault(ctx, "connect", err), nil
 	}
-	defer stop()
+	outlives := false
+	defer func() {
+		release()
+		if !outlives {
+			_ = raw.Close()
+		}
+	}()
 	var c net.Conn = raw
 	if p.tls {
 		t, bad := r.handshake(ctx, raw)
@@ -165,8 +188,18 @@ func (r *run) fetch(ctx context.Context, p page) (finding, *page) {
 		exchange = r.exchange2
 	}
 	a := exchange(c, p)
+	f, next := r.settle(ctx, p, a)
+	if a.whole && next == nil {
+		release()
+		outlives = r.keep(ctx, nil, c, raw)
+	}
+	return f, next
+}
+
+// settle notes and judges what came back.
+func (r *run) settle(ctx context.Context, p page, a answer) (f finding, next *page) {
 	r.trace.Received, r.trace.ReceivedSize = firstLines(r.conceal(a.head)), len(a.body)
-	f, next := r.weigh(ctx, p, a)
+	r.aside(len(a.body), func() { f, next = r.weigh(ctx, p, a) })
 	return r.discreet(f, a), next
 }
 
@@ -266,7 +299,10 @@ func (r *run) request(p page) []byte {
 	for _, f := range r.fields(p) {
 		fmt.Fprintf(&b, "%s: %s\r\n", f.Name, f.Value)
 	}
-	b.WriteString("Connection: close\r\n\r\n")
+	if !r.keeps() {
+		b.WriteString("Connection: close\r\n")
+	}
+	b.WriteString("\r\n")
 	b.WriteString(p.data)
 	return b.Bytes()
 }
@@ -289,6 +325,7 @@ type answer struct {
 	begun  bool   // at least one byte came
 	inBody bool   // the head was whole
 	unsent bool   // the request was not sent whole
+	whole  bool   // nothing more comes, and the connection stays open (RFC 9112 §9.3)
 	err    error
 }
 
@@ -318,16 +355,24 @@ func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
 	if err != nil && len(body) < maxBody {
 		a.err = err
 	}
+	a.whole = err == nil && len(body) < maxBody && in.lasts && in.rest.Buffered() == 0
 	return a
+}
+
+// content is the body of an answer.
+type content struct {
+	io.Reader
+	rest  *bufio.Reader // what came behind it
+	lasts bool          // the target means to keep the connection
 }
 
 // answerHead reads heads until one is final and returns the body that follows it: nil when there is none to read, because of a.err or because
 // the protocol was switched.
-func answerHead(c io.Reader, method string, begun func()) (answer, io.Reader) {
+func answerHead(c io.Reader, method string, begun func()) (answer, *content) {
 	var a answer
 	in := &headReader{r: c, left: maxHTTPHead, keep: maxHead}
 	br := bufio.NewReaderSize(in, 4<<10)
-	fail := func(err error) (answer, io.Reader) {
+	fail := func(err error) (answer, *content) {
 		a.head = in.kept
 		switch {
 		case in.exceeded:
@@ -365,7 +410,7 @@ func answerHead(c io.Reader, method string, begun func()) (answer, io.Reader) {
 	if a.status == http.StatusSwitchingProtocols {
 		return a, nil
 	}
-	return a, response.Body
+	return a, &content{response.Body, br, !response.Close && response.ProtoAtLeast(1, 1)}
 }
 
 // headReader lets at most left bytes through until it is unbound, and keeps the first of them.

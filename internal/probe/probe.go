@@ -75,9 +75,12 @@ type Prober struct {
 	userAgent   string
 	secret      func(rota.Place) ([]byte, error)
 	exec        func(context.Context, ExecCommand) (ExecResult, error)
-	probe       func(context.Context, *entry, *pinger) *Trace // observes an entry; tests of the schedule replace it
+	probe       func(context.Context, *entry, *pinger) *Trace // tests of the schedule put it in the place of observe; nil otherwise
+
+	keepable int64 // connections that may outlive a probe, at most
 
 	// Shared by pointer.
+	keeping atomic.Int64 // connections that outlive a probe
 	report  atomic.Pointer[rota.Report]
 	running atomic.Bool
 
@@ -110,9 +113,7 @@ func New(o Options) *Prober {
 		userAgent: cmp.Or(o.UserAgent, "rota"), secret: newSecrets(o.Secret).get, exec: o.Exec,
 		set: make(chan struct{}, 1), changed: make(chan struct{}),
 		history: newHistory(o.History), stats: newTally(),
-	}
-	p.probe = func(ctx context.Context, e *entry, ping *pinger) *Trace {
-		return p.observe(ctx, e.id, e.addr, e.q, &e.memory, ping)
+		keepable: int64(descriptors() / 4),
 	}
 	p.report.Store(&rota.Report{Vantage: p.vantage, Opinions: []*rota.Opinion{}})
 	return p

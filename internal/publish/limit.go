@@ -231,7 +231,7 @@ func byHealth(m *rota.Member) bool {
 		return false
 	}
 	switch m.Cause {
-	case rota.CauseDown, rota.CauseHeld, rota.CauseNotLastGood, rota.CauseTierLost:
+	case rota.CauseDown, rota.CauseAnnounced, rota.CauseHeld, rota.CauseNotLastGood, rota.CauseTierLost:
 		return true
 	}
 	return false
@@ -428,6 +428,8 @@ func (l *limiter) life(r record) int {
 		return 1
 	case m.Health == rota.Down:
 		return 0
+	case m.Health == rota.Draining:
+		return 1
 	}
 	return 2
 }

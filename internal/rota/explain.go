@@ -268,6 +268,9 @@ func (s *State) summary(v *Service, p *FamilyPick) string {
 		return fmt.Sprintf("PANIC: %s, %s; health is not believed and the last good answer is kept", count, floor(v.Safety))
 	case ModeAll:
 		if up+down == 0 {
+			if draining > 0 {
+				return "PANIC: " + out + " and none that drains was in the last good answer; those that drain are answered"
+			}
 			return "PANIC: " + out + " and there is no last good answer; all are answered"
 		}
 		return fmt.Sprintf("PANIC: %s, %s; health is not believed and every endpoint is answered", count, floor(v.Safety))

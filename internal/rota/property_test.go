@@ -27,6 +27,8 @@ func drawSpec(t *rapid.T, plain bool) Spec {
 		v.Safety.OnAllDown = rapid.SampledFrom([]OnAllDown{OnAllDownKeep, OnAllDownAll, OnAllDownNone}).Draw(t, "on all down")
 		v.Safety.FailOpenBelow = rapid.SampledFrom([]float64{0, 0.34, 0.5, 1}).Draw(t, "fail open below")
 		v.Safety.MinPublished = rapid.IntRange(1, 2).Draw(t, "min published")
+		v.Disabled = rapid.IntRange(0, 5).Draw(t, "disabled") == 0
+		check := asking(rapid.SampledFrom([]string{"", "", "/x"}).Draw(t, "path"))
 		if !plain {
 			if rapid.IntRange(0, 3).Draw(t, "fallback") == 0 {
 				v.Safety.OnAllDown, v.Safety.Fallback = OnAllDownFallback, "sorry.example.net."
@@ -34,13 +36,17 @@ func drawSpec(t *rapid.T, plain bool) Spec {
 			v.Safety.MinHold = rapid.SampledFrom([]time.Duration{0, 30 * time.Second}).Draw(t, "hold")
 			v.Policy.Answers = rapid.SampledFrom([]int{0, 0, 1, 2}).Draw(t, "answers")
 			v.TTL = rapid.SampledFrom([]uint32{30, 30, 60}).Draw(t, "ttl")
+			v.Policy.SlowStart = rapid.SampledFrom([]time.Duration{0, 10 * time.Minute}).Draw(t, "slow start")
 		}
 		for _, a := range pool {
 			if rapid.IntRange(0, 2).Draw(t, "out of the configuration") == 0 {
 				continue
 			}
-			e := Endpoint{Address: a, Weight: 1, Checks: []Use{{Check: testCheck}}}
+			e := Endpoint{Address: a, Weight: 1, Checks: []Use{{Check: check}}}
 			if !plain {
+				if rapid.IntRange(0, 3).Draw(t, "another check") == 0 {
+					e.Checks = append(e.Checks, Use{Check: asking("/y")})
+				}
 				e.Weight = rapid.SampledFrom([]uint32{0, 1, 1, 10}).Draw(t, "weight")
 				e.Priority = rapid.SampledFrom([]uint16{0, 0, 1}).Draw(t, "priority")
 			}
@@ -61,6 +67,13 @@ func drawSpec(t *rapid.T, plain bool) Spec {
 		}}
 	}
 	return s
+}
+
+// asking is the check of a path.
+func asking(path string) Check {
+	c := testCheck
+	c.Path = path
+	return c
 }
 
 // drawRegistration makes an event of a host that comes or goes.
@@ -133,8 +146,10 @@ func drawEvent(t *rapid.T, s *State, plain bool) Event {
 	case 4:
 		return Event{Kind: EventTick}
 	}
-	status := rapid.SampledFrom([]Status{Up, Down, Unknown}).Draw(t, "status")
-	return Event{Kind: EventVerdicts, Verdicts: []Verdict{{Target: NewTarget(id.Address, testCheck).ID, Status: status}}}
+	v := Verdict{Status: rapid.SampledFrom([]Status{Up, Up, Down, Draining, Unknown}).Draw(t, "status")}
+	v.Target = NewTarget(id.Address, asking(rapid.SampledFrom([]string{"", "", "/x", "/y"}).Draw(t, "of path"))).ID
+	v.Weight = rapid.SampledFrom([]uint8{0, 0, 5, 50, 100}).Draw(t, "weight of it")
+	return Event{Kind: EventVerdicts, Verdicts: []Verdict{v}}
 }
 
 // drawInstruction makes an event that asks something of publishers, now and then what cannot be.
@@ -193,7 +208,7 @@ func rendered(s *State, n Name) string {
 	for _, p := range []*FamilyPick{&sel.V4, &sel.V6} {
 		text += fmt.Sprint(p.Mode == ModeWarmup, p.Published())
 		for _, a := range p.Serving() {
-			text += fmt.Sprint(a, p.member(a).Weight, ";")
+			text += fmt.Sprint(a, p.member(a).Counts(), ";")
 		}
 	}
 	if sel.Fallback() {
@@ -438,6 +453,8 @@ type book struct {
 	warm   time.Time // since when it warms up, if it does
 	served []netip.Addr
 	health map[netip.Addr]Status
+	normal bool      // health decided the answer
+	still  time.Time // since when the service is disabled
 }
 
 // TestOracle compares the answers with those of a second opinion, written from the rules in DESIGN.md: it knows no steps, no
@@ -446,7 +463,8 @@ func TestOracle(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s, now := &State{}, epoch
 		books := map[Key]*book{}
-		verdicts := map[netip.Addr]Status{}
+		verdicts := map[TargetID]Status{}
+		tried := map[Name]bool{} // services whose check is on trial
 		for range rapid.IntRange(1, 40).Draw(t, "events") {
 			now = now.Add(rapid.SampledFrom([]time.Duration{0, time.Second, 20 * time.Second}).Draw(t, "later"))
 			e := drawEvent(t, s, true)
@@ -454,20 +472,34 @@ func TestOracle(t *testing.T) {
 			for i := range e.Overrides {
 				e.Overrides[i].Set, e.Overrides[i].Expires = now, now.Add(time.Minute)
 			}
+			was := s
 			s, _ = s.Apply(e)
+			if e.Spec != nil {
+				for _, v := range e.Spec.Services {
+					had := was.Service(v.Name)
+					same := had != nil && len(had.Endpoints) > 0 && len(v.Endpoints) > 0 && had.Endpoints[0].Checks[0].Check.Path == v.Endpoints[0].Checks[0].Check.Path
+					a, b := books[Key{v.Name, TypeA}], books[Key{v.Name, TypeAAAA}]
+					decided := had != nil && (a.normal || b.normal)
+					passed := slices.ContainsFunc(v.Endpoints, func(e Endpoint) bool { return verdicts[e.Target(e.Checks[0]).ID] == Up })
+					tried[v.Name] = len(v.Endpoints) > 0 && (same && tried[v.Name] || !same && decided && !passed)
+				}
+			}
 			if d := s.Deadline(); !d.IsZero() && !d.After(now) {
 				s, _ = s.Apply(Event{Index: s.Index() + 1, At: now, Kind: EventTick})
 			}
 			for _, v := range e.Verdicts {
-				for _, a := range pool {
-					if _, asked := s.Target(v.Target); asked && NewTarget(a, testCheck).ID == v.Target {
-						verdicts[a] = v.Status
+				if _, asked := s.Target(v.Target); asked {
+					verdicts[v.Target] = v.Status
+					for _, x := range s.Services() {
+						if v.Status == Up && slices.ContainsFunc(x.Endpoints, func(e Endpoint) bool { return e.Target(e.Checks[0]).ID == v.Target }) {
+							tried[x.Name] = false
+						}
 					}
 				}
 			}
-			for a := range verdicts {
-				if _, asked := s.Target(NewTarget(a, testCheck).ID); !asked {
-					delete(verdicts, a)
+			for id := range verdicts {
+				if _, asked := s.Target(id); !asked {
+					delete(verdicts, id)
 				}
 			}
 			for k := range books {
@@ -482,7 +514,14 @@ func TestOracle(t *testing.T) {
 					if books[k] == nil {
 						books[k] = &book{health: map[netip.Addr]Status{}}
 					}
-					want := books[k].answer(s, v, typ, verdicts, now)
+					believed := map[netip.Addr]Status{}
+					for _, e := range v.Endpoints {
+						believed[e.Address] = verdicts[e.Target(e.Checks[0]).ID]
+						if v.Disabled || tried[v.Name] && believed[e.Address] == Down {
+							believed[e.Address] = Unknown
+						}
+					}
+					want := books[k].answer(s, v, typ, believed, now)
 					got := s.Selection(v.Name).Family(typ)
 					if !slices.Equal(got.Serving(), want) || (got.Mode == ModeWarmup) != !books[k].warm.IsZero() {
 						t.Fatalf("%v answers %v (%v), want %v, warming up: %v", k, got.Serving(), got.Mode, want, !books[k].warm.IsZero())
@@ -494,7 +533,7 @@ func TestOracle(t *testing.T) {
 }
 
 func (b *book) answer(s *State, v *Service, typ Type, verdicts map[netip.Addr]Status, now time.Time) []netip.Addr {
-	var all, in, up []netip.Addr
+	var all, in, up, leave []netip.Addr
 	known, anything := 0, false
 	health := map[netip.Addr]Status{}
 	for _, e := range v.Endpoints {
@@ -515,9 +554,21 @@ func (b *book) answer(s *State, v *Service, typ Type, verdicts map[netip.Addr]St
 			up, known = append(up, a), known+1
 		case health[a] == Down:
 			known++
+		case health[a] == Draining:
+			leave = append(leave, a)
+			continue
 		}
 		in = append(in, a)
 	}
+	switch {
+	case !v.Disabled:
+		b.still = time.Time{}
+	case b.still.IsZero():
+		b.still = now
+	default:
+		now = b.still
+	}
+	b.normal = false
 	if len(all) == 0 {
 		b.began, b.warm, b.served = false, time.Time{}, nil
 		return nil
@@ -526,17 +577,20 @@ func (b *book) answer(s *State, v *Service, typ Type, verdicts map[netip.Addr]St
 	last := func(of []netip.Addr) []netip.Addr {
 		return slices.DeleteFunc(slices.Clone(of), func(a netip.Addr) bool { return !slices.Contains(b.served, a) })
 	}
-	b.served = b.pick(v, all, in, up, known, anything, last, now)
+	b.served = b.pick(v, all, in, up, leave, known, anything, last, now)
 	return b.served
 }
 
-func (b *book) pick(v *Service, all, in, up []netip.Addr, known int, anything bool, last func([]netip.Addr) []netip.Addr, now time.Time) []netip.Addr {
+func (b *book) pick(v *Service, all, in, up, leave []netip.Addr, known int, anything bool, last func([]netip.Addr) []netip.Addr, now time.Time) []netip.Addr {
 	rule := v.Safety.OnAllDown
-	if len(in) == 0 { // all taken out by hand
+	if len(in) == 0 { // all taken out by hand, or leaving
 		if !b.began && !anything && rule != OnAllDownNone {
 			b.warmSince(now)
 		} else {
 			b.began, b.warm = true, time.Time{}
+		}
+		if len(leave) > 0 {
+			all = leave
 		}
 		switch kept := last(all); {
 		case rule == OnAllDownNone:
@@ -548,18 +602,23 @@ func (b *book) pick(v *Service, all, in, up []netip.Addr, known int, anything bo
 	}
 	if !b.began && known < len(in) {
 		grace := 22 * time.Second // interval 10 s and three rounds of 3 s and 1 s
-		if known == 0 || b.warm.IsZero() || now.Sub(b.warm) < grace {
+		if known+len(leave) == 0 || b.warm.IsZero() || now.Sub(b.warm) < grace {
 			b.warmSince(now)
 			return in
 		}
 	}
 	b.began, b.warm = true, time.Time{}
+	b.normal = true
 	if known == 0 {
 		return in
 	}
 	few := float64(len(up)) < v.Safety.FailOpenBelow*float64(known)-1e-9
 	if len(up) > 0 && !few && (len(up) >= v.Safety.MinPublished || len(up) == known) {
 		return up
+	}
+	b.normal = rule == OnAllDownNone && len(up) > 0
+	if len(up) == 0 { // those that leave are at least alive
+		in = slices.DeleteFunc(all, func(a netip.Addr) bool { return !slices.Contains(in, a) && !slices.Contains(leave, a) })
 	}
 	switch kept := last(in); {
 	case rule == OnAllDownNone:

@@ -131,7 +131,7 @@ type Member struct {
 }
 
 // Counts is the weight that counts now, in hundredths.
-func (m *Member) Counts() uint64 { return uint64(m.Weight) * percent(m.Share) }
+func (m Member) Counts() uint64 { return uint64(m.Weight) * percent(m.Share) }
 
 // percent reads a percentage in which 0 is all of it.
 func percent(p uint8) uint64 {
@@ -232,7 +232,7 @@ func (p *FamilyPick) sameAnswer(o *FamilyPick) bool {
 		return false
 	}
 	same := func(x, y *Member) bool {
-		return x.Serves() == y.Serves() && (x.Step == StepKept) == (y.Step == StepKept) && (!x.Serves() || x.Weight == y.Weight && x.Share == y.Share)
+		return x.Serves() == y.Serves() && (x.Step == StepKept) == (y.Step == StepKept) && (!x.Serves() || x.Counts() == y.Counts())
 	}
 	nobody := &Member{Step: StepEligible}
 	for i := range p.Members {
@@ -479,8 +479,8 @@ func (f *family) withdraw() Mode {
 	return ModeWithdrawn
 }
 
-// allTakenOut answers when a person took out every endpoint, or all others say that they drain. The name is not emptied unless the
-// operator chose none.
+// allTakenOut answers when a person took out every endpoint but those that say that they drain, which then serve on. The name is not
+// emptied unless the operator chose none.
 func (f *family) allTakenOut(hope int) Mode {
 	switch f.service.Safety.OnAllDown {
 	case OnAllDownNone:
@@ -490,8 +490,13 @@ func (f *family) allTakenOut(hope int) Mode {
 			return ModeFallback // the last answer
 		}
 	}
+	// A person's word weighs more than an endpoint's own.
+	candidate := func(i int) bool { return f.draining == 0 || !f.operator[i] }
 	kept := false
 	for i := range f.members {
+		if !candidate(i) {
+			continue
+		}
 		if old := f.prev.member(f.members[i].Address); old != nil && old.Serves() {
 			f.members[i].Step = StepKept
 			kept = true
@@ -501,7 +506,9 @@ func (f *family) allTakenOut(hope int) Mode {
 		return ModeKeep
 	}
 	for i := range f.members {
-		f.members[i].Step = StepKept
+		if candidate(i) {
+			f.members[i].Step = StepKept
+		}
 	}
 	return ModeAll
 }

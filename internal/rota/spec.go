@@ -48,8 +48,8 @@ type Endpoint struct {
 	Priority uint16            `json:"priority"`         // lower is preferred
 	Site     string            `json:"site,omitempty"`   // where it stands
 	Labels   map[string]string `json:"labels,omitempty"` // for matching
+	Agent    string            `json:"agent,omitempty"`  // who, beside operators, speaks for it where KindAgent is asked: the name of a token; empty: nobody
 	Checks   []Use             `json:"checks"`           // without any it counts as up
-	Agent    string            `json:"agent,omitempty"`  // who, beside operators, may say how it is: the name of a token; empty: nobody
 }
 
 // Use is a check as one endpoint uses it.

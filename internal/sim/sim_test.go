@@ -306,15 +306,28 @@ func (e *eyes) look(truth map[rota.TargetID]rota.Status) {
 	defer e.mu.Unlock()
 	r := &rota.Report{}
 	for _, id := range slices.Sorted(maps.Keys(truth)) {
-		s := truth[id]
-		if e.lies {
-			s = rota.Up + rota.Down - s
+		o := &rota.Opinion{Target: id, Status: truth[id]}
+		switch {
+		case o.Status == rota.Up && e.lies:
+			o.Status = rota.Down
+		case e.lies:
+			o.Status, o.Weight = rota.Up, 5
+		case o.Status == rota.Up:
+			o.Weight = asks(id)
 		}
-		r.Opinions = append(r.Opinions, &rota.Opinion{Target: id, Status: s})
+		r.Opinions = append(r.Opinions, o)
 	}
 	e.report = r
 	close(e.changed)
 	e.changed = make(chan struct{})
+}
+
+// asks is the weight that the endpoint behind a target asks for: one of each service asks for half.
+func asks(id rota.TargetID) uint8 {
+	if strings.HasSuffix(string(id), "1:443") {
+		return 50
+	}
+	return 0
 }
 
 func address(i int) string { return fmt.Sprintf("n%d", i) }
@@ -334,6 +347,7 @@ func spec(nodes int, f flaw) *rota.Spec {
 		}
 		// A third of the records may leave at once; what is held goes before a calm is over.
 		v.Safety.MaxChange = rota.MaxChange{Share: 0.34, Per: 5 * time.Second, MinRecords: 1}
+		v.Policy.SlowStart = time.Duration(i) * 10 * time.Second
 		if f == empties {
 			v.Safety.OnAllDown = rota.OnAllDownNone
 		}

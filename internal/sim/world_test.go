@@ -325,7 +325,7 @@ func (d *server) set(f func(*server)) {
 	f(d)
 }
 
-// turn makes an endpoint die or come back.
+// turn makes an endpoint die, say that it drains, or come back.
 func (w *world) turn(n int) {
 	w.mu.Lock()
 	var ids []rota.TargetID
@@ -339,7 +339,14 @@ func (w *world) turn(n int) {
 	}
 	for i := range many {
 		id := ids[(n+i)%len(ids)]
-		w.truth[id] = rota.Up + rota.Down - w.truth[id]
+		switch {
+		case w.truth[id] != rota.Up:
+			w.truth[id] = rota.Up
+		case n%3 == 1:
+			w.truth[id] = rota.Draining
+		default:
+			w.truth[id] = rota.Down
+		}
 	}
 	w.mu.Unlock()
 	w.look()
@@ -478,8 +485,12 @@ func (w *world) settle() {
 	}
 	w.mu.Lock()
 	for id, want := range w.truth {
-		if got := st.Verdict(id).Status; got != want {
-			defer w.violated("the verdict on %s is %v, the truth is %v", id, got, want)
+		got := st.Verdict(id)
+		if got.Status != want {
+			defer w.violated("the verdict on %s is %v, the truth is %v", id, got.Status, want)
+		}
+		if want == rota.Up && got.Weight != asks(id) {
+			defer w.violated("%s asks for %d %% of its weight and gets %d", id, asks(id), got.Weight)
 		}
 	}
 	counted := map[string][]uint64{}
