@@ -135,7 +135,7 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 				return err
 			},
 			Recent:  func(zone rota.Name) []publish.Past { return n.lately(p.Name, zone) },
-			Confirm: n.raft.Confirm, Frozen: n.whyFrozen,
+			Confirm: n.raft.Confirm, Lapses: n.doubt.lapsed, Frozen: n.whyFrozen,
 			Log: n.log.With("room", "publish"),
 		}))
 	}
@@ -438,36 +438,24 @@ func (n *node) probes(id rota.TargetID) (api.TargetProbes, bool) {
 	return out, true
 }
 
-func probeOf(t probe.Trace) api.Probe { return api.Probe{Observation: t.Observation, Log: stepsOf(t)} }
-
-// probeOnce runs one probe of a target, here and now, and returns its log.
-func probeOnce(ctx context.Context, t rota.Target) ([]string, rota.Observation) {
-	trace := probe.New(probe.Options{}).Once(ctx, t)
-	log := stepsOf(trace)
-	if f := trace.TLS; f != nil {
-		log = append(log, fmt.Sprintf("TLS %s %s, server name %q", f.Version, f.Cipher, f.ServerName))
-		for _, c := range f.Chain {
-			log = append(log, fmt.Sprintf("certificate %s for %s, by %s, valid %s to %s", c.Subject, strings.Join(c.Names, " "), c.Issuer,
-				c.NotBefore.UTC().Format(time.DateOnly), c.NotAfter.UTC().Format(time.DateOnly)))
+func probeOf(t probe.Trace) api.Probe {
+	out := api.Probe{
+		Observation: t.Observation, Started: t.Started, Steps: make([]api.ProbeStep, len(t.Steps)), Sent: t.Sent, Received: t.Received,
+		ReceivedSize: t.ReceivedSize,
+	}
+	for i, s := range t.Steps {
+		out.Steps[i] = api.ProbeStep(s)
+	}
+	if f := t.TLS; f != nil {
+		out.TLS = &api.ProbeTLS{
+			Version: f.Version, Cipher: f.Cipher, ServerName: f.ServerName, ClientCertificate: f.ClientCertificate, Chain: make([]api.ProbeCertificate, len(f.Chain)),
+		}
+		for i, c := range f.Chain {
+			out.TLS.Chain[i] = api.ProbeCertificate(c)
+			if c.Names == nil {
+				out.TLS.Chain[i].Names = []string{}
+			}
 		}
 	}
-	for _, head := range []struct{ mark, text string }{{"> ", trace.Sent}, {"< ", trace.Received}} {
-		for line := range strings.Lines(head.text) {
-			log = append(log, head.mark+strings.TrimRight(line, "\r\n"))
-		}
-	}
-	return log, trace.Observation
-}
-
-// stepsOf tells the phases of a probe, a line each.
-func stepsOf(t probe.Trace) []string {
-	var log []string
-	for _, s := range t.Steps {
-		line := fmt.Sprintf("%s at %v took %v", s.Name, s.At.Round(time.Microsecond), s.Took.Round(time.Microsecond))
-		if s.Note != "" {
-			line += ": " + s.Note
-		}
-		log = append(log, line)
-	}
-	return log
+	return out
 }

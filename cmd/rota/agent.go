@@ -45,6 +45,9 @@ type agentFlags struct {
 	cluster                   string
 	logLevel, logFormat       string
 	logFile                   string
+	secrets                   string // a directory
+
+	execDir execDir // of programs for exec checks
 
 	register bool
 	host     registerFlags // of its registration: addresses, device and discover
@@ -64,6 +67,12 @@ The agent then has a certificate of its own in the data directory, which it keep
 
 With --register it also keeps this host in the DNS, as ` + "`rota register`" + ` puts it there once.
 
+What checks send to endpoints as a password, a token or a certificate is read here only from files in --secrets, from variables named
+ROTA_SECRET_… and from systemd credentials; a check that names anything else is unknown from here.
+
+Checks of type exec run no program unless --exec-dir names a directory: then those that lie in it. It and they have to belong to root or
+to the user whom the agent runs as, and nobody else may write there.
+
 With --healthd it works for an existing healthd of NectGmbH instead, as their healthagent does.`,
 		Example: `  rota agent --site ams --join @/run/credentials/rota-agent/token
   rota agent --healthd https://10.0.0.1 --cert agent.crt --key agent.key --ca healthd-ca.crt`,
@@ -81,6 +90,8 @@ With --healthd it works for an existing healthd of NectGmbH instead, as their he
 	f.StringVar(&o.files.CA, "ca", "", "who signs the other side's certificates")
 	f.StringVar(&o.cluster, "cluster", "", "id of the cluster, for certificates without a rota:// name")
 	f.StringArrayVar(&o.healthds, "healthd", nil, "URL of a healthd to work for; may be given again")
+	f.StringVar(&o.secrets, "secrets", "", "directory of the secrets and certificates that checks name (auth, client_cert, ca); read as the nodes name them")
+	f.StringVar((*string)(&o.execDir), "exec-dir", "", "run the programs of this directory for exec checks, with the arguments that the nodes say (default none)")
 	f.BoolVar(&o.register, "register", false, "register this host, which has the agent's name, and keep it registered (discover: type: register on the nodes)")
 	f.StringArrayVar(&o.host.addresses, "address", nil, "with --register: an address of the host; may be given again (default those on the way to the nodes)")
 	f.StringVar(&o.host.device, "interface", "", "with --register: take the addresses of this interface")
@@ -107,12 +118,19 @@ func (o agentFlags) check() error {
 		return usagef("with --cert say which nodes to work for: --upstream HOST:PORT")
 	case !o.register && (len(o.host.addresses) > 0 || o.host.device != "" || o.host.discover != ""):
 		return usagef("--address, --interface and --discover are for --register")
+	case o.secrets != "" && !filepath.IsAbs(o.secrets):
+		return usagef("--secrets %q: want an absolute path, as checks have", o.secrets)
 	case o.register && len(o.healthds) > 0:
 		return usagef("--register is for rota's nodes: healthd takes no registrations")
 	case o.cluster != "" && !external:
 		return usagef("--cluster is for --cert: a join token says which cluster it is for")
 	case len(o.site) > 64 || rota.CleanReason("%s", o.site) != o.site:
 		return usagef("--site: want at most 64 printable characters")
+	}
+	if o.execDir != "" {
+		if err := o.execDir.check(); err != nil {
+			return usagef("--exec-dir: %v", err)
+		}
 	}
 	for _, u := range o.upstreams {
 		if !hostPort(u) {
@@ -157,7 +175,9 @@ func (a *app) agent(ctx context.Context, o agentFlags) error {
 	if err != nil {
 		return err
 	}
-	prober := probe.New(probe.Options{Vantage: w.name, Log: log.With("room", "probe")})
+	prober := probe.New(probe.Options{
+		Vantage: w.name, Log: log.With("room", "probe"), Secret: agentPlaces(o.secrets), Exec: execs(o.execDir.find),
+	})
 	ready := make(chan struct{})
 	doubts := newDoubtingProber(prober, log.With("room", "vantage"), sync.OnceFunc(func() { close(ready) }))
 	works := agent.Agent{Name: w.name, Prober: doubts, Upstreams: w.upstreams, Log: log.With("room", "agent")}

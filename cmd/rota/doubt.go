@@ -26,6 +26,8 @@ const (
 	// stopLeast is how long a process must have been stopped, or its machine asleep, to make what it saw before an old story. Shorter ones
 	// happen to every busy machine; what was being probed meanwhile is not held against the target in any case.
 	stopLeast = 5 * time.Second
+	// lapseLeast is the least stop in which another node can have been elected.
+	lapseLeast = time.Second
 	// stopMost bounds for how long a vantage abstains after a stop.
 	stopMost = time.Minute
 
@@ -78,7 +80,15 @@ type doubter struct {
 	stopped, stepped     why       // why it abstains for a while
 	stoppedTo, steppedTo time.Time // until when
 	seen                 clock.Seen
-	stops, steps         uint64
+	stops, steps, lapses uint64
+}
+
+// lapsed counts how often the process did not run for so long that another node may have begun to lead. The last time shows at once.
+func (d *doubter) lapsed() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.look(time.Now())
+	return d.lapses
 }
 
 // why returns why the vantage abstains. A stop shows at once, whoever asks first after it.
@@ -110,8 +120,11 @@ func (d *doubter) look(now time.Time) {
 		d.steppedTo = time.Time{}
 	}
 	stop := d.seen.Slept
-	if !was.IsZero() && now.Sub(was) >= stopLeast+doubtEvery {
-		stop += now.Sub(was)
+	if late := now.Sub(was) - doubtEvery; !was.IsZero() && late >= lapseLeast {
+		stop += late
+	}
+	if stop > 0 {
+		d.lapses++
 	}
 	if stop < stopLeast {
 		return
@@ -203,7 +216,7 @@ func clockWords(s clock.Seen) string {
 // watchSelf lets this node doubt itself: by what it must see to be sure that it is not cut off, by what it sees and by what it cannot. An abstention
 // shows in its report, and in the log when it begins and ends.
 func (n *node) watchSelf(ctx context.Context) error {
-	uplink := probe.New(probe.Options{Vantage: n.name, Log: n.log.With("room", "uplink")})
+	uplink := probe.New(probe.Options{Vantage: n.name, Log: n.log.With("room", "uplink"), Secret: n.place})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		_ = uplink.Run(ctx) // ends with ctx and says so

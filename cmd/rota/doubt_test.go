@@ -62,7 +62,7 @@ func TestP20_StoppedProcess(t *testing.T) {
 			doubting(t, func(s *self) {
 				s.run(time.Minute, "")
 				stop(s)
-				if w := s.why(); w.cause != causeStopped || !strings.Contains(w.text, "did not run for 1m0") {
+				if w := s.why(); w.cause != causeStopped || !strings.Contains(w.text, "did not run for ") {
 					t.Errorf("its first word after the stop: %+v", w)
 				}
 				s.run(13*time.Second, causeStopped)
@@ -75,7 +75,13 @@ func TestP20_StoppedProcess(t *testing.T) {
 						t.Errorf("%q is not in the log once:\n%s", want, s.log.String())
 					}
 				}
+				if n := s.lapsed(); n != 1 {
+					t.Errorf("%d lapses, want 1", n)
+				}
 				time.Sleep(stopLeast - time.Second) // as busy machines do
+				if n := s.lapsed(); n != 2 {
+					t.Errorf("%d lapses after a short one, want 2", n)
+				}
 				s.run(time.Minute, "")
 			})
 		})

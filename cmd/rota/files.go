@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -46,28 +45,29 @@ func (a *app) configuredDataDir() (string, error) {
 	return c.Node.DataDir, nil
 }
 
-// targets are what `rota check` probes: a URL's, or those of a service as the configuration says.
-func (a *app) targets(arg string) ([]rota.Target, error) {
+// targets are what `rota check` probes: a URL's, or those of a service as the configuration says, which comes with them.
+func (a *app) targets(arg string) (*config.Config, []rota.Target, error) {
 	if strings.Contains(arg, "://") {
-		return urlTargets(arg)
+		targets, err := urlTargets(arg)
+		return nil, targets, err
 	}
 	c, err := config.Load(a.configPath(), config.Options{NoSecrets: true})
 	if err != nil {
 		if bare(arg) {
-			return nil, usagef("%s is an address, which says nothing about what to ask; write a URL such as %s", arg, examples(arg))
+			return nil, nil, usagef("%s is an address, which says nothing about what to ask; write a URL such as %s", arg, examples(arg))
 		}
-		return nil, err
+		return nil, nil, err
 	}
 	state, err := new(rota.State).Apply(rota.Event{Index: 1, At: time.Now(), Kind: rota.EventSpec, Spec: &c.Spec})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ids, err := state.Match(arg)
 	if err != nil {
 		if bare(arg) {
-			return nil, usagef("no service of %s has the endpoint %s; to probe anything else write a URL such as %s", a.configPath(), arg, examples(arg))
+			return nil, nil, usagef("no service of %s has the endpoint %s; to probe anything else write a URL such as %s", a.configPath(), arg, examples(arg))
 		}
-		return nil, err
+		return nil, nil, err
 	}
 	var out []rota.Target
 	for _, id := range ids {
@@ -81,9 +81,9 @@ func (a *app) targets(arg string) ([]rota.Target, error) {
 		}
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("%s has no check", arg)
+		return nil, nil, fmt.Errorf("%s has no check", arg)
 	}
-	return out, nil
+	return c, out, nil
 }
 
 // bare reports whether an argument is an address, or one with a port, and no URL.
@@ -111,22 +111,15 @@ const placeholder = "www.check.invalid"
 func urlTargets(arg string) ([]rota.Target, error) {
 	scheme, rest, _ := strings.Cut(arg, "://")
 	scheme = strings.ToLower(scheme)
-	if !slices.Contains(rota.Kinds(), rota.Kind(scheme)) {
-		return nil, usagef("%q: rota checks http, https, tcp, tls and icmp, and knows no %s", arg, cmp.Or(scheme, "empty scheme"))
-	}
 	host, _, _ := strings.Cut(rest, "/")
 	if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
 		return nil, usagef("%q: write an IPv6 address in brackets: %s://[%s]%s", arg, scheme, host, strings.TrimPrefix(rest, host))
 	}
-	u, err := url.Parse(arg)
+	u, err := url.Parse("http://" + rest)
 	if err != nil || u.Hostname() == "" {
 		return nil, usagef("%q: want a URL such as https://192.0.2.10/health or tcp://192.0.2.10:443", arg)
 	}
-	addrs, name, err := lookup(u.Hostname())
-	if err != nil {
-		return nil, err
-	}
-	pattern := u.Scheme + "://{}"
+	pattern := scheme + "://{}"
 	if p := u.Port(); p != "" {
 		pattern += ":" + p
 	}
@@ -134,12 +127,8 @@ func urlTargets(arg string) ([]rota.Target, error) {
 	if u.RawQuery != "" {
 		pattern += "?" + u.RawQuery
 	}
-	quoted := make([]string, len(addrs))
-	for i, a := range addrs {
-		quoted[i] = strconv.Quote(a.String())
-	}
-	text := fmt.Sprintf("dns: {zones: {check.invalid: {ns: [ns.check.invalid]}}}\nservices:\n  %s: {endpoints: [%s], check: %s}\n",
-		placeholder, strings.Join(quoted, ", "), strconv.Quote(pattern))
+	text := fmt.Sprintf("dns: {zones: {check.invalid: {ns: [ns.check.invalid]}}}\nservices:\n  %s: {endpoints: [192.0.2.1], check: %s}\n",
+		placeholder, strconv.Quote(pattern))
 	c, err := config.Parse("check", []byte(text), config.Options{NoSecrets: true})
 	if err != nil {
 		message := err.Error()
@@ -149,20 +138,20 @@ func urlTargets(arg string) ([]rota.Target, error) {
 		}
 		return nil, usagef("%q: %s", arg, strings.NewReplacer(placeholder, "the check", "{}", u.Hostname()).Replace(message))
 	}
-	var out []rota.Target
-	for _, s := range c.Spec.Services {
-		for _, e := range s.Endpoints {
-			for _, use := range e.Checks {
-				k := &use.Check
-				for _, field := range []*string{&k.Host, &k.ServerName} {
-					if *field == placeholder {
-						*field = name
-					}
-				}
-				k.Name = k.Describe()
-				out = append(out, e.Target(use))
-			}
+	addrs, name, err := lookup(u.Hostname())
+	if err != nil {
+		return nil, err
+	}
+	check := c.Spec.Services[0].Endpoints[0].Checks[0].Check
+	for _, field := range []*string{&check.Host, &check.ServerName} {
+		if *field == placeholder {
+			*field = name
 		}
+	}
+	check.Name = check.Describe()
+	out := make([]rota.Target, len(addrs))
+	for i, a := range addrs {
+		out[i] = rota.NewTarget(a, check)
 	}
 	return out, nil
 }
@@ -182,16 +171,4 @@ func lookup(host string) (addrs []netip.Addr, name string, err error) {
 		}
 	}
 	return addrs, host, nil
-}
-
-// outcome says an observation in one line.
-func outcome(o rota.Observation) string {
-	s := loud(o.Status.String())
-	if o.Reason != "" {
-		s += ": " + o.Reason
-	}
-	if t := took(o.Took); t != "" {
-		s += " (" + t + ")"
-	}
-	return s
 }

@@ -369,17 +369,48 @@ func votes(line func(string, ...any), c api.CheckView, now time.Time) {
 	}
 	if p := c.Probes; p != nil && !p.Streak.Last.At.IsZero() {
 		o := p.Streak.Last
-		text := loud(o.Status.String())
-		if o.Reason != "" {
-			text += ", " + o.Reason
-		}
 		successes := count(p.Streak.Successes, "success")
 		if p.Streak.Successes != 1 {
 			successes = fmt.Sprintf("%d successes", p.Streak.Successes)
 		}
-		line("  probe     %s %s, took %s; %s counted, %s in a row", ago(o.At, now), text, cmp.Or(took(o.Took), "0ms"),
+		lost, failed := lastFailure(p.Recent)
+		detail := ""
+		if failed && lost.At.Equal(o.At) {
+			detail = withPhases(lost)
+		}
+		line("  probe     %s %s, took %s%s; %s counted, %s in a row", ago(o.At, now), found(o), cmp.Or(took(o.Took), "0ms"), detail,
 			count(p.Streak.Failures, "failure"), successes)
+		if failed && detail == "" {
+			line("  failure   %s %s, took %s%s", ago(lost.At, now), found(lost.Observation), cmp.Or(took(lost.Took), "0ms"), withPhases(lost))
+		}
 	}
+}
+
+// found says what a probe found and why.
+func found(o rota.Observation) string {
+	text := loud(o.Status.String())
+	if o.Reason != "" {
+		text += ", " + o.Reason
+	}
+	return text
+}
+
+// lastFailure returns the newest probe that was not up.
+func lastFailure(probes []api.Probe) (api.Probe, bool) {
+	for _, p := range slices.Backward(probes) {
+		if p.Status != rota.Up {
+			return p, true
+		}
+	}
+	return api.Probe{}, false
+}
+
+// withPhases adds where the time of a probe went.
+func withPhases(p api.Probe) string {
+	if len(p.Steps) == 0 {
+		return ""
+	}
+	return " (" + phases(p.Steps) + ")"
 }
 
 func ago(t, now time.Time) string {

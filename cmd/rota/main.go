@@ -62,9 +62,6 @@ type app struct {
 	once onceFunc  // runs one probe; nil: this build cannot
 }
 
-// onceFunc runs one probe of a target and returns its log, a line a step.
-type onceFunc func(ctx context.Context, t rota.Target) (log []string, o rota.Observation)
-
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -16,6 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -153,12 +154,38 @@ func nightOptions() (api.Options, *fold) {
 	}, f
 }
 
+// remembered is what a node remembers of probing 192.0.2.10 and 192.0.2.11, and nobody else.
+func remembered(id rota.TargetID) (api.TargetProbes, bool) {
+	up := api.Probe{
+		Observation: rota.Observation{Status: rota.Up, At: t0.Add(55 * time.Second), Took: 12 * time.Millisecond}, Started: t0.Add(55 * time.Second),
+		Steps: []api.ProbeStep{{Name: "connect", Took: 3 * time.Millisecond, Note: "192.0.2.1:5 to 192.0.2.10:443"}, {Name: "first byte", At: 3 * time.Millisecond, Took: 9 * time.Millisecond}},
+		Sent:  "GET / HTTP/1.1\nAuthorization: ***\n", Received: "HTTP/1.1 200 OK\n", ReceivedSize: 7,
+		TLS: &api.ProbeTLS{Version: "TLS 1.3", Cipher: "TLS_AES_128_GCM_SHA256", ServerName: "www.example.org", Chain: []api.ProbeCertificate{
+			{Subject: "CN=www.example.org", Issuer: "CN=ca", Names: []string{"www.example.org", "example.org"}, NotBefore: t0, NotAfter: t0.AddDate(0, 3, 0)},
+		}},
+	}
+	lost := api.Probe{
+		Observation: rota.Observation{Status: rota.Down, Class: rota.ClassTimeout, Reason: "connect: timeout", At: t0.Add(50 * time.Second), Took: 3 * time.Second},
+		Steps:       []api.ProbeStep{{Name: "connect", Took: 3 * time.Second, Note: "failed"}},
+	}
+	switch {
+	case strings.Contains(string(id), "192.0.2.10"):
+		return api.TargetProbes{Streak: rota.Streak{Successes: 2, Last: up.Observation}, Recent: []api.Probe{lost, up}}, true
+	case strings.Contains(string(id), "192.0.2.11"):
+		return api.TargetProbes{Streak: rota.Streak{Failures: 4, Last: lost.Observation}, Recent: []api.Probe{lost}}, true
+	}
+	return api.TargetProbes{}, false
+}
+
 // serve starts an API over a night on a socket and stops it when the script ends.
 func serve(env *testscript.Env, socket string) error {
 	o, f := nightOptions()
 	o.Socket = socket
 	if filepath.Base(env.WorkDir) == "script-ask" {
 		withPublishers(&o, f, filepath.Dir(socket))
+	}
+	if filepath.Base(env.WorkDir) == "script-check" {
+		o.Probes = remembered
 	}
 	s, err := api.New(o)
 	if err != nil {
@@ -191,8 +218,11 @@ func TestScripts(t *testing.T) {
 				var out, errs bytes.Buffer
 				a := &app{
 					out: &out, err: &errs, getenv: ts.Getenv, version: "v1.2.3", now: func() time.Time { return t0.Add(time.Minute) },
-					once: func(_ context.Context, t rota.Target) ([]string, rota.Observation) {
-						return []string{"connect " + t.Address.String()}, rota.Observation{Status: rota.Up, Took: 12 * time.Millisecond}
+					once: func(_ context.Context, _ *config.Config, t rota.Target) api.Probe {
+						return api.Probe{
+							Observation: rota.Observation{Status: rota.Up, Took: 12 * time.Millisecond},
+							Steps:       []api.ProbeStep{{Name: "connect", Took: 3 * time.Millisecond, Note: "to " + t.Address.String()}},
+						}
 					},
 				}
 				args = slices.Clone(args[1:])

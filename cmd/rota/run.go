@@ -176,10 +176,13 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 	logWarnings(log, cfg)
 	n := &node{
 		log: log, name: cfg.Node.Name, dir: cfg.Node.DataDir,
-		prober: probe.New(probe.Options{Vantage: cfg.Node.Name, Log: log.With("room", "probe")}),
-		seen:   newEvidence(time.Now()),
-		clock:  clock.New(),
+		seen:  newEvidence(time.Now()),
+		clock: clock.New(),
 	}
+	n.prober = probe.New(probe.Options{
+		Vantage: n.name, Log: log.With("room", "probe"), Secret: n.place,
+		Exec: execs(ownCommands(func() *config.Config { return n.current.Load().cfg })),
+	})
 	n.doubt = &doubter{clocks: n.clock.Look, log: log.With("room", "vantage"), targets: func() []rota.Target { return n.raft.State().Targets() }}
 	o := cluster.Options{Dir: n.dir, Node: n.name, Log: log.With("room", "cluster")}
 	var err error

@@ -3,13 +3,11 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"net/url"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -222,81 +220,4 @@ func plain(err error) string {
 		return errno.Error()
 	}
 	return err.Error()
-}
-
-func (a *app) checkCommand() *cobra.Command {
-	var last bool
-	c := &cobra.Command{
-		Use: "check URL|SERVICE[/ADDRESS]", Short: "Probe once and show the whole log", Args: cobra.ExactArgs(1),
-		Long: "Probe once, from here, and show the whole log. A URL is http, https, tcp, tls or icmp, an IPv6 address in it stands in\n" +
-			"brackets, and a certificate has to be for the name or address in it; a SERVICE is probed as the configuration says. With --last it shows what the running rota remembers of its own probes of a SERVICE instead.\n" +
-			"It ends with 1 when the outcome is not up.",
-		Example: "  rota check https://192.0.2.10/health\n  rota check tcp://192.0.2.10:443\n  rota check icmp://[2001:db8::10]\n  rota check www.example.org/192.0.2.10 --last",
-	}
-	c.Flags().BoolVar(&last, "last", false, "show the running rota's last probes instead")
-	c.RunE = func(cmd *cobra.Command, args []string) error {
-		if last {
-			return a.lastProbes(cmd.Context(), args[0])
-		}
-		if a.once == nil {
-			return errors.New("this build cannot probe")
-		}
-		targets, err := a.targets(args[0])
-		if err != nil {
-			return err
-		}
-		up := true
-		for _, t := range targets {
-			if _, err := fmt.Fprintln(a.out, printable(titled(t.Address, t.Check.Name))); err != nil {
-				return err
-			}
-			log, o := a.once(cmd.Context(), t)
-			for _, l := range log {
-				if _, err := fmt.Fprintln(a.out, "  "+printable(l)); err != nil {
-					return err
-				}
-			}
-			if _, err := fmt.Fprintln(a.out, printable(outcome(o))); err != nil {
-				return err
-			}
-			up = up && o.Status.String() == "up"
-		}
-		if !up {
-			return &coded{code: exitFailed}
-		}
-		return nil
-	}
-	return c
-}
-
-// lastProbes shows what the running rota remembers.
-func (a *app) lastProbes(ctx context.Context, match string) error {
-	cl, err := a.client()
-	if err != nil {
-		return err
-	}
-	b, err := cl.raw(ctx, "/api/v1/checks", url.Values{"match": {match}})
-	if err != nil {
-		return err
-	}
-	var l api.List[api.CheckView]
-	if err := json.Unmarshal(b, &l); err != nil {
-		return err
-	}
-	var out strings.Builder
-	for _, c := range l.Items {
-		fmt.Fprintf(&out, "%s\n", titled(c.Address, c.Check))
-		if c.Probes == nil {
-			out.WriteString("  this node does not probe it\n")
-			continue
-		}
-		for _, p := range c.Probes.Recent {
-			fmt.Fprintf(&out, "%s%s\n", p.At.UTC().Format("  2006-01-02T15:04:05Z "), outcome(p.Observation))
-			for _, l := range p.Log {
-				out.WriteString("    " + l + "\n")
-			}
-		}
-	}
-	_, err = fmt.Fprint(a.out, printable(out.String()))
-	return err
 }

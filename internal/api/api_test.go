@@ -460,7 +460,7 @@ func TestAccess(t *testing.T) {
 		"GET /api/v1/freeze": AccessRead, "GET /api/v1/instructions": AccessRead,
 		"GET /api/v1/records": AccessKnown, "GET /api/v1/drift": AccessKnown,
 		"POST /api/v1/instructions": AccessOperator, "POST /api/v1/freeze": AccessOperator, "DELETE /api/v1/freeze": AccessOperator,
-		"GET /api/v1/plan": AccessKnown, "GET /api/v1/config": AccessKnown,
+		"GET /api/v1/plan": AccessKnown, "GET /api/v1/traces": AccessKnown, "GET /api/v1/config": AccessKnown,
 		"POST /api/v1/overrides": AccessOperator, "DELETE /api/v1/overrides": AccessOperator, "POST /api/v1/reload": AccessAdmin,
 		"POST /api/v1/cluster/members": AccessAdmin, "DELETE /api/v1/cluster/members/{node}": AccessAdmin,
 		"POST /api/v1/cluster/members/{node}/promote": AccessAdmin, "POST /api/v1/cluster/members/{node}/demote": AccessAdmin,
@@ -972,5 +972,47 @@ func TestTLSReadsItsCertificateAgain(t *testing.T) {
 		if got := resp.TLS.PeerCertificates[0].SerialNumber.Int64(); got != serial || resp.StatusCode != 200 || resp.ProtoMajor != 2 {
 			t.Errorf("certificate %d, status %d, %s; want %d", got, resp.StatusCode, resp.Proto, serial)
 		}
+	}
+}
+
+// Heads and certificates of probes are in an answer where they are asked for, and then for so many checks only.
+func TestTracesOfChecks(t *testing.T) {
+	o := options(t, night(t))
+	o.Probes = func(rota.TargetID) (TargetProbes, bool) {
+		return TargetProbes{Recent: []Probe{{
+			Steps: []ProbeStep{{Name: "connect", Took: time.Second}}, Sent: "GET /", Received: "HTTP/1.1 200 OK", TLS: &ProbeTLS{Version: "TLS 1.3", Chain: []ProbeCertificate{}},
+		}}}, true
+	}
+	s := server(t, o)
+	for path, traced := range map[string]bool{
+		"/api/v1/checks?match=www.example.org": false, "/api/v1/traces?match=www.example.org": true, "/api/v1/explain?name=www.example.org": false,
+	} {
+		body := get(s, path).Body.String()
+		if !strings.Contains(body, `"name":"connect"`) {
+			t.Errorf("%s: no phases in %s", path, body)
+		}
+		for _, part := range []string{`"sent":"GET /"`, `"received":"HTTP/1.1 200 OK"`, `"version":"TLS 1.3"`} {
+			if strings.Contains(body, part) != traced {
+				t.Errorf("%s: %s is there: %v, want %v", path, part, !traced, traced)
+			}
+		}
+	}
+
+	f := newFold()
+	var many []string
+	for i := range maxTraced + 1 {
+		many = append(many, fmt.Sprintf("192.0.2.%d", i))
+	}
+	f.must(t, rota.Event{At: t0, Kind: rota.EventSpec, Spec: &rota.Spec{Vantages: vantages, Services: []rota.Service{service("many.example.org", many...)}}})
+	o.Source, o.Append, o.Records = f, f.Append, f.Records
+	s = server(t, o)
+	if w := get(s, "/api/v1/traces"); w.Code != http.StatusUnprocessableEntity || !strings.Contains(w.Body.String(), "match at most 100") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := get(s, "/api/v1/checks"); w.Code != http.StatusOK {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := get(s, "/api/v1/traces?match=many.example.org/192.0.2.1"); w.Code != http.StatusOK {
+		t.Errorf("%d %s", w.Code, w.Body)
 	}
 }

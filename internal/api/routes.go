@@ -133,6 +133,7 @@ func (s *Server) routes(a huma.API) {
 	register(s, a, get("services/{name}", "get-service", AccessRead, "One service with its endpoints"), s.getService)
 	register(s, a, get("endpoints", "list-endpoints", AccessRead, "Endpoints, their verdicts and where they are published"), s.listEndpoints)
 	register(s, a, get("checks", "list-checks", AccessRead, "Targets: who is asked what, and what each vantage holds"), s.listChecks)
+	register(s, a, get("traces", "list-traces", AccessKnown, "Targets with whole traces of this node's last probes: heads sent and received, certificates. At most 100"), s.listTraces)
 	register(s, a, get("vantages", "list-vantages", AccessRead, "Who votes"), s.listVantages)
 	register(s, a, get("zones", "list-zones", AccessRead, "Zones and who keeps them"), s.listZones)
 	register(s, a, get("publishers", "list-publishers", AccessRead, "Publishers and how their DNS stands"), s.listPublishers)
@@ -344,7 +345,20 @@ func (s *Server) listEndpoints(_ context.Context, in *filterInput) (*List[Endpoi
 }
 
 func (s *Server) listChecks(_ context.Context, in *filterInput) (*List[CheckView], error) {
+	return s.checks(in, false)
+}
+
+// maxTraced bounds the checks whose whole traces are in one answer: each may have a dozen of some kilobytes.
+const maxTraced = 100
+
+func (s *Server) listTraces(_ context.Context, in *filterInput) (*List[CheckView], error) {
+	return s.checks(in, true)
+}
+
+// checks shows the targets that are wanted, with or without whole traces of their probes.
+func (s *Server) checks(in *filterInput, traces bool) (*List[CheckView], error) {
 	v := s.view()
+	v.traces = traces
 	keep, err := v.filter(in)
 	if err != nil {
 		return nil, err
@@ -361,6 +375,9 @@ func (s *Server) listChecks(_ context.Context, in *filterInput) (*List[CheckView
 				wanted[e.Target(u).ID] = true
 			}
 		}
+	}
+	if traces && len(wanted) > maxTraced {
+		return nil, problem(http.StatusUnprocessableEntity, "traces of %d checks are too many for one answer: match at most %d", len(wanted), maxTraced)
 	}
 	var out []CheckView
 	uses := v.uses()

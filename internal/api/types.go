@@ -115,13 +115,44 @@ type CheckView struct {
 // TargetProbes is what one node remembers of probing a target.
 type TargetProbes struct {
 	Streak rota.Streak `json:"streak"`
-	Recent []Probe     `json:"recent" nullable:"false" doc:"Newest last."`
+	Recent []Probe     `json:"recent" nullable:"false" doc:"Newest last: some that were up and, kept longer, some that were not."`
 }
 
-// Probe is one run of a check.
+// Probe is one run of a check. All text of it that came from elsewhere is escaped, and credentials are masked.
 type Probe struct {
 	rota.Observation
-	Log []string `json:"log,omitempty" doc:"What happened, step by step."`
+	Started      time.Time   `json:"started,omitzero"`
+	Steps        []ProbeStep `json:"steps" nullable:"false" doc:"Its phases, in order."`
+	Sent         string      `json:"sent,omitempty" doc:"Head of what was sent, in traces only."`
+	Received     string      `json:"received,omitempty" doc:"Head of what came back, in traces only."`
+	ReceivedSize int         `json:"received_size,omitempty" doc:"Bytes of the body, the banner or the replies that were read."`
+	TLS          *ProbeTLS   `json:"tls,omitempty" doc:"What the handshake showed, before any judgement of it; in traces only."`
+}
+
+// ProbeStep is a phase of a probe.
+type ProbeStep struct {
+	Name string        `json:"name" doc:"connect, tls, request, first byte, body, send, expect, echo, …"`
+	At   time.Duration `json:"at_ns" doc:"From the start of the probe."`
+	Took time.Duration `json:"took_ns"`
+	Note string        `json:"note,omitempty"`
+}
+
+// ProbeTLS is what a handshake showed.
+type ProbeTLS struct {
+	Version           string             `json:"version"`
+	Cipher            string             `json:"cipher"`
+	ServerName        string             `json:"server_name,omitempty" doc:"Sent as SNI."`
+	ClientCertificate bool               `json:"client_certificate" doc:"The server asked for one."`
+	Chain             []ProbeCertificate `json:"chain" nullable:"false" doc:"As sent, leaf first."`
+}
+
+// ProbeCertificate is what people ask about a certificate.
+type ProbeCertificate struct {
+	Subject   string    `json:"subject"`
+	Issuer    string    `json:"issuer"`
+	Names     []string  `json:"names" nullable:"false"`
+	NotBefore time.Time `json:"not_before"`
+	NotAfter  time.Time `json:"not_after"`
 }
 
 // VantageView is a place that probes.

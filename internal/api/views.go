@@ -20,6 +20,7 @@ type view struct {
 	publishers []PublisherStatus
 	probes     func(rota.TargetID) (TargetProbes, bool)
 	node       string // name of this one
+	traces     bool   // whole traces of probes are shown
 
 	heard  bool   // reports of all vantages arrive here
 	leader string // where they arrive, if not; empty: there is no leader
@@ -421,10 +422,24 @@ func (v *view) check(t rota.Target, services []string) CheckView {
 		out.Votes[i].Reason = rota.CleanReason("%s", out.Votes[i].Reason)
 	}
 	if p, ok := v.probes(t.ID); ok {
-		if p.Recent == nil {
-			p.Recent = []Probe{}
+		out.Probes = &TargetProbes{Streak: p.Streak, Recent: v.shown(p.Recent)}
+	}
+	return out
+}
+
+// shown is probes without their heads and certificates, unless these are wanted: they are most of what there is of a probe.
+func (v *view) shown(probes []Probe) []Probe {
+	out := slices.Clone(probes)
+	for i := range out {
+		if out[i].Steps == nil {
+			out[i].Steps = []ProbeStep{}
 		}
-		out.Probes = &p
+		if !v.traces {
+			out[i].Sent, out[i].Received, out[i].TLS = "", "", nil
+		}
+	}
+	if out == nil {
+		return []Probe{}
 	}
 	return out
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -145,7 +146,7 @@ func (s *scope) fill(c rota.Check, from []*node) rota.Check {
 		}
 	}
 	c.Data = textOr(first(from, "data"), c.Data)
-	c.JSON = jsonRules(first(from, "json"))
+	c.JSON = s.b.jsonRules(first(from, "json"))
 	c.Auth = s.b.auth(first(from, "auth"), c.Name)
 	c.HTTP2 = boolOr(first(from, "http2"), false)
 	c.DrainHeader = textOr(first(from, "drain_header"), c.DrainHeader)
@@ -184,24 +185,35 @@ func joined(ns []*node) string {
 }
 
 // jsonRules reads what the values of a JSON answer have to be. What stands in quotes is a text, unless it is a comparison.
-func jsonRules(n *node) []rota.JSONRule {
+func (b *builder) jsonRules(n *node) []rota.JSONRule {
 	var rs []rota.JSONRule
 	for _, e := range anyKey.entries(n) {
 		if e.value.bad {
 			continue
 		}
-		rs = append(rs, rota.JSONRule{Pointer: e.key, Want: jsonWant(e.value)})
+		r := rota.JSONRule{Pointer: e.key, Want: jsonWant(e.value)}
+		if _, err := rota.ParseJSONRule(r); err != nil {
+			b.fail(e.at, "", "%v", err)
+			continue
+		}
+		rs = append(rs, r)
+	}
+	if len(rs) > rota.MaxJSONRules {
+		b.fail(n.at, "", "%d values: want at most %d", len(rs), rota.MaxJSONRules)
 	}
 	slices.SortFunc(rs, func(a, b rota.JSONRule) int { return cmp.Compare(a.Pointer, b.Pointer) })
 	return rs
 }
+
+// comparison is how a number in a JSON answer is held against another.
+var comparison = regexp.MustCompile(`^\s*(<=|>=|==|!=|<|>)\s*(.*)$`)
 
 func jsonWant(n *node) string {
 	if n.kind == isNull {
 		return "null"
 	}
 	if m := comparison.FindStringSubmatch(n.text); m != nil {
-		return m[1] + " " + m[2]
+		return m[1] + " " + strings.TrimSpace(m[2])
 	}
 	if !n.quoted && json.Valid([]byte(n.text)) { // a number, true or false
 		return n.text
@@ -357,10 +369,15 @@ func (s *scope) judge(at *node, c rota.Check, from []*node) {
 	if c.Verify == rota.VerifyNone && c.CA != "" {
 		b.fail(where("ca"), "", "check %q: ca is of no use with verify: none", c.Name)
 	}
+	if c.HTTP2 && (c.Reuse || c.Watch) {
+		b.fail(where("http2"), "", "check %q: reuse and watch are for HTTP/1.1: leave out http2 or them", c.Name)
+	}
 	switch {
 	case c.Auth.Secret == "":
+	case c.Kind == rota.KindGRPC && !secure:
+		b.fail(where("auth"), "write tls: true", "check %q: a gRPC server is told who asks over TLS only", c.Name)
 	case !secure:
-		b.warn(where("auth"), "use https, or grpc with tls: true", "check %q: its %s crosses the network in the clear", c.Name, credential(c.Auth))
+		b.warn(where("auth"), "use https", "check %q: its %s crosses the network in the clear", c.Name, credential(c.Auth))
 	case c.Verify == rota.VerifyNone:
 		b.warn(where("verify"), "write ca: FILE", "check %q: its %s goes to whoever answers: verify is none", c.Name, credential(c.Auth))
 	}
@@ -437,7 +454,11 @@ func (s *scope) finish(at *node, c rota.Check, from []*node) (rota.Use, bool) {
 	label, portless, name := c.Name, false, s.service
 	wantPort := func() {
 		if c.Port == 0 && !anyBad(from, "port") {
-			s.b.fail(at.at, "write port: N", "check %q of type %s has no port", label, c.Kind)
+			what := fmt.Sprintf("check %q", label)
+			if label == "" {
+				what = "a check"
+			}
+			s.b.fail(at.at, "write port: N", "%s of type %s has no port", what, c.Kind)
 			s.refused, portless = true, true
 		}
 	}

@@ -595,7 +595,7 @@ func checkNode(u rota.Use, template string) *mapping {
 		rules.set(r.Name, r.Want)
 	}
 	set("rules", rules, len(c.Rules) == 0)
-	set("on_error", c.OnError.String(), c.Kind != rota.KindNodeExporter)
+	set("on_error", c.OnError.String(), !slices.Contains([]rota.Kind{rota.KindNodeExporter, rota.KindExec, rota.KindAgentCheck}, c.Kind))
 	set("ping", !c.NoPing, c.Kind != rota.KindNodeExporter)
 	set("query", c.Query, c.Query == "")
 	set("query_type", c.QueryType, c.QueryType == "")

@@ -167,5 +167,9 @@ func (w *schemaWriter) scalar(s scalar) *jsonschema.Schema {
 		}
 		return out
 	}
-	return &jsonschema.Schema{Types: []string{"string", "integer", "number", "boolean"}, Pattern: s.pattern}
+	types := []string{"string", "integer", "number", "boolean"}
+	if s.null {
+		types = append(types, "null")
+	}
+	return &jsonschema.Schema{Types: types, Pattern: s.pattern}
 }

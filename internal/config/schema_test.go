@@ -44,6 +44,9 @@ func TestSchemaAcceptsTheExamples(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	if err := accepts(rich); err != nil {
+		t.Errorf("rich: %v", err)
+	}
 }
 
 func TestSchemaAgreesWithTheReader(t *testing.T) {
@@ -230,7 +233,8 @@ checks:
   ping: {type: icmp, count: 3, loss: 5%, role: observe}
   t: {type: tls, port: 853, verify: none, send: "a\r\n", expect: "^b"}
   api: {type: https, method: POST, data: "{}", json: {/a~1b: ok, /b: "< 1e3", /c: "9", /d: 9, /e: "true", /f: false, /g: ~, "": "$${z}"}, auth: {user: me, password: {file: t}},
-    client_cert: node.crt, client_key: {file: node.key}, ca: ca.crt, http2: true, drain_header: "-", reuse: true, watch: true, slow_interval: 1h}
+    client_cert: node.crt, client_key: {file: node.key}, ca: ca.crt, http2: true, drain_header: "-", slow_interval: 1h}
+  kept: {type: http, reuse: true, watch: true}
   node: {type: node_exporter, rules: [net(eth0), cpu, all], on_error: down, ping: false, port: 9101, path: /m}
   disk: {type: node_exporter, rules: {'node_filesystem_avail_bytes{mountpoint="/"}': "> 1GiB"}}
   names: {type: dns, query: a.example.net, query_type: SOA, rcode: [NXDOMAIN, NOERROR], transport: tcp, recurse: true, expect: x}
@@ -268,7 +272,7 @@ services:
   kinds.lb.example.org:
     disabled: true
     endpoints: [{address: 192.0.2.6, agent: worker, checks: [said, api]}, 192.0.2.7, "agent-check://192.0.2.8:9", "grpcs://192.0.2.9:7/x", "dns://192.0.2.10/a.b"]
-    checks: [node, disk, names, cart, plugin, weights, "grpc://{}:5/x"]
+    checks: [kept, node, disk, names, cart, plugin, weights, "grpc://{}:5/x"]
     policy: {slow_start: 5m}
   b.example.org: {endpoints: [192.0.2.5], check: "http://{}:8080", publish: [b, "rfc2136://ns1.example.org/example.org?key=file:tsig.key"], zone: example.org}
   c.example.org:

@@ -1,7 +1,7 @@
-// Package peers starts real servers for tests: BIND, Knot and PowerDNS as name servers, nginx as an endpoint, HAProxy as one
-// that asks agents, and a faulty road to put before them. Each server runs in the foreground on free loopback ports or in a network of its own, with its configuration and data
-// under the test's own temporary directory, and is ended by its process id. A server that is not installed fails the test with the
-// Debian package's name.
+// Package peers starts real servers for tests: BIND, Knot and PowerDNS as name servers, nginx as an endpoint, HAProxy as one that asks
+// agents, and a faulty road to put before them. Each server runs in the foreground on free loopback ports or in a network of its own,
+// with its configuration and data under the test's own temporary directory, and is ended by its process id. A server that is not
+// installed fails the test with the Debian package's name.
 // Only tests import this package.
 package peers
 

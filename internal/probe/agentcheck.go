@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -36,12 +37,8 @@ func probeAgentCheck(ctx context.Context, r *run) finding {
 		f := down(rota.ClassProtocol, "agent: no known word in %q; want up, down, fail, stopped, maint, drain, ready or a weight such as 75%%", escape([]byte(line), 60))
 		bad = &f
 	}
-	switch {
-	case bad == nil:
-	case bad.status == rota.Down && r.q.check.OnError != rota.Down:
-		return unknown(rota.ClassExporter, "%s", bad.reason)
-	default:
-		return *bad
+	if bad != nil {
+		return r.unclear(*bad)
 	}
 	if r.memory != nil {
 		r.memory.sample = said
@@ -67,33 +64,30 @@ func (r *run) agentLine(ctx context.Context) (string, *finding) {
 		done("")
 	}
 	done := r.trace.begin("answer")
-	buf, n := make([]byte, maxAgentLine), 0
-	for end := -1; end < 0; {
-		got, err := c.Read(buf[n:])
-		end = bytes.IndexAny(buf[n:n+got], "\r\n\x00")
-		if n += got; end >= 0 {
-			end += n - got
-		}
-		r.trace.Received, r.trace.ReceivedSize = escape(buf[:n], maxHead), n
-		switch {
-		case end >= 0 && buf[end] == 0:
-			done("not text")
-			return fail(down(rota.ClassProtocol, "agent: its line has a NUL byte"))
-		case end >= 0:
-			done(fmt.Sprintf("%d bytes", n))
-			return string(buf[:end]), nil
-		case n == len(buf):
-			done("too long")
-			return fail(down(rota.ClassProtocol, "agent: no end of line in its first %d bytes", n))
-		case errors.Is(err, io.EOF) && n > 0:
-			done("closed")
-			return fail(down(rota.ClassProtocol, "agent: it closed before the end of its line (CR or LF)"))
-		case err != nil:
-			done("failed")
-			return fail(r.fault(ctx, "answer", err))
+	buf := make([]byte, 0, 512)
+	end := -1
+	for end < 0 && err == nil && len(buf) < maxAgentLine {
+		buf = slices.Grow(buf, 1)
+		seen, n := len(buf), 0
+		n, err = c.Read(buf[seen:min(cap(buf), maxAgentLine)])
+		buf = buf[:seen+n]
+		if i := bytes.IndexAny(buf[seen:], "\r\n\x00"); i >= 0 {
+			end = seen + i
 		}
 	}
-	return "", nil
+	r.trace.Received, r.trace.ReceivedSize = escape(buf, maxHead), len(buf)
+	done(fmt.Sprintf("%d bytes", len(buf)))
+	switch {
+	case end >= 0 && buf[end] == 0:
+		return fail(down(rota.ClassProtocol, "agent: its line has a NUL byte"))
+	case end >= 0:
+		return string(buf[:end]), nil
+	case err == nil:
+		return fail(down(rota.ClassProtocol, "agent: no end of line in its first %d bytes", maxAgentLine))
+	case errors.Is(err, io.EOF) && len(buf) > 0:
+		return fail(down(rota.ClassProtocol, "agent: it closed before the end of its line (CR or LF)"))
+	}
+	return fail(r.fault(ctx, "answer", err))
 }
 
 // take adds a line: words in any case, between spaces, tabs and commas; of words of one sort the last counts; what follows # is a

@@ -1,56 +1,191 @@
 package probe
 
 import (
+	"bufio"
+	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"runtime"
-	"sync/atomic"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-func benchmark(b *testing.B, at netip.AddrPort, c rota.Check) {
-	c.Port = at.Port()
-	p := New(Options{})
-	ping := newPinger(p.log)
-	defer ping.close()
-	q := newQuestion(c)
-	var failed atomic.Int64
-	b.SetParallelism(64)
-	b.ReportAllocs()
-	b.ResetTimer()
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			if t := p.observe(b.Context(), "x", at.Addr(), q, nil, ping); t.Observation.Status != rota.Up {
-				failed.Add(1)
+// A benchmark's targets are another process: this test binary, told so by its environment.
+const targetProcess = "ROTA_PROBE_TARGET"
+
+// target starts the process and returns its port; plain says what it speaks.
+func target(b *testing.B, speaks string) uint16 {
+	b.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	argv := []string{self}
+	if taskset, err := exec.LookPath("taskset"); err == nil && runtime.NumCPU() > 1 {
+		argv = []string{taskset, "-c", fmt.Sprint(runtime.NumCPU() - 1), self}
+	}
+	c := exec.Command(argv[0], argv[1:]...)
+	c.Env = append(os.Environ(), targetProcess+"="+speaks, "GOMAXPROCS=1")
+	c.Stderr = os.Stderr
+	stdin, err := c.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	stdout, err := c.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = stdin.Close() // it ends with its input
+		_ = c.Wait()
+	})
+	var port uint16
+	if _, err := fmt.Fscan(stdout, &port); err != nil {
+		b.Fatal(err)
+	}
+	return port
+}
+
+// beTarget is the other process: it serves until its input ends.
+func beTarget(speaks string) {
+	l, err := net.Listen("tcp4", "0.0.0.0:0")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(l.Addr().(*net.TCPAddr).Port)
+	var conf *tls.Config
+	if speaks == "https" {
+		cert := (*authority)(nil).issue(&testing.B{}, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+		conf = &tls.Config{Certificates: []tls.Certificate{cert}, SessionTicketsDisabled: true}
+	}
+	go func() {
+		if conf == nil && serveFast(l) {
+			return
+		}
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				if conf != nil {
+					c = tls.Server(c, conf)
+				}
+				in := bufio.NewReader(c)
+				for {
+					closes := false
+					for {
+						line, err := in.ReadString('\n')
+						if err != nil {
+							return
+						}
+						if line == "\r\n" {
+							break
+						}
+						closes = closes || strings.HasPrefix(line, "Connection: close")
+					}
+					if _, err := io.WriteString(c, page200); err != nil || closes {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	_, _ = io.Copy(io.Discard, os.Stdin)
+}
+
+const page200 = "HTTP/1.1 200 OK\r\nServer: target\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
+
+// throughput probes 2,000 addresses as fast as one core allows, with 128 probes in flight.
+func throughput(b *testing.B, c rota.Check) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	pin(b)
+	c.Timing = rota.Timing{Interval: 10 * time.Millisecond, FastInterval: 10 * time.Millisecond, Timeout: 5 * time.Second, Fall: 3, Rise: 1, OK: 1}
+	ts := make([]rota.Target, 2_000)
+	for i := range ts {
+		ts[i] = rota.NewTarget(netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)}), c)
+	}
+	p := New(Options{Concurrency: 128})
+	p.Set(ts)
+	ctx, cancel := context.WithCancel(b.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = p.Run(ctx) })
+	results := func() (all, up int) {
+		for _, k := range p.Stats().Kinds {
+			for _, r := range k.Results {
+				all += int(r.Count)
+				if r.Status == rota.Up {
+					up += int(r.Count)
+				}
 			}
 		}
-	})
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "probes/s")
-	if n := failed.Load(); n > int64(b.N/100) {
-		b.Errorf("%d of %d probes failed", n, b.N)
+		return all, up
+	}
+	reach := func(n int) {
+		for {
+			if all, _ := results(); all >= n {
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	reach(2 * len(ts)) // everyone, and connections that are kept
+	b.ReportAllocs()
+	b.ResetTimer()
+	before, beforeUp := results()
+	busy := cpu(b)
+	reach(before + b.N)
+	after, afterUp := results()
+	busy = cpu(b) - busy
+	b.StopTimer()
+	b.ReportMetric(float64(after-before)/busy.Seconds(), "probes/cpu-s") // what a core that nobody else uses would do
+	b.ReportMetric(float64(after-before)/b.Elapsed().Seconds(), "probes/s")
+	cancel()
+	wg.Wait()
+	if lost := after - before - (afterUp - beforeUp); lost > (after-before)/100 {
+		b.Errorf("%d of %d probes failed: %+v", lost, after-before, p.Stats().Kinds[0].Results)
 	}
 }
 
-func BenchmarkProbeHTTP(b *testing.B) {
-	benchmark(b, serve(b, func(c net.Conn) {
-		readHead(c)
-		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
-	}), rota.Check{Kind: rota.KindHTTP})
+func BenchmarkHTTP(b *testing.B) {
+	throughput(b, rota.Check{Kind: rota.KindHTTP, Port: target(b, "http")})
 }
 
-func BenchmarkProbeTCP(b *testing.B) { benchmark(b, serve(b, silent), rota.Check{Kind: rota.KindTCP}) }
-
-func BenchmarkProbeICMP(b *testing.B) {
-	benchmark(b, netip.MustParseAddrPort("127.0.0.1:1"), rota.Check{Kind: rota.KindICMP})
+func BenchmarkHTTPKept(b *testing.B) {
+	throughput(b, rota.Check{Kind: rota.KindHTTP, Port: target(b, "http"), Reuse: true})
 }
+
+func BenchmarkHTTPS(b *testing.B) {
+	throughput(b, rota.Check{Kind: rota.KindHTTPS, Port: target(b, "https"), Verify: rota.VerifyNone})
+}
+
+func BenchmarkHTTPSKept(b *testing.B) {
+	throughput(b, rota.Check{Kind: rota.KindHTTPS, Port: target(b, "https"), Verify: rota.VerifyNone, Reuse: true})
+}
+
+func BenchmarkTCP(b *testing.B) {
+	throughput(b, rota.Check{Kind: rota.KindTCP, Port: target(b, "http")})
+}
+
+func BenchmarkICMP(b *testing.B) { throughput(b, rota.Check{Kind: rota.KindICMP}) }
 
 // BenchmarkIdleTarget reports the memory of a target that waits for its next probe, its report included.
 func BenchmarkIdleTarget(b *testing.B) {
-	for _, n := range []int{1_000, 100_000} {
+	for _, n := range []int{1_000, 10_000, 100_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			for b.Loop() {
 				used := func() uint64 {
@@ -72,4 +207,47 @@ func BenchmarkIdleTarget(b *testing.B) {
 			}
 		})
 	}
+}
+
+// oneByOne asks one target again and again, beside any schedule.
+func oneByOne(b *testing.B, at netip.AddrPort, c rota.Check) {
+	b.Helper()
+	c.Port = at.Port()
+	p := New(Options{})
+	b.ReportAllocs()
+	for b.Loop() {
+		if t := p.Once(b.Context(), rota.NewTarget(at.Addr(), c)); t.Observation.Status != rota.Up {
+			b.Fatal(t.Observation.Reason)
+		}
+	}
+}
+
+func BenchmarkProbeDNS(b *testing.B) {
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 4<<10)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			buf[2] |= 0x80
+			_, _ = c.WriteToUDPAddrPort(buf[:n], from)
+		}
+	}()
+	b.Cleanup(func() { c.Close(); <-done })
+	oneByOne(b, netip.MustParseAddrPort(c.LocalAddr().String()), rota.Check{Kind: rota.KindDNS, Query: "www.example.org."})
+}
+
+func BenchmarkProbeAgentCheck(b *testing.B) {
+	oneByOne(b, serve(b, func(c net.Conn) { _, _ = io.WriteString(c, "up 75%\n") }), rota.Check{Kind: rota.KindAgentCheck})
+}
+
+func BenchmarkProbeGRPC(b *testing.B) {
+	oneByOne(b, serve(b, serving), rota.Check{Kind: rota.KindGRPC})
 }

@@ -45,6 +45,14 @@ func unknown(class rota.Class, format string, args ...any) finding {
 	return finding{status: rota.Unknown, class: class, reason: rota.CleanReason(format, args...)}
 }
 
+// unclear is what a failure means of whoever speaks for the target, such as an agent or a command: nothing, unless the check says down.
+func (r *run) unclear(f finding) finding {
+	if f.status == rota.Down && r.q.check.OnError != rota.Down {
+		return unknown(rota.ClassExporter, "%s", f.reason)
+	}
+	return f
+}
+
 // fault is the one place where an error (for us) becomes a finding (for the operator). During says which phase failed, such as
 // "connect". Errors that this machine made are unknown; those that the target or the way to it made are down.
 func (r *run) fault(ctx context.Context, during string, err error) finding {
@@ -132,10 +140,13 @@ func localRoute(addr netip.Addr) error {
 // Alerts of RFC 8446 §6 that deserve their own words.
 const (
 	alertHandshakeFailure   = 40
-	alertBadCertificate     = 42
+	alertBadCertificate     = 42 // and those up to 48 are about our certificate, but for the next
+	alertIllegalParameter   = 47
+	alertUnknownAuthority   = 48
 	alertProtocolVersion    = 70
 	alertUnrecognizedName   = 112
 	alertCertificateMissing = 116
+	alertNoProtocol         = 120
 )
 
 // tlsFault translates what crypto/tls and crypto/x509 say.
@@ -154,15 +165,20 @@ func (r *run) tlsFault(during string, err error) (finding, bool) {
 		if v := reflect.ValueOf(op.Err); v.Kind() == reflect.Uint8 {
 			code = v.Uint()
 		}
+		text := strings.TrimPrefix(op.Err.Error(), "tls: ")
 		switch {
+		case r.sentCert && (code == alertHandshakeFailure || alertBadCertificate <= code && code <= alertUnknownAuthority && code != alertIllegalParameter):
+			return down(rota.ClassTLS, "%s: the target does not take our client certificate (%s)", during, text), true
 		case code == alertCertificateMissing, r.wantsCert && (code == alertBadCertificate || code == alertHandshakeFailure):
 			return down(rota.ClassTLS, "%s: client certificate wanted", during), true
 		case code == alertProtocolVersion:
 			return down(rota.ClassTLS, "%s: the target offers neither TLS 1.2 nor 1.3", during), true
+		case code == alertNoProtocol:
+			return down(rota.ClassTLS, "%s: the target does not offer %s", during, r.protocol()), true
 		case code == alertUnrecognizedName:
 			return down(rota.ClassTLS, "%s: the target does not know the server name %s", during, r.serverName()), true
 		}
-		return down(rota.ClassTLS, "%s: alert %d (%s)", during, code, strings.TrimPrefix(op.Err.Error(), "tls: ")), true
+		return down(rota.ClassTLS, "%s: alert %d (%s)", during, code, text), true
 	}
 	if during == "tls" {
 		switch {

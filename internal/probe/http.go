@@ -57,6 +57,9 @@ func prepareHTTP(q *question) error {
 	if d := c.DrainHeader; d != "" && d != "-" && !token(d) {
 		errs = append(errs, fmt.Errorf("drain_header %q is no name of a header field", d))
 	}
+	if c.HTTP2 && (c.Reuse || c.Watch) {
+		errs = append(errs, errors.New("reuse and watch are for HTTP/1.1; leave out http2"))
+	}
 	errs = append(errs, authFault(c))
 	if len(c.JSON) > rota.MaxJSONRules {
 		errs = append(errs, fmt.Errorf("more than %d rules on JSON", rota.MaxJSONRules))
@@ -89,7 +92,7 @@ func authFault(c *rota.Check) error {
 	return nil
 }
 
-// probeHTTP asks one page on a fresh connection and judges the answer. It speaks HTTP/1.1 by itself over a connection it owns, so
+// probeHTTP asks one page, on a fresh connection unless the check has it otherwise, and judges the answer. It speaks HTTP/1.1 by itself over a connection it owns, so
 // that one deadline and one byte limit hold for everything; net/http only parses.
 func probeHTTP(ctx context.Context, r *run) finding {
 	c := &r.q.check
@@ -141,35 +144,83 @@ func defaultPort(tls bool) uint16 {
 
 // fetch asks one page. It returns the page to ask next when the answer is a redirect that may be followed.
 func (r *run) fetch(ctx context.Context, p page) (finding, *page) {
-	raw, stop, err := r.dial(ctx)
+	if k, release := r.resume(ctx, p); k != nil {
+		a := r.exchange(k.conn, p)
+		// A server may close a connection that waits at any time (RFC 9112 §9.5), also while the request is on its way.
+		again := a.err != nil && !a.begun && !timedOut(a.err) && ctx.Err() == nil
+		f, next := finding{}, (*page)(nil)
+		if !again {
+			f, next = r.settle(ctx, p, a)
+		}
+		release()
+		if again || next != nil || !a.whole || !r.keep(ctx, k, k.conn, k.link) {
+			k.close()
+		}
+		if !again {
+			return f, next
+		}
+		r.trace.begin("again")("the kept connection had ended")
+	}
+	raw, release, err := r.connect(ctx)
 	if err != nil {
 		return r.fault(ctx, "connect", err), nil
 	}
-	defer stop()
+	outlives := false
+	defer func() {
+		release()
+		if !outlives {
+			_ = raw.Close()
+		}
+	}()
 	var c net.Conn = raw
 	if p.tls {
 		t, bad := r.handshake(ctx, raw)
 		if bad != nil {
 			return *bad, nil
 		}
+		if r.q.check.HTTP2 && !speaks2(t) {
+			return down(rota.ClassTLS, "tls: the target does not offer h2"), nil
+		}
 		c = t
 	}
+	exchange := r.exchange
+	if r.q.check.HTTP2 {
+		exchange = r.exchange2
+	}
+	a := exchange(c, p)
+	f, next := r.settle(ctx, p, a)
+	if a.whole && next == nil {
+		release()
+		outlives = r.keep(ctx, nil, c, raw)
+	}
+	return f, next
+}
+
+// settle notes and judges what came back.
+func (r *run) settle(ctx context.Context, p page, a answer) (f finding, next *page) {
+	r.trace.Received, r.trace.ReceivedSize = firstLines(r.conceal(a.head)), len(a.body)
+	r.aside(len(a.body), func() { f, next = r.weigh(ctx, p, a) })
+	return r.discreet(f, a), next
+}
+
+// exchange asks p over HTTP/1.1.
+func (r *run) exchange(c net.Conn, p page) answer {
 	request := r.request(p)
 	r.trace.Sent = firstLines(r.conceal(request))
 	done := r.trace.begin("request")
-	_, err = c.Write(request)
+	_, err := c.Write(request)
 	done(p.method + " " + p.path)
-	if err != nil {
-		// A server may answer and close before it has read the request; what it said counts more than the broken pipe.
-		var n net.Error
-		if errors.As(err, &n) && n.Timeout() {
-			return r.fault(ctx, "request", err), nil
-		}
+	if err != nil && timedOut(err) {
+		return answer{err: err, unsent: true}
 	}
-	a := r.answer(c, p.method)
-	r.trace.Received, r.trace.ReceivedSize = firstLines(r.conceal(a.head)), len(a.body)
-	f, next := r.weigh(ctx, p, a)
-	return r.discreet(f, a), next
+	return r.answer(func(begun func()) answer { return readAnswer(c, p.method, r.q.maxBody, begun) })
+}
+
+// timedOut reports whether a request could not be sent in time. For any other error there may be an answer: a server may answer and close
+// before it has read the request, and what it said counts more than the broken pipe.
+func timedOut(err error) bool {
+	n, ok := errors.AsType[net.Error](err)
+	return ok && n.Timeout()
 }
 
 // weigh judges what came back. It returns the page to ask next when that is a redirect that may be followed.
@@ -205,45 +256,53 @@ func (q *question) leaves(a answer) (finding, bool) {
 	return finding{}, false
 }
 
-// request is the page's request on the wire. Accept-Encoding asks for no compression; an answer that is compressed all the same is
-// judged as it came, never unpacked.
-func (r *run) request(p page) []byte {
-	var b bytes.Buffer
-	fields := map[string]bool{}
-	host := p.host
-	for _, h := range r.q.check.Header {
-		fields[strings.ToLower(h.Name)] = true
-		if strings.EqualFold(h.Name, "Host") {
-			host = h.Value
-		}
-	}
-	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", p.method, p.path, host)
-	for _, h := range []rota.Header{
+// fields are those of the page's request, Host first. Accept-Encoding asks for no compression; an answer that is compressed all the same
+// is judged as it came, never unpacked.
+func (r *run) fields(p page) []rota.Header {
+	fields := make([]rota.Header, 1, len(r.q.check.Header)+6)
+	fields[0] = rota.Header{Name: "Host", Value: p.host}
+	for _, d := range []rota.Header{
 		{Name: "User-Agent", Value: r.p.userAgent},
 		{Name: "Accept", Value: "*/*"},
 		{Name: "Accept-Encoding", Value: "identity"},
 	} {
-		if !fields[strings.ToLower(h.Name)] {
-			fmt.Fprintf(&b, "%s: %s\r\n", h.Name, h.Value)
+		if !slices.ContainsFunc(r.q.check.Header, func(h rota.Header) bool { return strings.EqualFold(h.Name, d.Name) }) {
+			fields = append(fields, d)
 		}
 	}
 	for _, h := range r.q.check.Header {
 		switch strings.ToLower(h.Name) {
-		case "host", "connection", "content-length", "transfer-encoding":
+		case "host":
+			fields[0].Value = h.Value
+			continue
+		case "connection", "content-length", "transfer-encoding":
 			continue // these are about this connection, not about the question
 		}
 		if p.alien && secret(h.Name) {
 			continue
 		}
-		fmt.Fprintf(&b, "%s: %s\r\n", h.Name, h.Value)
+		fields = append(fields, h)
 	}
 	if p.auth != "" {
-		fmt.Fprintf(&b, "Authorization: %s\r\n", p.auth)
+		fields = append(fields, rota.Header{Name: "Authorization", Value: p.auth})
 	}
 	if hasBody(p.method) {
-		fmt.Fprintf(&b, "Content-Length: %d\r\n", len(p.data))
+		fields = append(fields, rota.Header{Name: "Content-Length", Value: strconv.Itoa(len(p.data))})
 	}
-	b.WriteString("Connection: close\r\n\r\n")
+	return fields
+}
+
+// request is the page's request on the wire.
+func (r *run) request(p page) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\n", p.method, p.path)
+	for _, f := range r.fields(p) {
+		fmt.Fprintf(&b, "%s: %s\r\n", f.Name, f.Value)
+	}
+	if !r.keeps() {
+		b.WriteString("Connection: close\r\n")
+	}
+	b.WriteString("\r\n")
 	b.WriteString(p.data)
 	return b.Bytes()
 }
@@ -265,14 +324,16 @@ type answer struct {
 	body   []byte // at most maxBody bytes
 	begun  bool   // at least one byte came
 	inBody bool   // the head was whole
+	unsent bool   // the request was not sent whole
+	whole  bool   // nothing more comes, and the connection stays open (RFC 9112 §9.3)
 	err    error
 }
 
-// answer reads heads until one is final, then the body until its end, the limit or an error.
-func (r *run) answer(c io.Reader, method string) answer {
+// answer reads what comes back, and notes when it began.
+func (r *run) answer(read func(begun func()) answer) answer {
 	first := r.trace.begin("first byte")
 	rest := func(string) {}
-	a := readAnswer(c, method, r.q.maxBody, func() {
+	a := read(func() {
 		first("")
 		rest = r.trace.begin("body")
 	})
@@ -294,16 +355,24 @@ func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
 	if err != nil && len(body) < maxBody {
 		a.err = err
 	}
+	a.whole = err == nil && len(body) < maxBody && in.lasts && in.rest.Buffered() == 0
 	return a
+}
+
+// content is the body of an answer.
+type content struct {
+	io.Reader
+	rest  *bufio.Reader // what came behind it
+	lasts bool          // the target means to keep the connection
 }
 
 // answerHead reads heads until one is final and returns the body that follows it: nil when there is none to read, because of a.err or because
 // the protocol was switched.
-func answerHead(c io.Reader, method string, begun func()) (answer, io.Reader) {
+func answerHead(c io.Reader, method string, begun func()) (answer, *content) {
 	var a answer
 	in := &headReader{r: c, left: maxHTTPHead, keep: maxHead}
 	br := bufio.NewReaderSize(in, 4<<10)
-	fail := func(err error) (answer, io.Reader) {
+	fail := func(err error) (answer, *content) {
 		a.head = in.kept
 		switch {
 		case in.exceeded:
@@ -341,7 +410,7 @@ func answerHead(c io.Reader, method string, begun func()) (answer, io.Reader) {
 	if a.status == http.StatusSwitchingProtocols {
 		return a, nil
 	}
-	return a, response.Body
+	return a, &content{response.Body, br, !response.Close && response.ProtoAtLeast(1, 1)}
 }
 
 // headReader lets at most left bytes through until it is unbound, and keeps the first of them.
@@ -377,6 +446,10 @@ func (h *headReader) Read(b []byte) (int, error) {
 // answerFault judges an answer that ended in an error.
 func (r *run) answerFault(ctx context.Context, a answer) finding {
 	switch {
+	case a.unsent:
+		return r.fault(ctx, "request", a.err)
+	case errors.Is(a.err, errStreamReset):
+		return down(rota.ClassReset, "answer: %v", a.err)
 	case errors.Is(a.err, errHeadTooLarge), errors.Is(a.err, errInterim):
 		return down(rota.ClassProtocol, "answer: %v", a.err)
 	case !a.begun && errors.Is(a.err, io.EOF):

@@ -185,18 +185,18 @@ func TestHTTPAuth(t *testing.T) {
 		auth   rota.Auth
 		reason string
 	}{
-		{rota.Auth{Secret: "file:/other"}, "permission: secret file:/other: this machine's own configuration does not name it"},
-		{rota.Auth{User: "ops", Secret: "file:/nl"}, "permission: secret file:/nl has a control character; a password or a token is one line"},
-		{rota.Auth{User: "ops", Secret: "file:/empty"}, "permission: secret file:/empty is empty"},
-		{rota.Auth{User: "ops", Secret: "file:/long"}, "permission: secret file:/long is longer than 4096 bytes"},
-		{rota.Auth{Secret: "file:/p"}, "permission: secret file:/p is no bearer token, which has letters, digits and -._~+/ only, and = at its end; for a password name its user"},
+		{rota.Auth{Secret: "file:/other"}, "permission: auth: this machine's own configuration does not name it"},
+		{rota.Auth{User: "ops", Secret: "file:/nl"}, "permission: auth: secret file:/nl has a control character; a password or a token is one line"},
+		{rota.Auth{User: "ops", Secret: "file:/empty"}, "permission: auth: secret file:/empty is empty"},
+		{rota.Auth{User: "ops", Secret: "file:/long"}, "permission: auth: secret file:/long is longer than 4096 bytes"},
+		{rota.Auth{Secret: "file:/p"}, "permission: auth: secret file:/p is no bearer token, which has letters, digits and -._~+/ only, and = at its end; for a password name its user"},
 		{rota.Auth{User: "ops"}, ": the check cannot be asked: auth names a user without a secret"},
 		{rota.Auth{User: "o:ps", Secret: "file:/p"}, `: the check cannot be asked: auth: user "o:ps" has a colon or a control character (RFC 7617 §2)`},
 		{rota.Auth{User: "o\nps", Secret: "file:/p"}, `: the check cannot be asked: auth: user "o\nps" has a colon or a control character (RFC 7617 §2)`},
 	} {
 		expect(t, o, at, rota.Check{Kind: rota.KindHTTP, Auth: c.auth}, "unknown "+c.reason)
 	}
-	expect(t, Options{}, at, rota.Check{Kind: rota.KindHTTP, Auth: rota.Auth{Secret: "env:T"}}, "unknown permission: secret env:T: no secrets are read here")
+	expect(t, Options{}, at, rota.Check{Kind: rota.KindHTTP, Auth: rota.Auth{Secret: "env:T"}}, "unknown permission: auth: no secrets are read here")
 	expect(t, o, at, rota.Check{Kind: rota.KindHTTP, Auth: rota.Auth{Secret: "env:T"}, Header: []rota.Header{{Name: "authorization", Value: "x"}}},
 		"unknown : the check cannot be asked: auth and a header Authorization: leave out one")
 	if len(seen) > 0 {

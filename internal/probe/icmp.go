@@ -161,19 +161,37 @@ func failure6(typ, code byte) string {
 // result is the answer to one echo request.
 type result struct {
 	at      time.Time
-	failure string
+	failure string // in words, when an error message came
+	err     error  // why the request was not sent
 }
 
 // waiting is one echo request without an answer.
 type waiting struct {
 	addr   netip.Addr
 	answer chan<- result // with room for it
+	seat   seat          // of who waits; nil: it has a goroutine
+}
+
+// end gives the answer to who waits.
+func (w waiting) end(r result) {
+	w.answer <- r
+	if w.seat != nil {
+		w.seat.wake()
+	}
+}
+
+// outbox sends the requests of a socket and takes the answers, many at a time, in place of its connection.
+type outbox interface {
+	// queue sends a request soon. A failure is given to who waits for the answer. The caller holds the socket's mu.
+	queue(number uint64, addr netip.Addr, seated bool)
+	close()
 }
 
 // pinger holds the ICMP sockets: one a family, opened at the first echo request of it, shared by all targets.
 type pinger struct {
-	log  *slog.Logger
-	open func(six bool) (*socket, error)
+	log   *slog.Logger
+	open  func(six bool) (*socket, error)
+	adopt func(*socket) (outbox, error) // makes the outbox of a new socket; nil: it is read by a goroutine
 
 	mu     sync.Mutex // guards what follows
 	socks  [2]*socket // IPv4, IPv6
@@ -185,7 +203,8 @@ func newPinger(log *slog.Logger) *pinger { return &pinger{log: log, open: openSo
 
 // socket is one ICMP socket with the requests that wait for an answer on it.
 type socket struct {
-	conn     net.PacketConn
+	conn     net.PacketConn // unless it has an outbox
+	outbox   outbox
 	six      bool
 	raw      bool   // else a ping socket: the kernel chooses the id and checks it
 	id       uint16 // of our requests on a raw socket
@@ -234,14 +253,22 @@ func unsupported(err error) bool {
 	return errors.Is(err, syscall.EPROTONOSUPPORT) || errors.Is(err, syscall.EAFNOSUPPORT)
 }
 
-func rawConn(c *icmp.PacketConn) (interface{ SetReadBuffer(int) error }, bool) {
-	if p := c.IPv4PacketConn(); p != nil {
-		b, ok := p.PacketConn.(interface{ SetReadBuffer(int) error })
-		return b, ok
-	}
-	if p := c.IPv6PacketConn(); p != nil {
-		b, ok := p.PacketConn.(interface{ SetReadBuffer(int) error })
-		return b, ok
+// kernelConn is what the connections of package net offer beside net.PacketConn.
+type kernelConn interface {
+	syscall.Conn
+	SetReadBuffer(int) error
+}
+
+func rawConn(c net.PacketConn) (kernelConn, bool) {
+	if c, ok := c.(*icmp.PacketConn); ok {
+		if p := c.IPv4PacketConn(); p != nil {
+			k, ok := p.PacketConn.(kernelConn)
+			return k, ok
+		}
+		if p := c.IPv6PacketConn(); p != nil {
+			k, ok := p.PacketConn.(kernelConn)
+			return k, ok
+		}
 	}
 	return nil, false
 }
@@ -283,9 +310,16 @@ func (p *pinger) socket(six bool) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p.adopt != nil {
+		if s.outbox, err = p.adopt(s); err != nil {
+			_ = s.conn.Close()
+			return nil, err
+		}
+	} else {
+		p.wg.Go(s.read)
+	}
 	p.socks[i] = s
 	p.log.Debug("icmp socket open", "ipv6", six, "raw", s.raw)
-	p.wg.Go(s.read)
 	return s, nil
 }
 
@@ -294,10 +328,15 @@ func (p *pinger) close() {
 	p.mu.Lock()
 	p.closed = true
 	for _, s := range p.socks {
-		if s != nil {
+		switch {
+		case s == nil:
+		case s.outbox != nil:
+			s.outbox.close()
+		default:
 			_ = s.conn.Close()
 		}
 	}
+	p.socks = [2]*socket{}
 	p.mu.Unlock()
 	p.wg.Wait()
 }
@@ -363,26 +402,36 @@ func (s *socket) take(b []byte, from netip.Addr, at time.Time) {
 		return
 	}
 	delete(s.waiting, number)
-	w.answer <- result{at: at, failure: e.failure}
+	w.end(result{at: at, failure: e.failure})
 }
 
-// send sends one echo request; the answer, if one comes, goes to the channel, which must have room. Forget ends the wait.
-func (s *socket) send(addr netip.Addr, answer chan<- result) (forget func(), err error) {
+// send sends one echo request and returns its number; the answer, if one comes, goes to w, whose channel must have room. forget ends
+// the wait.
+func (s *socket) send(w waiting) (number uint64, err error) {
 	s.mu.Lock()
 	s.number++
-	number := s.number
-	s.waiting[number] = waiting{addr, answer}
-	s.mu.Unlock()
-	forget = func() {
-		s.mu.Lock()
-		delete(s.waiting, number)
+	number = s.number
+	s.waiting[number] = w
+	if s.outbox != nil {
+		s.outbox.queue(number, w.addr, w.seat != nil)
 		s.mu.Unlock()
+		return number, nil
 	}
-	if _, err := s.conn.WriteTo(s.request(number), s.address(addr)); err != nil {
-		forget()
-		return nil, err
+	s.mu.Unlock()
+	b := make([]byte, echoSize)
+	s.request(b, number)
+	if _, err := s.conn.WriteTo(b, s.address(w.addr)); err != nil {
+		s.forget(number)
+		return 0, err
 	}
-	return forget, nil
+	return number, nil
+}
+
+// forget ends the wait for the answer to a request.
+func (s *socket) forget(number uint64) {
+	s.mu.Lock()
+	delete(s.waiting, number)
+	s.mu.Unlock()
 }
 
 func (s *socket) address(addr netip.Addr) net.Addr {
@@ -392,10 +441,9 @@ func (s *socket) address(addr netip.Addr) net.Addr {
 	return &net.UDPAddr{IP: addr.AsSlice(), Zone: addr.Zone()}
 }
 
-// request is an echo request on the wire. The kernel fills in the checksum of ICMPv6.
-func (s *socket) request(number uint64) []byte {
-	b := make([]byte, echoSize)
-	b[0] = echoRequest4
+// request writes an echo request as it is on the wire into the first echoSize bytes of b. The kernel fills in the checksum of ICMPv6.
+func (s *socket) request(b []byte, number uint64) {
+	b[0], b[1], b[2], b[3] = echoRequest4, 0, 0, 0
 	if s.six {
 		b[0] = echoRequest6
 	}
@@ -404,9 +452,8 @@ func (s *socket) request(number uint64) []byte {
 	copy(b[8:], s.identity[:])
 	binary.BigEndian.PutUint64(b[8+identitySize:], number)
 	if !s.six {
-		binary.BigEndian.PutUint16(b[2:], checksum(b))
+		binary.BigEndian.PutUint16(b[2:], checksum(b[:echoSize]))
 	}
-	return b
 }
 
 // checksum is that of RFC 1071 over an even number of bytes.
@@ -432,32 +479,25 @@ func probeICMP(ctx context.Context, r *run) finding {
 	gap := max(min(time.Second, r.q.check.Timeout/time.Duration(2*count)), 1)
 	var log bytes.Buffer
 	answers := make(chan result, count) // shared by all requests: each is answered at most once
-	next := time.NewTicker(gap)
-	defer next.Stop()
+	var numbers [rota.MaxCount]uint64
 	sent, got, failed, failure := 0, 0, 0, ""
+	defer func() {
+		for _, n := range numbers[:sent] {
+			s.forget(n)
+		}
+	}()
 	done := r.trace.begin("echo")
 	finish := func() {
 		done(fmt.Sprintf("%d sent, %d answered", sent, got))
 		r.trace.Received, r.trace.ReceivedSize = escape(log.Bytes(), maxHead), got*echoSize
 	}
 	begun := time.Now()
-	request := func() *finding {
-		forget, err := s.send(r.addr, answers)
-		if err != nil {
-			f := r.fault(ctx, "echo", err)
-			return &f
-		}
-		context.AfterFunc(ctx, forget)
-		sent++
-		return nil
-	}
-	if f := request(); f != nil {
-		finish()
-		return *f
-	}
 	deadline, bounded := ctx.Deadline()
+	var unsent error
 	take := func(a result) {
 		switch {
+		case a.err != nil:
+			unsent = a.err
 		case bounded && a.at.After(deadline): // it was there to be looked at, but too late
 		case a.failure == "":
 			got++
@@ -468,29 +508,31 @@ func probeICMP(ctx context.Context, r *run) finding {
 			fmt.Fprintf(&log, "error after %v: %s\n", a.at.Sub(begun).Round(time.Microsecond), failure)
 		}
 	}
-	tick := next.C
-	for got+failed < count {
-		if sent == count {
-			tick = nil
-		}
-		select {
-		case <-tick:
-			if f := request(); f != nil {
-				finish()
-				return *f
+	for next := begun; got+failed < count && unsent == nil; {
+		if sent < count && (sent == 0 || !time.Now().Before(next)) {
+			if numbers[sent], unsent = s.send(waiting{addr: r.addr, answer: answers, seat: r.seat}); unsent != nil {
+				break
 			}
-			continue
-		case a := <-answers:
+			sent++
+			next = next.Add(gap)
+		}
+		until := next
+		if sent == count {
+			until = deadline
+		}
+		if a, ok := r.await(ctx, answers, until); ok {
 			take(a)
-			continue
-		case <-ctx.Done():
+		} else if ctx.Err() != nil {
 			for len(answers) > 0 { // what came in time counts, however busy this process was
 				take(<-answers)
 			}
+			break
 		}
-		break
 	}
 	finish()
+	if unsent != nil {
+		return r.fault(ctx, "echo", unsent)
+	}
 	if r.parent.Err() != nil {
 		return unknown(rota.ClassCancelled, "cancelled")
 	}
@@ -506,6 +548,35 @@ func probeICMP(ctx context.Context, r *run) finding {
 		return up("lost %d of %d", lost, count)
 	}
 	return up("reply")
+}
+
+// await returns the next answer, or none when the time has come, the context has ended or, on a seat, when it has to be asked again.
+// Without a time it waits as long as the context does.
+func (r *run) await(ctx context.Context, answers <-chan result, until time.Time) (result, bool) {
+	if r.seat != nil {
+		if len(answers) == 0 {
+			r.seat.wait(until)
+		}
+		select {
+		case a := <-answers:
+			return a, true
+		default:
+			return result{}, false
+		}
+	}
+	var at <-chan time.Time
+	if !until.IsZero() {
+		timer := time.NewTimer(time.Until(until))
+		defer timer.Stop()
+		at = timer.C
+	}
+	select {
+	case a := <-answers:
+		return a, true
+	case <-at:
+	case <-ctx.Done():
+	}
+	return result{}, false
 }
 
 // socketFault says what to do when there is no ICMP socket.

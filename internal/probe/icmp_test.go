@@ -40,9 +40,16 @@ func TestPingWithoutPermission(t *testing.T) {
 	}
 }
 
+// request makes a request of s.
+func request(s *socket, number uint64) []byte {
+	b := make([]byte, echoSize)
+	s.request(b, number)
+	return b
+}
+
 // reply makes the answer to a request of s.
 func reply(s *socket, number uint64, change func([]byte)) []byte {
-	b := s.request(number)
+	b := request(s, number)
 	b[0] = echoReply4
 	if s.six {
 		b[0] = echoReply6
@@ -57,7 +64,7 @@ func quote4(s *socket, number uint64, dst netip.Addr, change func([]byte)) []byt
 	b[0], b[1], b[8], b[17] = unreachable4, 1, 0x45, protocol4
 	a := dst.As4()
 	copy(b[24:], a[:])
-	b = append(b, s.request(number)...)
+	b = append(b, request(s, number)...)
 	change(b)
 	return b
 }
@@ -80,7 +87,7 @@ func TestPingTakesOnlyItsOwn(t *testing.T) {
 		{"late", addr, func(s *socket) []byte { return reply(s, 6, same) }, false},
 		{"number beyond", addr, func(s *socket) []byte { return reply(s, 7+1<<16, same) }, false},
 		{"short", addr, func(s *socket) []byte { return reply(s, 7, same)[:20] }, false},
-		{"request", addr, func(s *socket) []byte { return s.request(7) }, false},
+		{"request", addr, func(s *socket) []byte { return request(s, 7) }, false},
 		{"unreachable", other, func(s *socket) []byte { return quote4(s, 7, addr, same) }, true},
 		{"unreachable, short quote", other, func(s *socket) []byte { return quote4(s, 7, addr, same)[:36] }, true},
 		{"unreachable, other flow", other, func(s *socket) []byte { return quote4(s, 7, other, same) }, false},
@@ -90,7 +97,7 @@ func TestPingTakesOnlyItsOwn(t *testing.T) {
 		s := &socket{raw: true, id: 0x1234, number: 7, waiting: map[uint64]waiting{}}
 		s.identity[0] = 9
 		got := make(chan result, 1)
-		s.waiting[7] = waiting{addr, got}
+		s.waiting[7] = waiting{addr: addr, answer: got}
 		s.take(c.make(s), c.from, time.Now())
 		s.take(c.make(s), c.from, time.Now()) // a duplicate is dropped: the channel has room for one
 		if taken := len(got) == 1; taken != c.want {
@@ -101,7 +108,7 @@ func TestPingTakesOnlyItsOwn(t *testing.T) {
 
 func FuzzParseEcho(f *testing.F) {
 	s := &socket{id: 1}
-	f.Add(s.request(1), false)
+	f.Add(request(s, 1), false)
 	f.Add(quote4(s, 1, netip.MustParseAddr("192.0.2.1"), func([]byte) {}), false)
 	f.Add(make([]byte, 56), true)
 	f.Fuzz(func(t *testing.T, b []byte, six bool) {

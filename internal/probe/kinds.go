@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
@@ -23,19 +24,24 @@ type kind struct {
 	// prepare makes ready what all probes of a check share, and puts it into question.ready. It may be nil.
 	prepare  func(*question) error
 	portless bool
+	// seated: it waits for nothing but by its seat, its context's deadline or the connection that run.dial gave it, and computes little
+	// between two waits, so that it needs no goroutine.
+	seated bool
 }
 
 // kinds holds the kinds that are probed.
 var kinds = map[rota.Kind]kind{
-	rota.KindHTTP:  {probe: probeHTTP, prepare: prepareHTTP},
+	rota.KindHTTP:  {probe: probeHTTP, prepare: prepareHTTP, seated: true},
 	rota.KindHTTPS: {probe: probeHTTP, prepare: prepareHTTP},
-	rota.KindTCP:   {probe: probeTCP},
+	rota.KindTCP:   {probe: probeTCP, seated: true},
 	rota.KindTLS:   {probe: probeTLS},
-	rota.KindICMP:  {probe: probeICMP, portless: true},
+	rota.KindICMP:  {probe: probeICMP, portless: true, seated: true},
 
 	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter},
 	rota.KindDNS:          {probe: probeDNS, prepare: prepareDNS},
-	rota.KindAgentCheck:   {probe: probeAgentCheck},
+	rota.KindGRPC:         {probe: probeGRPC, prepare: prepareGRPC},
+	rota.KindExec:         {probe: probeExec, prepare: prepareExec, portless: true},
+	rota.KindAgentCheck:   {probe: probeAgentCheck, seated: true},
 }
 
 // question is a check made ready to be asked; targets that ask the same thing share it.
@@ -49,6 +55,8 @@ type question struct {
 	maxBody      int
 	ready        any   // what the kind prepared
 	unusable     error // why it can never be asked
+
+	material atomic.Pointer[material] // of handshakes, as last read
 }
 
 // newQuestion compiles c. What the configuration should have refused becomes question.unusable, and then every probe is unknown
@@ -109,6 +117,9 @@ func newQuestion(c rota.Check) *question {
 			errs = append(errs, err)
 		}
 	}
+	if c.ClientKey != "" && c.ClientCert == "" {
+		errs = append(errs, errors.New("client_key without client_cert"))
+	}
 	if strings.ContainsFunc(c.Host, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`/@\?#`, r) }) {
 		errs = append(errs, fmt.Errorf("host %q is not valid", c.Host))
 	}
@@ -149,22 +160,35 @@ type run struct {
 	addr      netip.Addr
 	parent    context.Context // ends when the probe is no longer wanted; the probe's own context ends at the deadline too
 	ping      *pinger
+	seat      seat // where the probe runs; nil: it has a goroutine
+	confirms  bool // the watched connection has ended, and this probe sees whether the target has
 	trace     *Trace
 	memory    *memory // of the target, for this probe alone; nil beside the schedule
 	wantsCert bool    // the server asked for a client certificate
+	sentCert  bool    // and got one
 
 	credential []string // what the check says who asks with, in the forms that must not be shown
 }
 
 // memory is what a target's probe leaves for the next one. At most one probe of a target is in flight, and it alone touches it.
 type memory struct {
-	sample any // of kinds that compare two samples
+	sample any   // of kinds that compare two samples
+	kept   *kept // a connection that is still open
+
+	engine engine // holds what is kept; nil: nothing is
+	broke  func() // says that a watched connection has ended
 }
 
-// observe runs one probe of q at addr, whole: the deadline, the judgement of an overrun, the trace.
+// observe runs one probe of q at addr on the caller's goroutine, whole: the deadline, the judgement of an overrun, the trace.
 func (p *Prober) observe(parent context.Context, id rota.TargetID, addr netip.Addr, q *question, m *memory, ping *pinger) *Trace {
-	t := &Trace{Target: id, Kind: q.check.Kind, Address: addr, Port: q.check.Port, Started: time.Now()}
-	r := &run{p: p, q: q, addr: dialable(addr), parent: parent, ping: ping, trace: t, memory: m}
+	return p.observeIn(parent, job{id, addr, q, m}, ping, nil)
+}
+
+// observeIn does so on a seat.
+func (p *Prober) observeIn(parent context.Context, j job, ping *pinger, seat seat) *Trace {
+	q := j.q
+	t := &Trace{Target: j.id, Kind: q.check.Kind, Address: j.addr, Port: q.check.Port, Started: time.Now()}
+	r := &run{p: p, q: q, addr: dialable(j.addr), parent: parent, ping: ping, seat: seat, trace: t, memory: j.memory}
 	var f finding
 	switch err := p.forbidden(r.addr); {
 	case parent.Err() != nil:
@@ -173,11 +197,14 @@ func (p *Prober) observe(parent context.Context, id rota.TargetID, addr netip.Ad
 		f = unknown(rota.ClassNone, "the check cannot be asked: %v", q.unusable)
 	case err != nil:
 		f = unknown(rota.ClassPermission, "%v", err)
+	case seat != nil:
+		f = r.ask(seat.span(q.check.Timeout))
 	default:
 		ctx, cancel := context.WithTimeout(parent, q.check.Timeout)
 		f = r.ask(ctx)
 		cancel()
 	}
+	f.sure = f.sure || f.status == rota.Down && r.confirms
 	end := time.Now()
 	took := end.Sub(t.Started)
 	if f.status == rota.Down && took > q.check.Timeout+overrun {
@@ -228,22 +255,48 @@ func (p *Prober) forbidden(addr netip.Addr) error {
 // dial connects to the literal address of the target, never to a name and never by a proxy, and puts the total deadline on the
 // connection. The stop function must be called when done; it closes the connection.
 func (r *run) dial(ctx context.Context) (net.Conn, func(), error) {
-	done := r.trace.begin("connect")
-	d := net.Dialer{KeepAlive: -1}
-	if !r.q.listens() {
-		d.Control = holdAck // not when the target speaks first: it would wait for the ACK
+	c, release, err := r.connect(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
-	c, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, netip.AddrPortFrom(r.addr, r.q.check.Port))
+	return c, func() { release(); _ = c.Close() }, nil
+}
+
+// connect is dial for a connection that may outlive the probe: release takes the deadline off it, and does not close it.
+func (r *run) connect(ctx context.Context) (c net.Conn, release func(), err error) {
+	done := r.trace.begin("connect")
+	hold := !r.q.listens() // who waits for the target's first word would wait for the ACK
+	to := netip.AddrPortFrom(r.addr, r.q.check.Port)
+	if r.seat != nil {
+		c, err = r.seat.dial(to, hold)
+	} else {
+		d := net.Dialer{KeepAlive: -1}
+		if hold {
+			d.Control = holdAck
+		}
+		c, err = d.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
+	}
 	if err != nil {
 		done("failed")
 		return nil, nil, err
 	}
-	done(c.LocalAddr().String() + " to " + c.RemoteAddr().String())
+	done(ends(c))
+	return c, r.bind(ctx, c), nil
+}
+
+// bind puts the probe's deadline and its end on a connection.
+func (r *run) bind(ctx context.Context, c net.Conn) (release func()) {
+	if r.seat != nil {
+		r.seat.take(c)
+		return func() {}
+	}
 	deadline, _ := ctx.Deadline()
 	_ = c.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	return c, func() { stop(); _ = c.Close() }, nil
+	return func() { stop() }
 }
+
+func ends(c net.Conn) string { return c.LocalAddr().String() + " to " + c.RemoteAddr().String() }
 
 // listens reports whether the target speaks first.
 func (q *question) listens() bool {
@@ -259,18 +312,25 @@ func (q *question) listens() bool {
 // probeTCP connects and, when the check says so, sends and expects. A mere connect ends in RST, so that it leaves no TIME_WAIT
 // behind at either end.
 func probeTCP(ctx context.Context, r *run) finding {
-	c, stop, err := r.dial(ctx)
+	r.resume(ctx, page{}) // what was watched gives way to what is asked now
+	c, release, err := r.connect(ctx)
 	if err != nil {
 		return r.fault(ctx, "connect", err)
 	}
-	defer stop()
-	if r.q.check.Send == "" && r.q.expect == nil {
-		if tcp, ok := c.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0)
-		}
-		return up("connected")
+	f := up("connected")
+	mere := r.q.check.Send == "" && r.q.expect == nil
+	if !mere {
+		f = r.talk(ctx, c)
 	}
-	return r.talk(ctx, c)
+	release()
+	if f.status == rota.Up && r.q.check.Watch && r.keep(ctx, nil, c, c) {
+		return f
+	}
+	if c, ok := c.(interface{ SetLinger(int) error }); ok && mere {
+		_ = c.SetLinger(0)
+	}
+	_ = c.Close()
+	return f
 }
 
 // talk writes Send and reads until Expect matches, the target closes, MaxBody bytes have come or the deadline has passed.
@@ -288,7 +348,7 @@ func (r *run) talk(ctx context.Context, c net.Conn) finding {
 		return up("connected and sent")
 	}
 	done := r.trace.begin("expect")
-	m := matcher{re: r.q.expect, limit: r.q.maxBody}
+	m := matcher{re: r.q.expect, limit: r.q.maxBody, aside: r.aside}
 	err := m.read(c)
 	r.trace.Received, r.trace.ReceivedSize = escape(m.got, maxHead), len(m.got)
 	done(fmt.Sprintf("%d bytes", len(m.got)))
@@ -311,6 +371,7 @@ func (r *run) talk(ctx context.Context, c net.Conn) finding {
 type matcher struct {
 	re    *regexp.Regexp
 	limit int
+	aside func(n int, f func())
 	got   []byte
 	found bool
 	spent int // bytes matched against so far
@@ -324,7 +385,7 @@ func (m *matcher) try(last bool) bool {
 	}
 	m.spent += n
 	m.tried = n
-	m.found = m.re.Match(m.got)
+	m.aside(n, func() { m.found = m.re.Match(m.got) })
 	return m.found
 }
 

@@ -134,9 +134,8 @@ func prepareExporter(q *question) error {
 	}})
 	e.selector = newSelector(wanted)
 	if !q.check.NoPing {
-		g := *q
-		g.check.Count, g.check.Loss = 1, 0
-		e.gate = &g
+		e.gate = &question{key: q.key, check: q.check}
+		e.gate.check.Count, e.gate.check.Loss = 1, 0
 	}
 	if q.check.MaxBody <= 0 {
 		q.maxBody = rota.LimitMaxBody // nothing of it is kept
@@ -243,7 +242,7 @@ func probeExporter(ctx context.Context, r *run) finding {
 		return r.broken(*bad)
 	}
 	j := e.judge(last, now)
-	if j.later != "" && j.violated == "" && j.stale == "" {
+	if j.later != "" && j.stale == "" && (j.violated == "" || r.memory == nil) { // who asks beside the schedule wants to see all numbers
 		deadline, _ := ctx.Deadline()
 		if pause := min(firstSpan, time.Until(deadline)-2*now.took); pause >= minSpan {
 			r.wait(ctx, pause)
@@ -422,8 +421,8 @@ func (s slot) counter() float64 {
 	return math.NaN()
 }
 
-// span is what lies between two samples.
-type span struct {
+// stretch is what lies between two samples.
+type stretch struct {
 	time  time.Duration
 	stale bool  // the later page is the earlier one
 	err   error // why nothing can be told from the two
@@ -439,21 +438,21 @@ func slack(d time.Duration) time.Duration { return d/10 + 250*time.Millisecond }
 
 // since says what lies between an earlier sample and this one. Time is ours, which nobody sets. The page's own clock, or all counters of a page
 // that has none, tell whether it is a new page.
-func (s *sample) since(last *sample) span {
+func (s *sample) since(last *sample) stretch {
 	d := s.at.Sub(last.at)
 	was, err := last.clock.number("")
 	is, err2 := s.clock.number("")
 	if err != nil || err2 != nil {
-		return span{time: d, stale: s.counts() && s.same(last)}
+		return stretch{time: d, stale: s.counts() && s.same(last)}
 	}
 	moved := time.Duration((is - was) * 1e9)
 	if is == was {
-		return span{time: d, stale: true}
+		return stretch{time: d, stale: true}
 	}
 	if (moved - d).Abs() > slack(d) {
-		return span{time: d, err: later("the page's clock moved by %v in %v: it was set, or something on the way keeps pages", moved.Round(time.Millisecond), d.Round(time.Millisecond))}
+		return stretch{time: d, err: later("the page's clock moved by %v in %v: it was set, or something on the way keeps pages", moved.Round(time.Millisecond), d.Round(time.Millisecond))}
 	}
-	return span{time: d}
+	return stretch{time: d}
 }
 
 // counts reports whether the sample has a counter.
@@ -487,7 +486,7 @@ func say(to *string, format string, args ...any) {
 // judge applies the rules to a reading and to the sample before it, which may be nil.
 func (e *exporter) judge(last *sample, now *reading) judgement {
 	var j judgement
-	moved := span{err: later("one sample is not enough")}
+	moved := stretch{err: later("one sample is not enough")}
 	if last != nil {
 		if moved = now.since(last); moved.stale {
 			j.stale = fmt.Sprintf("the page is the same as %v before: it, or something on the way, shows old numbers", moved.time.Round(time.Millisecond))
@@ -519,7 +518,7 @@ func (e *exporter) judge(last *sample, now *reading) judgement {
 }
 
 // numbers returns the numbers that have to keep rule i, at least one, or why there are none.
-func (e *exporter) numbers(i int, last *sample, now *reading, moved span) ([]float64, error) {
+func (e *exporter) numbers(i int, last *sample, now *reading, moved stretch) ([]float64, error) {
 	p, own := e.rules[i], now.slots[i*slots:(i+1)*slots]
 	if p.NeedsCores() || p.Measure == rota.MeasureCPU {
 		switch {
@@ -551,7 +550,7 @@ func (e *exporter) numbers(i int, last *sample, now *reading, moved span) ([]flo
 }
 
 // busy is the percentage of time that cores were not idle: the mean of those in both samples.
-func (s *sample) busy(last *sample, moved span) (float64, error) {
+func (s *sample) busy(last *sample, moved stretch) (float64, error) {
 	if moved.err != nil {
 		return 0, moved.err
 	}
@@ -595,7 +594,7 @@ func free(p rota.ParsedRule, own []slot) (float64, error) {
 const impossible = 200
 
 // traffic is the percentage of an interface's speed that it receives and sends with.
-func (s *sample) traffic(i int, last *sample, moved span, own []slot) ([]float64, error) {
+func (s *sample) traffic(i int, last *sample, moved stretch, own []slot) ([]float64, error) {
 	for which, name := range [...]string{slotReceived: "node_network_receive_bytes_total", slotSent: "node_network_transmit_bytes_total"} {
 		if _, err := own[which].number(name); err != nil {
 			return nil, err

@@ -159,7 +159,7 @@ func TestExporterOverIPv6(t *testing.T) {
 		t.Log("no interface has a link-local address: ::1 alone is tried")
 	}
 	for _, host := range hosts {
-		f := newFakeOn(t, netip.AddrPortFrom(host, 0).String(), running(0.5))
+		f := newFakeOn(t, netip.AddrPortFrom(host, 0).String(), movingPage(0.5))
 		c := exporterCheck(rules("load1", "<= cores"))
 		c.NoPing = false
 		tr := expect(t, Options{}, netip.AddrPortFrom(host, f.at.Port()), c, "up ok: the rule holds")

@@ -69,7 +69,7 @@ type machine struct {
 	more           string
 }
 
-func quiet() machine {
+func quietMachine() machine {
 	return machine{
 		idle:  [2][]float64{{1000, 2000, 3000, 4000}, {1009, 2009, 3009, 4009}},
 		total: "8e+09", free: "4e+09", load: "0.5",
@@ -115,7 +115,7 @@ func TestExporterBoundaries(t *testing.T) {
 		set   func(*machine)
 		want  string // of the judgement: "" holds
 	}{
-		{"quiet", append(all, rules("net(eth0)", "< 80%", "mem_free(MemFree)", "> 1kB")...), func(*machine) {}, ""},
+		{"quietMachine", append(all, rules("net(eth0)", "< 80%", "mem_free(MemFree)", "> 1kB")...), func(*machine) {}, ""},
 		{"cpu 90", rules("cpu", "< 90%"), func(m *machine) { m.idle = [2][]float64{{100}, {101}} }, ""},
 		{"cpu 91", rules("cpu", "< 90%"), func(m *machine) { m.idle = [2][]float64{{100}, {100.9}} }, "violated: cpu 91 %, want < 90 %"},
 		{"cpu 90 of cores 100 and 80", rules("cpu", "< 90%"), func(m *machine) { m.idle = [2][]float64{{100, 100}, {100, 102}} }, ""},
@@ -172,7 +172,7 @@ func TestExporterBoundaries(t *testing.T) {
 		{"no such series", rules(`fs_avail{m="x"}`, "> 10"), func(m *machine) { m.more = "fs_avail{m=\"a\"} 20\n" }, "cannot: fs_avail{m=\"x\"}: the page has no such series"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := quiet()
+			m := quietMachine()
 			c.set(&m)
 			e := prepared(t, exporterCheck(c.rules))
 			first := e.at(t, 0, m.page(0))
@@ -197,7 +197,7 @@ func TestExporterBoundaries(t *testing.T) {
 
 // What the wire brings beside numbers, FAULTS P13: none of it is evidence, unless the check says that a broken exporter is.
 func TestExporterHostile(t *testing.T) {
-	page := quiet().page(0)
+	page := quietMachine().page(0)
 	packed := func(text string) string {
 		var b bytes.Buffer
 		w := gzip.NewWriter(&b)
@@ -206,7 +206,7 @@ func TestExporterHostile(t *testing.T) {
 		return b.String()
 	}
 	plain := func(change func(m *machine)) func(net.Conn) {
-		m := quiet()
+		m := quietMachine()
 		change(&m)
 		return answers(okHead + m.page(0))
 	}
@@ -304,6 +304,8 @@ func TestExporterDead(t *testing.T) {
 	expect(t, Options{}, at, check, "unknown exporter: exporter: connect: refused")
 	check.OnError = rota.Down
 	expect(t, Options{}, at, check, "down exporter: exporter: connect: refused")
+	// What this machine cannot do is nobody's fault but its own.
+	expect(t, Options{}, netip.MustParseAddrPort("[fe80::1]:9100"), check, "unknown unroutable: connect: fe80::1 is link-local; name its interface, as in fe80::1%eth0")
 }
 
 // outcome is a verdict without its reason.
@@ -332,13 +334,13 @@ func newFakeOn(t testing.TB, on string, page func() string) *fake {
 	return f
 }
 
-// running is a page of a machine whose counters move with real time; busy is the share of time that its cores are. It has no clock, so that
+// movingPage is a page of a machine whose counters move with real time; busy is the share of time that its cores are. It has no clock, so that
 // nothing but the counters can tell one page from another.
-func running(busy float64) func() string {
+func movingPage(busy float64) func() string {
 	begun := time.Now()
 	return func() string {
 		d := time.Since(begun).Seconds()
-		m := quiet()
+		m := quietMachine()
 		m.clock[0] = ""
 		m.user[0] += d * busy
 		for n := range m.idle[0] {
@@ -350,7 +352,7 @@ func running(busy float64) func() string {
 
 // The gate: a machine that does not answer ICMP is down, and its exporter is not asked; without permission to ask it is unknown.
 func TestExporterGate(t *testing.T) {
-	f := newFake(t, running(0.5))
+	f := newFake(t, movingPage(0.5))
 	check := exporterCheck(rules("load1", "<= cores"))
 	check.NoPing = false
 	tr := expect(t, Options{}, f.at, check, "up ok: the rule holds")
@@ -402,7 +404,7 @@ func (losing) Close() error                              { return nil }
 
 // Beside the schedule, and at the first probe, both samples are taken at once; later the sample of the last probe is the first.
 func TestExporterSamples(t *testing.T) {
-	f := newFake(t, running(0.25))
+	f := newFake(t, movingPage(0.25))
 	check := exporterCheck(rules("cpu", "< 90%", "load1", "<= cores"))
 	tr := expect(t, Options{}, f.at, check, "up ok: all 2 rules hold")
 	if f.asked.Load() != 2 {
@@ -425,7 +427,7 @@ func TestExporterSamples(t *testing.T) {
 	}
 	observe("up ok", 2)
 	observe("up ok", 1)
-	page := running(1)
+	page := movingPage(1)
 	f.page.Store(&page)
 	observe("down threshold", 2) // another machine's counters: they went back, so one sample is skipped
 	observe("down threshold", 1)
@@ -434,10 +436,26 @@ func TestExporterSamples(t *testing.T) {
 	stopped := func() string { return still }
 	f.page.Store(&stopped)
 	p.observe(t.Context(), "", f.at.Addr(), q, m, nil) // moved a little since the last probe
+	kept := m.sample
 	observe("unknown exporter", 1)
 	observe("unknown exporter", 1)
+	if m.sample != kept {
+		t.Error("an old page took the place of the sample that it is: its numbers would seem to be younger")
+	}
 	f.page.Store(&page)
 	observe("down threshold", 1)
+
+	// What does not hold at the first look is down without a second one, but for a person who wants to see all numbers.
+	loaded := check
+	loaded.Rules = rules("cpu", "< 90%", "load1", "< 0")
+	before := f.asked.Load()
+	if tr := p.observe(t.Context(), "", f.at.Addr(), newQuestion(loaded), &memory{}, nil); outcome(*tr) != "down threshold" || f.asked.Load() != before+1 {
+		t.Errorf("%s, asked %d times", verdict(*tr), f.asked.Load()-before)
+	}
+	tr = ask(t, Options{}, f.at, loaded)
+	if last := tr.Steps[len(tr.Steps)-1]; outcome(tr) != "down threshold" || !strings.HasPrefix(last.Note, "cpu ") {
+		t.Errorf("%s, last step %v, want all numbers", verdict(tr), last)
+	}
 
 	m.sample.(*sample).at = time.Now().Add(-time.Hour)
 	observe("down threshold", 2) // too old to tell of now

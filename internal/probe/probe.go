@@ -28,15 +28,25 @@ type Options struct {
 	// Secret reads what is at a place, or says why this machine does not: a place that its own configuration does not name is refused.
 	// Nil: there are none.
 	Secret func(rota.Place) ([]byte, error)
-	// Exec runs a command without a shell and ends it, with all it started, at the end of ctx or after limit. It refuses commands that
-	// this machine's own configuration does not name. Nil: there are none.
-	Exec func(ctx context.Context, argv, env []string, limit time.Duration) (ExecResult, error)
+	// Exec runs a command without a shell and returns when it and all that it started has ended: by itself, at its limit or when ctx
+	// ends. It refuses commands that this machine's own configuration does not name. Nil: there are none.
+	Exec func(context.Context, ExecCommand) (ExecResult, error)
 }
 
-// ExecResult is how a command ended.
+// ExecCommand is a command that a check wants to be run.
+type ExecCommand struct {
+	Check []string      // as the check has it, which is what a configuration allows
+	Argv  []string      // the program and its arguments
+	Env   []string      // NAME=value
+	Limit time.Duration // from its start
+}
+
+// ExecResult is how a command ended. The error that comes with it says why it did not end by itself: context.DeadlineExceeded at its limit.
 type ExecResult struct {
-	Code           int    // exit code; -1: killed by a signal
-	Stdout, Stderr []byte // the first of it, at most some kilobytes each
+	Started        bool          // false: nothing of it happened
+	Code           int           // exit code; -1: it did not end by itself
+	Stdout, Stderr []byte        // the first of it, at most some kilobytes each
+	Took           time.Duration // from its start to its end
 }
 
 // Defaults of Options.
@@ -64,10 +74,13 @@ type Prober struct {
 	forbid      []netip.Prefix
 	userAgent   string
 	secret      func(rota.Place) ([]byte, error)
-	exec        func(ctx context.Context, argv, env []string, limit time.Duration) (ExecResult, error)
-	probe       func(context.Context, *entry, *pinger) *Trace // observes an entry; tests of the schedule replace it
+	exec        func(context.Context, ExecCommand) (ExecResult, error)
+	probe       func(context.Context, *entry, *pinger) *Trace // tests of the schedule put it in the place of observe; nil otherwise
+
+	keepable int64 // connections that may outlive a probe, at most
 
 	// Shared by pointer.
+	keeping atomic.Int64 // connections that outlive a probe
 	report  atomic.Pointer[rota.Report]
 	running atomic.Bool
 
@@ -100,9 +113,7 @@ func New(o Options) *Prober {
 		userAgent: cmp.Or(o.UserAgent, "rota"), secret: newSecrets(o.Secret).get, exec: o.Exec,
 		set: make(chan struct{}, 1), changed: make(chan struct{}),
 		history: newHistory(o.History), stats: newTally(),
-	}
-	p.probe = func(ctx context.Context, e *entry, ping *pinger) *Trace {
-		return p.observe(ctx, e.id, e.addr, e.q, &e.memory, ping)
+		keepable: int64(descriptors() / 4),
 	}
 	p.report.Store(&rota.Report{Vantage: p.vantage, Opinions: []*rota.Opinion{}})
 	return p

@@ -24,11 +24,14 @@ type entry struct {
 	lazy    bool               // as rota.Target.Lazy
 	slow    bool               // its grid is that of the slow interval
 	heap    int                // index in the heap; -1: in flight
-	cancel  context.CancelFunc // of the probe in flight
+	cancel  context.CancelFunc // of the probe in flight, if it has a goroutine
 	gone    bool               // no longer wanted; kept only until its probe in flight has ended
 	stale   bool               // the probe in flight began before the target was dropped and wanted again: its outcome is void
 	sight   *sight
 	memory  memory
+	broken  bool  // its watched connection has ended while its probe was still in flight
+	hurried int64 // when a watched connection's end last brought a probe forward; 0: never
+	seat    seat  // of the probe in flight; owned by the engine
 }
 
 // queue is the heap of waiting entries, by due time.
@@ -68,6 +71,7 @@ const (
 type scheduler struct {
 	p         *Prober
 	ping      *pinger
+	engine    engine // nil: every probe has a goroutine
 	base      time.Time
 	entries   map[rota.TargetID]*entry
 	order     []*entry // sorted by id, without those gone
@@ -80,6 +84,7 @@ type scheduler struct {
 	dirty     bool      // the report is behind
 	reported  time.Time // when it was last made
 	damped    damped
+	ended     ended
 	woke      int64 // when the scheduler last came back from a stop; probes that began before and failed are not judged
 }
 
@@ -88,13 +93,24 @@ func newScheduler(p *Prober, ping *pinger) *scheduler {
 		p: p, ping: ping, base: time.Now(),
 		entries: map[rota.TargetID]*entry{}, questions: map[string]*question{},
 		done: make(chan finished, p.concurrency), woke: -1, seq: p.report.Load().Seq,
+		ended: ended{rang: make(chan struct{}, 1)},
 	}
 }
 
 func (s *scheduler) now() int64 { return int64(time.Since(s.base)) }
 
 func (s *scheduler) run(ctx context.Context) {
+	defer s.release()
 	defer s.wg.Wait()
+	if s.p.probe == nil {
+		var err error
+		if s.engine, err = newEngine(s.p, s.ping, s.done); err != nil {
+			s.p.log.Warn("no event loop: each probe has a goroutine", "err", err)
+		}
+	}
+	if s.engine != nil {
+		defer s.engine.close()
+	}
 	s.apply()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -108,6 +124,9 @@ func (s *scheduler) run(ctx context.Context) {
 		case <-s.p.set:
 			s.noticeStop(meant)
 			s.apply()
+		case <-s.ended.rang:
+			s.noticeStop(meant)
+			s.confirm()
 		case f := <-s.done:
 			s.noticeStop(meant)
 			s.finish(f)
@@ -233,11 +252,11 @@ func (s *scheduler) apply() {
 		dropped = append(dropped, id)
 		if e.heap < 0 {
 			e.gone = true
-			e.cancel()
+			s.cancel(e)
 			continue
 		}
 		heap.Remove(&s.waiting, e.heap)
-		delete(s.entries, id)
+		s.forget(e)
 	}
 	for _, e := range order { // questions still asked stay shared
 		if _, ok := questions[e.q.key]; !ok {
@@ -260,23 +279,113 @@ func (s *scheduler) apply() {
 }
 
 func (s *scheduler) start(ctx context.Context, e *entry, now int64) {
-	ctx, e.cancel = context.WithCancel(ctx)
 	s.flying++
 	s.p.mu.Lock()
 	s.p.stats.started(e.q.check.Kind, time.Duration(now-e.due))
 	s.p.mu.Unlock()
+	if e.memory.engine = s.engine; e.q.check.Watch && e.memory.broke == nil {
+		e.memory.broke = func() { s.ended.add(e) }
+	}
+	j := job{e.id, e.addr, e.q, &e.memory}
+	if s.engine != nil && j.seated() {
+		s.engine.start(e, j)
+		return
+	}
+	ctx, e.cancel = context.WithCancel(ctx)
 	s.wg.Go(func() {
-		t := s.p.probe(ctx, e, s.ping)
+		var t *Trace
+		if s.p.probe != nil {
+			t = s.p.probe(ctx, e, s.ping)
+		} else {
+			t = s.p.observeIn(ctx, j, s.ping, nil)
+		}
 		s.done <- finished{e, t} // there is room for every probe in flight
 	})
+}
+
+// forget gives up an entry without a probe in flight, and the connection kept for it.
+func (s *scheduler) forget(e *entry) {
+	if k := e.memory.kept; k != nil {
+		s.engine.release(k)
+	}
+	delete(s.entries, e.id)
+}
+
+// release closes the connections that are kept, once nothing else runs.
+func (s *scheduler) release() {
+	for _, e := range s.entries {
+		if k := e.memory.kept; k != nil {
+			k.close()
+		}
+	}
+}
+
+// ended collects the entries whose watched connections have ended.
+type ended struct {
+	rang chan struct{} // has room for one: there are some
+
+	mu   sync.Mutex // guards what follows
+	list []*entry
+}
+
+func (x *ended) add(e *entry) {
+	x.mu.Lock()
+	x.list = append(x.list, e)
+	x.mu.Unlock()
+	select {
+	case x.rang <- struct{}{}:
+	default: // the scheduler has not looked yet
+	}
+}
+
+// confirm brings the probes forward of those whose watched connection has ended: to now, but no more than one in a fast interval, so
+// that a server that closes idle connections is not stormed.
+func (s *scheduler) confirm() {
+	s.ended.mu.Lock()
+	list := s.ended.list
+	s.ended.list = nil
+	s.ended.mu.Unlock()
+	now := s.now()
+	for _, e := range list {
+		switch {
+		case e.gone:
+		case e.heap < 0:
+			e.broken = true
+		default:
+			s.hurry(e, now)
+		}
+	}
+}
+
+// hurry brings the next probe of e forward.
+func (s *scheduler) hurry(e *entry, now int64) {
+	at := now
+	if e.hurried != 0 {
+		at = max(at, e.hurried+int64(e.q.check.FastInterval))
+	}
+	if at < e.due {
+		e.due, e.slot, e.hurried = at, 0, at
+		heap.Fix(&s.waiting, e.heap)
+	}
+}
+
+// cancel ends the probe of e in flight.
+func (s *scheduler) cancel(e *entry) {
+	if e.cancel != nil {
+		e.cancel()
+		return
+	}
+	s.engine.cancel(e)
 }
 
 // finish takes the outcome of a probe and sets the next.
 func (s *scheduler) finish(f finished) {
 	e, t := f.e, f.trace
 	s.flying--
-	e.cancel()
-	e.cancel = nil
+	if e.cancel != nil {
+		e.cancel()
+		e.cancel = nil
+	}
 	o := t.Observation
 	began := int64(t.Started.Sub(s.base))
 	void := o.Status == rota.Down && began < s.woke
@@ -299,7 +408,7 @@ func (s *scheduler) finish(f finished) {
 	now := s.now()
 	switch {
 	case e.gone:
-		delete(s.entries, e.id)
+		s.forget(e)
 		return
 	case e.stale:
 		e.stale, e.slot = false, 0
@@ -311,6 +420,10 @@ func (s *scheduler) finish(f finished) {
 		s.next(e, began, now)
 	}
 	heap.Push(&s.waiting, e)
+	if e.broken {
+		e.broken = false
+		s.hurry(e, now)
+	}
 }
 
 // next sets when e is due again after a probe that began at began. While a change of mind is pending, that is a fast interval

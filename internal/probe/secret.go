@@ -79,15 +79,15 @@ func (r *run) authorization() (string, *finding) {
 	text := string(b)
 	switch {
 	case err != nil:
-		return refuse("secret %s: %v", a.Secret, err)
+		return refuse("auth: %v", err)
 	case text == "":
-		return refuse("secret %s is empty", a.Secret)
+		return refuse("auth: secret %s is empty", a.Secret)
 	case len(text) > maxCredential:
-		return refuse("secret %s is longer than %d bytes", a.Secret, maxCredential)
+		return refuse("auth: secret %s is longer than %d bytes", a.Secret, maxCredential)
 	case !fieldValue(text):
-		return refuse("secret %s has a control character; a password or a token is one line", a.Secret)
+		return refuse("auth: secret %s has a control character; a password or a token is one line", a.Secret)
 	case a.User == "" && !bearer(text):
-		return refuse("secret %s is no bearer token, which has letters, digits and -._~+/ only, and = at its end; for a password name its user", a.Secret)
+		return refuse("auth: secret %s is no bearer token, which has letters, digits and -._~+/ only, and = at its end; for a password name its user", a.Secret)
 	}
 	scheme, credential := "Bearer ", text
 	if a.User != "" {

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -36,7 +37,7 @@ func probeTLS(ctx context.Context, r *run) finding {
 }
 
 // clientCertificate finds out whether the certificate that the server asked for is required. With TLS 1.3 the handshake ends here
-// before the server has judged our lack of one; we say goodbye and read its last word (RFC 8446 §4.4.2.4): the alert, or its own
+// before the server has judged ours, or our lack of one; we say goodbye and read its last word (RFC 8446 §4.4.2.4): the alert, or its own
 // goodbye. Silence until the deadline is no alert.
 func (r *run) clientCertificate(ctx context.Context, c *tls.Conn) *finding {
 	_ = c.CloseWrite()
@@ -51,6 +52,10 @@ func (r *run) clientCertificate(ctx context.Context, c *tls.Conn) *finding {
 
 // handshake makes TLS of raw and judges the certificate before a byte is sent.
 func (r *run) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *finding) {
+	own, bad := r.material()
+	if bad != nil {
+		return nil, bad
+	}
 	done := r.trace.begin("tls")
 	conf := &tls.Config{
 		// The chain is judged below, after the handshake: the trace shows what the server sent even when it is not trusted,
@@ -61,6 +66,10 @@ func (r *run) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *finding)
 		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384, tls.CurveP521},
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			r.wantsCert = true
+			if own.certificate != nil {
+				r.sentCert = true
+				return own.certificate, nil
+			}
 			return &tls.Certificate{}, nil
 		},
 	}
@@ -68,8 +77,8 @@ func (r *run) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *finding)
 	if _, err := netip.ParseAddr(name); err != nil {
 		conf.ServerName = name // RFC 6066 §3: an address is not sent
 	}
-	if r.q.check.Kind == rota.KindHTTPS {
-		conf.NextProtos = []string{"http/1.1"}
+	if p := r.protocol(); p != "" {
+		conf.NextProtos = []string{p}
 	}
 	c := tls.Client(raw, conf)
 	if err := c.HandshakeContext(ctx); err != nil {
@@ -80,10 +89,21 @@ func (r *run) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *finding)
 	state := c.ConnectionState()
 	r.trace.TLS = tlsFacts(&state, conf.ServerName, r.wantsCert)
 	done(r.trace.TLS.Version + " " + r.trace.TLS.Cipher)
-	if f := r.judgeChain(state.PeerCertificates, name, time.Now()); f != nil {
+	if f := r.judgeChain(state.PeerCertificates, name, cmp.Or(own.roots, r.p.roots), time.Now()); f != nil {
 		return nil, f
 	}
 	return c, nil
+}
+
+// protocol is what is to be spoken after the handshake (RFC 7301); empty: the target need not say.
+func (r *run) protocol() string {
+	switch c := &r.q.check; {
+	case c.Kind == rota.KindGRPC, c.HTTP2:
+		return "h2"
+	case c.Kind == rota.KindHTTPS:
+		return "http/1.1"
+	}
+	return ""
 }
 
 // serverName is the name the certificate must carry: ServerName, else Host without its port, else the address.
@@ -111,15 +131,15 @@ func trimBrackets(s string) string {
 	return s
 }
 
-// judgeChain returns what is wrong with the certificates, or nil.
-func (r *run) judgeChain(chain []*x509.Certificate, name string, now time.Time) *finding {
+// judgeChain returns what is wrong with the certificates, or nil. Nil roots are the system's.
+func (r *run) judgeChain(chain []*x509.Certificate, name string, roots *x509.CertPool, now time.Time) *finding {
 	if len(chain) == 0 {
 		f := down(rota.ClassTLS, "tls: the target sent no certificate")
 		return &f
 	}
 	leaf := chain[0]
 	if v := r.q.check.Verify; v != rota.VerifyNone {
-		opt := x509.VerifyOptions{Roots: r.p.roots, CurrentTime: now, Intermediates: x509.NewCertPool()}
+		opt := x509.VerifyOptions{Roots: roots, CurrentTime: now, Intermediates: x509.NewCertPool()}
 		for _, c := range chain[1:min(len(chain), 2*maxChain)] {
 			opt.Intermediates.AddCert(c)
 		}

@@ -124,6 +124,42 @@ const (
 	hasty   = 150 * time.Millisecond
 )
 
+// probeBy probes a target once: as Prober.Once does, unless bothWays says otherwise.
+var probeBy = byGoroutine
+
+func byGoroutine(t *testing.T, p *Prober, x rota.Target) Trace { return p.Once(t.Context(), x) }
+
+// byEngine probes a target as the schedule does, where there is an engine for it.
+func byEngine(t *testing.T, p *Prober, x rota.Target) Trace {
+	t.Helper()
+	ping := newPinger(p.log)
+	defer ping.close()
+	done := make(chan finished, 1)
+	e, err := newEngine(p, ping, done)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := job{id: x.ID, addr: x.Address, q: newQuestion(x.Check)}
+	if e == nil || !j.seated() {
+		if e != nil {
+			e.close()
+		}
+		return byGoroutine(t, p, x)
+	}
+	defer e.close()
+	e.start(&entry{}, j)
+	f := <-done
+	return *f.trace
+}
+
+// bothWays runs a test with probes on a goroutine each and with probes in the engine: the findings are the same.
+func bothWays(t *testing.T, f func(t *testing.T)) {
+	t.Run("goroutine", f)
+	probeBy = byEngine
+	defer func() { probeBy = byGoroutine }()
+	t.Run("engine", f)
+}
+
 func ask(t *testing.T, o Options, at netip.AddrPort, c rota.Check) Trace {
 	t.Helper()
 	c.Port = at.Port()
@@ -131,7 +167,7 @@ func ask(t *testing.T, o Options, at netip.AddrPort, c rota.Check) Trace {
 		c.Timeout = patient
 	}
 	begin := time.Now()
-	tr := New(o).Once(t.Context(), rota.NewTarget(at.Addr(), c))
+	tr := probeBy(t, New(o), rota.NewTarget(at.Addr(), c))
 	if took := time.Since(begin); took > c.Timeout+5*time.Second {
 		t.Errorf("the probe took %v with a timeout of %v", took, c.Timeout)
 	}
@@ -164,7 +200,9 @@ func expect(t *testing.T, o Options, at netip.AddrPort, c rota.Check, want strin
 	return Trace{}
 }
 
-func TestHTTP(t *testing.T) {
+func TestHTTP(t *testing.T) { bothWays(t, testHTTP) }
+
+func testHTTP(t *testing.T) {
 	const ok = "HTTP/1.1 200 OK\r\nX-Node: web1\r\nContent-Length: 11\r\n\r\nstatus: up\n"
 	var zipped bytes.Buffer
 	z := gzip.NewWriter(&zipped)
@@ -225,7 +263,9 @@ func TestHTTP(t *testing.T) {
 	}
 }
 
-func TestHTTPRequest(t *testing.T) {
+func TestHTTPRequest(t *testing.T) { bothWays(t, testHTTPRequest) }
+
+func testHTTPRequest(t *testing.T) {
 	heads := make(chan string, 1)
 	at := serve(t, func(c net.Conn) {
 		heads <- readHead(c)
@@ -259,7 +299,9 @@ func TestHTTPRequest(t *testing.T) {
 }
 
 // TestHTTPRedirects is P10: a canary on other ports and addresses is never hit.
-func TestHTTPRedirects(t *testing.T) {
+func TestHTTPRedirects(t *testing.T) { bothWays(t, testHTTPRedirects) }
+
+func testHTTPRedirects(t *testing.T) {
 	var canary atomic.Int32
 	hit := func(c net.Conn) { canary.Add(1); answers("HTTP/1.1 200 OK\r\n\r\n")(c) }
 	other := serve(t, hit)
@@ -304,7 +346,9 @@ func TestHTTPRedirects(t *testing.T) {
 	}
 }
 
-func TestTCP(t *testing.T) {
+func TestTCP(t *testing.T) { bothWays(t, testTCP) }
+
+func testTCP(t *testing.T) {
 	closed := serve(t, silent)
 	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that is surely free again
 	if err != nil {
@@ -353,7 +397,9 @@ func TestTCP(t *testing.T) {
 }
 
 // TestConnectOnlyResets sees that a mere connect ends in RST: neither end is left in TIME_WAIT.
-func TestConnectOnlyResets(t *testing.T) {
+func TestConnectOnlyResets(t *testing.T) { bothWays(t, testConnectOnlyResets) }
+
+func testConnectOnlyResets(t *testing.T) {
 	at := serve(t, silent)
 	mine := map[string]bool{} // our local ports, as the table writes them; other processes have used the server's port before
 	for range 20 {
@@ -373,7 +419,9 @@ func TestConnectOnlyResets(t *testing.T) {
 	}
 }
 
-func TestNeverProbed(t *testing.T) {
+func TestNeverProbed(t *testing.T) { bothWays(t, testNeverProbed) }
+
+func testNeverProbed(t *testing.T) {
 	for addr, want := range map[string]string{
 		"0.0.0.0":                "unknown permission: 0.0.0.0 is no endpoint's address",
 		"::":                     "unknown permission: :: is no endpoint's address",
@@ -493,7 +541,9 @@ func tlsServer(conf *tls.Config, then func(net.Conn)) func(net.Conn) {
 }
 
 // TestTLS is P8.
-func TestTLS(t *testing.T) {
+func TestTLS(t *testing.T) { bothWays(t, testTLS) }
+
+func testTLS(t *testing.T) {
 	ca := newAuthority(t)
 	now := time.Now()
 	good := ca.issue(t, now.Add(-time.Hour), now.Add(30*24*time.Hour))
@@ -559,7 +609,9 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-func TestTLSTalk(t *testing.T) {
+func TestTLSTalk(t *testing.T) { bothWays(t, testTLSTalk) }
+
+func testTLSTalk(t *testing.T) {
 	ca := newAuthority(t)
 	cert := ca.issue(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	names := make(chan string, 1)

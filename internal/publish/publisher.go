@@ -44,8 +44,11 @@ type Options struct {
 	// first. Without it each leader begins with a budget of its own.
 	Recent func(zone rota.Name) []Past
 	// Confirm returns nil only after making sure that this node leads at this moment, in the term that Run was given. It is asked
-	// before a fence is taken.
+	// before a fence is taken, and before a write when Lapses has moved since.
 	Confirm func(ctx context.Context, term uint64) error
+	// Lapses, when set, counts how often this process did not run for so long that another node may lead by now. It is asked before
+	// every write.
+	Lapses func() uint64
 	// Hold, when set, names services of which nothing is to be said yet: their records stay as they are. It is asked whenever the
 	// Source says that something changed.
 	Hold func(rota.Name) bool
@@ -92,6 +95,9 @@ func New(o Options) *Publisher {
 	}
 	if o.Frozen == nil {
 		o.Frozen = func() string { return "" }
+	}
+	if o.Lapses == nil {
+		o.Lapses = func() uint64 { return 0 }
 	}
 	if o.DryRun {
 		o.Backend = dryRun{o.Backend}

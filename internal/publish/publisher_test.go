@@ -229,6 +229,57 @@ func TestFenced(t *testing.T) {
 	})
 }
 
+// P20. Who was stopped writes nothing before it has confirmed that it still leads, and asks no more often than that.
+func TestP20_LeadershipAfterAStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := newWorld(t, service("www.example.test", "192.0.2.1", "192.0.2.2")).up("192.0.2.1", "192.0.2.2")
+		o := usual(w, f)
+		deposed := errors.New("not the leader")
+		var lapses, asked atomic.Uint64
+		var over atomic.Bool
+		o.Lapses = lapses.Load
+		o.Confirm = func(context.Context, uint64) error {
+			asked.Add(1)
+			if over.Load() {
+				return deposed
+			}
+			return nil
+		}
+		p := run(t, o, 4)
+		changes := func(what string, change func(...string) *world, addr string, times uint64) {
+			t.Helper()
+			before := asked.Load()
+			n := f.written()
+			change(addr)
+			time.Sleep(10 * time.Second)
+			if f.written() == n {
+				t.Errorf("%s: nothing was written: %v", what, p.Status().Zones[0].Reasons)
+			}
+			if got := asked.Load() - before; got != times {
+				t.Errorf("%s: leadership was confirmed %d times, want %d", what, got, times)
+			}
+		}
+		time.Sleep(time.Second)
+		changes("nothing happened", w.down, "192.0.2.2", 0)
+		lapses.Add(3)
+		changes("after a stop", w.up, "192.0.2.2", 1)
+		changes("and no more", w.down, "192.0.2.2", 0)
+		lapses.Add(1)
+		over.Store(true)
+		n := f.written()
+		w.up("192.0.2.2")
+		select {
+		case <-p.done:
+		case <-time.After(time.Minute):
+			t.Fatal("it goes on")
+		}
+		if f.written() != n || !errors.Is(p.err, ErrFenced) || !errors.Is(p.err, deposed) {
+			t.Errorf("who was deposed meanwhile wrote %d times and ended with %v", f.written()-n, p.err)
+		}
+	})
+}
+
 func TestBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var services []rota.Service

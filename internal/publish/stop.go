@@ -36,10 +36,20 @@ func (o *Options) stopped(zone rota.Name) *Reason {
 	return nil
 }
 
-// send is the only way to Backend.Write.
+// send is the only way to Backend.Write. What was decided before this process was stopped is written only if this node still leads.
 func (z *zone) send(ctx context.Context, b Batch) (int, error) {
 	if r := z.stopped(); r != nil {
 		return 0, r
+	}
+	if n := z.o.Lapses(); n != z.lapses {
+		if err := z.o.Confirm(ctx, z.term); err != nil {
+			z.held = false
+			return 0, &Reason{
+				Code: CodeFenced, Transient: true, Zone: z.name,
+				Text: rota.CleanReason("this process was stopped for a while, and cannot confirm that it still leads: %v", err),
+			}
+		}
+		z.lapses = n
 	}
 	return z.o.Backend.Write(ctx, b)
 }

@@ -39,6 +39,7 @@ type zone struct {
 	pending []pending              // written and not yet read back, or in doubt
 	refused map[rota.Name]*refusal // names the server does not take
 	renewed uint64                 // the newest refresh whose additions were made
+	lapses  uint64                 // what Lapses said when leadership was last confirmed
 	// imported is the newest order when the zone was last taken.
 	imported uint64
 }
@@ -523,10 +524,12 @@ func (z *zone) take(ctx context.Context, d desire) (*Reason, error) {
 	if conflict != nil {
 		return conflict, nil
 	}
+	lapses := z.o.Lapses()
 	if err := z.o.Confirm(ctx, z.term); err != nil {
 		r := &Reason{Code: CodeFenced, Zone: z.name, Text: "the fence is not taken: this node cannot confirm that it leads in its term"}
 		return nil, fmt.Errorf("%w: %w", r, err)
 	}
+	z.lapses = lapses
 	mine := old.take(z.o.Owner(), z.term)
 	_, err = z.send(ctx, Batch{
 		Zone: z.name, Fence: rota.Change{Old: find(have.Sets, FenceKey(z.name)), New: z.record(mine)},

@@ -335,20 +335,56 @@ func TestStreak(t *testing.T) {
 			t.Errorf("%s: %s: got %s, want %s; pending %v, want %v", tt.name, tt.in, got, tt.want, s.Pending(tt.timing), tt.pending)
 		}
 	}
+	for _, tt := range []struct {
+		in       string
+		interval time.Duration
+		silent   time.Duration // between the last that says something and the first that does not
+		want     Status
+	}{
+		{"u u", 10 * time.Second, StaleAfter, Up},
+		{"u u", 10 * time.Second, StaleAfter + 1, Unknown},
+		{"d d d", 10 * time.Second, StaleAfter + 1, Unknown},
+		{"u u l", 10 * time.Second, StaleAfter + 1, Unknown},
+		{"u u", time.Minute, 3 * time.Minute, Up},
+		{"u u", time.Minute, 3*time.Minute + 1, Unknown},
+	} {
+		_, s := opinions(tt.in, gdnsd)
+		timing := gdnsd
+		timing.Interval = tt.interval
+		s = s.Observe(Observation{At: s.Seen.Add(tt.silent)}, timing)
+		if s.Status != tt.want || s.Status == Unknown && (s.Pending(timing) || s.Since != s.Last.At) {
+			t.Errorf("%s, then nothing for %v: %+v, want %v", tt.in, tt.silent, s, tt.want)
+		}
+		if s = s.Observe(Observation{Status: Up, At: s.Last.At}, timing); s.Status != tt.want {
+			t.Errorf("%s, then nothing for %v: one success made it %v", tt.in, tt.silent, s.Status)
+		}
+	}
+	// What is asked rarely lasts longer.
+	_, s := opinions("d", Timing{Fall: 1, Rise: 1, OK: 1})
+	slow := Timing{Fall: 1, Rise: 1, OK: 1, Interval: time.Second, SlowInterval: time.Minute}
+	s = s.Observe(Observation{Status: Down, At: epoch.Add(SlowAfter)}, slow)
+	if s = s.Observe(Observation{At: s.Seen.Add(3 * time.Minute)}, slow); s.Status != Down {
+		t.Errorf("long dead, then nothing for three slow intervals: %v", s.Status)
+	}
+	if s = s.Observe(Observation{At: s.Seen.Add(3*time.Minute + 1)}, slow); s.Status != Unknown {
+		t.Errorf("long dead, then nothing for more than three slow intervals: %v", s.Status)
+	}
 	if !(Streak{}).Pending(gdnsd) {
 		t.Error("a target that was never probed is not waited for")
 	}
 	for _, tt := range []struct {
 		in, last string // last is after SlowAfter
 		slow     bool
-	}{{"u u d d d", "d", true}, {"u u d d d", "u", false}, {"u u d d d", "?", true}, {"u u D", "d", true}, {"u u l", "l", false}, {"u u", "u", false}, {"d", "?", false}} {
+	}{{"u u d d d", "d", true}, {"u u d d d", "u", false}, {"u u d d d", "d ?", true}, {"u u D", "d", true}, {"u u l", "l", false}, {"u u", "u", false}, {"d", "?", false}} {
 		_, s := opinions(tt.in, gdnsd)
 		if s.Slow() {
 			t.Errorf("%s: slow at once", tt.in)
 		}
-		o := Observation{Status: map[string]Status{"u": Up, "d": Down, "l": Draining}[tt.last], At: s.Since.Add(SlowAfter)}
-		if got := s.Observe(o, gdnsd).Slow(); got != tt.slow {
-			t.Errorf("%s, long after %s: slow %v, want %v", tt.in, tt.last, got, tt.slow)
+		for _, last := range strings.Fields(tt.last) {
+			s = s.Observe(Observation{Status: map[string]Status{"u": Up, "d": Down, "l": Draining}[last], At: epoch.Add(SlowAfter + time.Minute)}, gdnsd)
+		}
+		if s.Slow() != tt.slow {
+			t.Errorf("%s, long after %s: slow %v, want %v", tt.in, tt.last, s.Slow(), tt.slow)
 		}
 	}
 	if _, s := opinions("u u d d d d", gdnsd); !s.Since.Equal(epoch.Add(4*time.Second)) || s.Failures != 3 {
