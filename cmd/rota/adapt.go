@@ -135,7 +135,7 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 				return err
 			},
 			Recent:  func(zone rota.Name) []publish.Past { return n.lately(p.Name, zone) },
-			Confirm: n.raft.Confirm, Lapses: n.doubt.lapsed, Frozen: n.whyFrozen,
+			Confirm: n.raft.Confirm, Lapses: n.doubt.lapsed, Now: n.raft.Now, Frozen: n.whyFrozen,
 			Log: n.log.With("room", "publish"),
 		}))
 	}
@@ -145,7 +145,7 @@ func (n *node) publishersOf(cfg *config.Config) ([]*publish.Publisher, error) {
 // lately is what a publisher wrote to a zone in the time that the budget of changes may count over, oldest first, whoever led.
 func (n *node) lately(publisher string, zone rota.Name) []publish.Past {
 	var out []publish.Past
-	since := time.Now().Add(-rota.MaxChangePer)
+	since := n.raft.Now().Add(-rota.MaxChangePer)
 	for _, r := range n.raft.Records(0, 0) {
 		if p := r.Event.Published; p != nil && p.Publisher == publisher && p.Zone == zone && r.Event.At.After(since) && r.Refused == "" {
 			out = append(out, publish.Past{At: r.Event.At, Published: *p})
@@ -195,6 +195,7 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		},
 		Records:       n.records,
 		Reports:       n.heard,
+		Now:           n.raft.Now,
 		VantageStats:  n.vantageStats,
 		Publishers:    n.publisherStatus,
 		Plan:          n.plan,

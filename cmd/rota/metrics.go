@@ -138,7 +138,7 @@ func (r rooms) cluster(m emitter) {
 	m.gauge("rota_raft_behind_entries", "Entries that are known to be ordered and are not in this node's state yet.", float64(s.Behind))
 	stale := 0.0
 	if !s.Since.IsZero() {
-		stale = time.Since(s.Since).Seconds()
+		stale = r.n.clock.Now().Sub(s.Since).Seconds()
 	}
 	m.gauge("rota_state_stale_seconds", "How long this node's state may have been older than the cluster's; 0: it is current.", stale)
 	why := r.n.doubt.why().cause

@@ -176,15 +176,15 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 	logWarnings(log, cfg)
 	n := &node{
 		log: log, name: cfg.Node.Name, dir: cfg.Node.DataDir,
-		seen:  newEvidence(time.Now()),
 		clock: clock.New(),
 	}
+	n.seen = newEvidence(n.clock.Now())
 	n.prober = probe.New(probe.Options{
 		Vantage: n.name, Log: log.With("room", "probe"), Secret: n.place,
 		Exec: execs(ownCommands(func() *config.Config { return n.current.Load().cfg })),
 	})
 	n.doubt = &doubter{clocks: n.clock.Look, log: log.With("room", "vantage"), targets: func() []rota.Target { return n.raft.State().Targets() }}
-	o := cluster.Options{Dir: n.dir, Node: n.name, Log: log.With("room", "cluster")}
+	o := cluster.Options{Dir: n.dir, Node: n.name, Log: log.With("room", "cluster"), Clock: n.clock.Now}
 	var err error
 	if cfg.Cluster.Election == config.Raft {
 		if n.net, err = newNetwork(cfg, log); err != nil {
@@ -266,7 +266,7 @@ func (n *node) open(cfg *config.Config) error {
 		return err
 	}
 	n.outside = &fromOutside{Witness: witness.New(witness.Options{Log: n.log.With("room", "witness")})}
-	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.heard, Cluster: n.clusterStatus, VantageStats: n.vantageStats, Node: n.name, Version: version()})
+	n.collector = api.NewCollector(api.CollectorOptions{Source: n.raft, Records: n.records, Reports: n.heard, Cluster: n.clusterStatus, VantageStats: n.vantageStats, Node: n.name, Version: version(), Now: n.raft.Now})
 	options, err := n.apiOptions(cfg)
 	if err != nil {
 		return err
@@ -398,7 +398,7 @@ func (n *node) feed(ctx context.Context) error {
 			n.told.fire()
 		}
 		n.opined.fire()
-		wake := n.seen.look(st, n.raft.Reports(), time.Now())
+		wake := n.seen.look(st, n.raft.Reports(), n.clock.Now())
 		n.news.fire()
 		select {
 		case <-ctx.Done():

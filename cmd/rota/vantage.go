@@ -72,7 +72,7 @@ func (n *node) heard() []*rota.Report {
 		return n.raft.Reports()
 	}
 	r := n.opinions()
-	r.At = time.Now()
+	r.At = n.clock.Now()
 	return []*rota.Report{r}
 }
 

@@ -64,7 +64,7 @@ func (n *Node) RestoreFrom(ctx context.Context, path string, foreign bool, actor
 	}
 	spec := s.state.Spec()
 	e := rota.Event{
-		Kind: rota.EventRestore, At: time.Now(), Actor: actor, Spec: &spec,
+		Kind: rota.EventRestore, At: n.Now(), Actor: actor, Spec: &spec,
 		Reason: fmt.Sprintf("restored from event %d of %s", s.header.Index, s.state.At().Format(time.RFC3339)),
 	}
 	if s.header.Cluster == n.id.Cluster {

@@ -104,7 +104,7 @@ func (in *Inbox) Take(vantage, from string, age time.Duration, b []byte) error {
 	if s == nil {
 		return fmt.Errorf("report of %q: %w", vantage, ErrVantage)
 	}
-	now := time.Now()
+	now := in.node.clock()
 	maxAge := cmp.Or(in.node.State().Spec().Quorum.MaxAge, rota.DefaultMaxAge)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 
 const (
 	coalesce = 5 * time.Millisecond // reports that arrive within this time are judged together
-	maxSleep = 30 * time.Second     // the wall clock may have been set: deadlines are looked at again after this
+	maxSleep = 30 * time.Second     // deadlines are looked at again after this: the machine may have slept
 	leastGap = time.Second          // between ticks that change nothing
 )
 
@@ -44,7 +44,7 @@ func (n *Node) Judge(ctx context.Context) error {
 		reports, reported := n.reports.load()
 		changed := n.Changed()
 		state := n.State()
-		now := time.Now()
+		now := n.clock()
 		wake, err := j.step(ctx, state, reports, now)
 		if ctx.Err() != nil {
 			return nil
@@ -63,7 +63,7 @@ func (n *Node) Judge(ctx context.Context) error {
 				return nil
 			}
 		case <-changed:
-		case <-pause.until(min(max(time.Until(wake), 0), maxSleep)):
+		case <-pause.until(min(max(wake.Sub(n.clock()), 0), maxSleep)):
 		case <-ctx.Done():
 			return nil
 		}
@@ -75,7 +75,7 @@ func (j *judge) step(ctx context.Context, s *rota.State, reports []*rota.Report,
 	targets, wake := j.moved(s, reports, now)
 	if len(targets) > 0 {
 		if verdicts := s.Judge(targets, reports, now); len(verdicts) > 0 {
-			if err := j.node.appendVerdicts(ctx, verdicts, now); err != nil {
+			if err := j.node.appendVerdicts(ctx, verdicts); err != nil {
 				return wake, err
 			}
 		}
@@ -86,12 +86,12 @@ func (j *judge) step(ctx context.Context, s *rota.State, reports []*rota.Report,
 	if j.due.IsZero() {
 		return wake, nil
 	}
-	if due := j.due; !due.After(now) {
+	if !j.due.After(j.node.Now()) {
 		if next := j.ticked.Add(leastGap); next.After(now) {
 			return earlier(wake, next), nil
 		}
 		j.ticked = now
-		_, err := j.node.AppendHere(ctx, rota.Event{Kind: rota.EventTick, At: now})
+		_, err := j.node.AppendHere(ctx, rota.Event{Kind: rota.EventTick})
 		return wake, err
 	}
 	return earlier(wake, j.due), nil
@@ -151,13 +151,13 @@ func (j *judge) sameSpec(s *rota.State) bool {
 
 // appendVerdicts appends the verdicts as one event, so that what fell together is decided together; as more only when one event
 // cannot hold them.
-func (n *Node) appendVerdicts(ctx context.Context, vs []rota.Verdict, now time.Time) error {
-	_, err := n.AppendHere(ctx, rota.Event{Kind: rota.EventVerdicts, At: now, Verdicts: vs})
+func (n *Node) appendVerdicts(ctx context.Context, vs []rota.Verdict) error {
+	_, err := n.AppendHere(ctx, rota.Event{Kind: rota.EventVerdicts, Verdicts: vs})
 	if errors.Is(err, ErrTooLarge) && len(vs) > 1 {
-		if err := n.appendVerdicts(ctx, vs[:len(vs)/2], now); err != nil {
+		if err := n.appendVerdicts(ctx, vs[:len(vs)/2]); err != nil {
 			return err
 		}
-		return n.appendVerdicts(ctx, vs[len(vs)/2:], now)
+		return n.appendVerdicts(ctx, vs[len(vs)/2:])
 	}
 	return err
 }

@@ -26,6 +26,9 @@ type Options struct {
 	Log     *slog.Logger // nil: silent
 	History int          // events kept for Records at most; 0: DefaultHistory
 
+	// Clock is the time by which events happen and reports age. It should be steady, with a monotonic reading. Nil: time.Now.
+	Clock func() time.Time
+
 	// Network makes the node one of many. Nil: it is alone, with no port open.
 	Network *Network
 }
@@ -63,6 +66,7 @@ type Node struct {
 	id       identity
 	alone    bool     // without a network
 	net      *Network // empty when alone
+	clock    func() time.Time
 	timing   Timing
 	begun    time.Time
 	wire     *guarded
@@ -106,6 +110,13 @@ type Node struct {
 	savedIndex uint64 // of the state in the state file
 	keepOld    bool   // the state file is good and becomes the previous one
 	waiting    bool   // the identity says that the node waits to be taken in
+
+	// How far the time of events is ahead of the node's clock.
+	time struct {
+		mu    sync.Mutex // guards what follows
+		asked time.Time  // the clock, when it was last asked for
+		ahead time.Duration
+	}
 
 	// What Lead remembers of being unfit.
 	unfit struct {
@@ -196,10 +207,13 @@ func open(o Options, through func(store) store) (_ *Node, err error) {
 
 func newNode(o Options) *Node {
 	n := &Node{
-		dir: o.Dir, name: o.Node, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
+		dir: o.Dir, name: o.Node, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), clock: o.Clock,
 		history: &history{limit: cmp.Or(max(o.History, 0), DefaultHistory)},
 		closing: make(chan struct{}), arrival: make(chan struct{}), changing: make(chan struct{}, 1), digesting: make(chan struct{}, 1), begun: time.Now(),
 		alone: o.Network == nil, net: cmp.Or(o.Network, &Network{}),
+	}
+	if n.clock == nil {
+		n.clock = time.Now
 	}
 	n.life, n.end = context.WithCancel(context.Background())
 	n.timing = n.net.Timing.orDefault()
@@ -378,10 +392,36 @@ func (n *Node) appendOnce(ctx context.Context, e rota.Event) (rota.Event, error)
 	return n.net.Forward(ctx, leader, e)
 }
 
+// catchUp is how slowly a node whose clock is behind the newest event lets its own clock have the say again: by a second in twenty. More
+// than soon is not caught up with, so that what lasts an hour lasts an hour.
+const (
+	catchUp = 20
+	soon    = 5 * time.Minute
+)
+
+// Now returns the time at which an event would happen. It goes on with the node's clock, and is never before the newest event: nodes have
+// clocks of their own, and one that leads after another neither takes time back nor lets it stand still.
+func (n *Node) Now() time.Time {
+	n.time.mu.Lock()
+	defer n.time.mu.Unlock()
+	t := &n.time
+	now := n.clock()
+	if t.ahead > 0 && t.ahead <= soon {
+		t.ahead = max(0, t.ahead-now.Sub(t.asked)/catchUp)
+	}
+	t.asked = now
+	now = now.Add(t.ahead)
+	if d := n.State().At().Sub(now.Round(0)); d > 0 {
+		t.ahead += d
+		now = now.Add(d)
+	}
+	return now
+}
+
 // complete fills in what whoever made the event left to the node.
 func (n *Node) complete(e rota.Event) rota.Event {
 	if e.At.IsZero() {
-		e.At = time.Now()
+		e.At = n.Now()
 	}
 	e.At = e.At.UTC().Round(0)
 	if e.Actor == "" {
@@ -395,6 +435,11 @@ func (n *Node) complete(e rota.Event) rota.Event {
 // whose id was applied before is not applied again: that is no error, and the event is returned with its index.
 func (n *Node) AppendHere(ctx context.Context, e rota.Event) (rota.Event, error) {
 	e = n.complete(e)
+	if now := n.Now().UTC().Round(0); e.At.After(now) {
+		e.At = now // made by a node or a client whose clock is ahead
+	} else if at := n.State().At(); e.At.Before(at) {
+		e.At = at
+	}
 	if !e.Kind.Known() {
 		return e, fmt.Errorf("event %q: of a kind this version does not know; upgrade this node before using what wrote it", e.Kind)
 	}

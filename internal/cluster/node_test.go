@@ -82,7 +82,7 @@ func mustAppend(t testing.TB, n *Node, e rota.Event) rota.Event {
 
 // drain returns an event that changes the state for good.
 func drain(i int, s *rota.State) rota.Event {
-	at := time.Date(2026, 1, 2, 3, 4, 5, i, time.UTC)
+	at := s.At().Add(time.Duration(i))
 	v := s.Services()[i%len(s.Services())]
 	return rota.Event{Kind: rota.EventOverride, At: at, Overrides: []rota.Override{{
 		Endpoint: rota.EndpointID{Service: v.Name, Address: v.Endpoints[0].Address},

@@ -35,18 +35,20 @@ const pings = 3
 // exporter is a node_exporter check made ready.
 type exporter struct {
 	rules    []rota.ParsedRule
+	names    []string // of the rules
+	net      []int    // by rule: the index of an interface's counters in sample.bytes
 	selector *selector
-	rates    bool      // some rule needs two samples
-	net      []int     // by rule: the index of an interface's counters in sample.bytes
-	gate     *question // one echo request; nil: none
+	rates    bool          // some rule needs two samples
+	most     time.Duration // between them: a mean over more says little about now
+	gate     *question     // one echo request; nil: none
 }
 
-// The single series of a rule: of mem_free the first two, of load1 the first, of net(IFACE) all.
+// The single series of a rule, by its measure.
 const (
-	slotA, slotFree, slotLoad, slotReceived = 0, 0, 0, 0
-	slotTotal, slotSent                     = 1, 1
-	slotSpeed                               = 2
-	slots                                   = 3 // of a rule
+	slotFree, slotTotal               = 0, 1
+	slotLoad                          = 0
+	slotReceived, slotSent, slotSpeed = 0, 1, 2
+	slots                             = 3 // of a rule
 )
 
 // slot is a series of which a page has one.
@@ -85,7 +87,7 @@ func prepareExporter(q *question) error {
 	if len(q.check.Rules) == 0 || len(q.check.Rules) > rota.MaxRules {
 		return fmt.Errorf("%d rules; want 1 to %d", len(q.check.Rules), rota.MaxRules)
 	}
-	e := &exporter{}
+	e := &exporter{most: 2*q.check.SlowInterval + q.check.Timeout}
 	var wanted []series
 	single := func(name, device string, i, which int) {
 		wanted = append(wanted, series{name, func(r *reading, labels []label, v float64) {
@@ -102,7 +104,7 @@ func prepareExporter(q *question) error {
 		if err != nil {
 			return err
 		}
-		e.rules, e.net = append(e.rules, p), append(e.net, nets)
+		e.rules, e.names, e.net = append(e.rules, p), append(e.names, p.Rule().Name), append(e.net, nets)
 		cpu = cpu || p.Measure == rota.MeasureCPU || p.NeedsCores()
 		e.rates = e.rates || p.Measure == rota.MeasureCPU || p.Measure == rota.MeasureNet
 		switch p.Measure {
@@ -230,10 +232,8 @@ func probeExporter(ctx context.Context, r *run) finding {
 	if r.memory != nil {
 		last, _ = r.memory.sample.(*sample)
 	}
-	if last != nil {
-		if age := time.Since(last.at); age > 2*r.q.check.SlowInterval+r.q.check.Timeout {
-			last = nil // a mean over so long says little about now
-		} else if e.rates && age < minSpan {
+	if last != nil && e.rates {
+		if age := time.Since(last.at); age < minSpan {
 			r.wait(ctx, minSpan-age)
 		}
 	}
@@ -253,8 +253,11 @@ func probeExporter(ctx context.Context, r *run) finding {
 			j = e.judge(last, now)
 		}
 	}
-	if r.memory != nil && j.stale == "" {
-		s := now.sample
+	if r.memory != nil {
+		if j.stale == "" { // else it is as old as the sample that it is the same as
+			last = &now.sample
+		}
+		s := *last
 		r.memory.sample = &s
 	}
 	r.trace.begin("rules")(j.all)
@@ -488,13 +491,16 @@ func (e *exporter) judge(last *sample, now *reading) judgement {
 	var j judgement
 	moved := stretch{err: later("one sample is not enough")}
 	if last != nil {
-		if moved = now.since(last); moved.stale {
+		switch moved = now.since(last); {
+		case moved.stale:
 			j.stale = fmt.Sprintf("the page is the same as %v before: it, or something on the way, shows old numbers", moved.time.Round(time.Millisecond))
 			return j
+		case moved.time > e.most:
+			moved.err = later("the sample before is %v old", moved.time.Round(time.Second))
 		}
 	}
 	for i, p := range e.rules {
-		name := p.Rule().Name
+		name := e.names[i]
 		values, err := e.numbers(i, last, now, moved)
 		var wait errLater
 		switch {
@@ -551,8 +557,12 @@ func (e *exporter) numbers(i int, last *sample, now *reading, moved stretch) ([]
 
 // busy is the percentage of time that cores were not idle: the mean of those in both samples.
 func (s *sample) busy(last *sample, moved stretch) (float64, error) {
-	if moved.err != nil {
+	const restarted = "went back: the machine was restarted, or another one answers"
+	switch {
+	case moved.err != nil:
 		return 0, moved.err
+	case s.working < last.working:
+		return 0, later("the time that cores worked %s", restarted)
 	}
 	total, cores := 0.0, 0
 	for n := range min(len(s.idle), len(last.idle)) {
@@ -561,7 +571,7 @@ func (s *sample) busy(last *sample, moved stretch) (float64, error) {
 		case math.IsNaN(idle):
 			continue
 		case idle < 0:
-			return 0, later("the counter of core %d went back: the machine was restarted, or another one answers", n)
+			return 0, later("the counter of core %d %s", n, restarted)
 		case idle > (moved.time + slack(moved.time)).Seconds():
 			return 0, later("core %d was idle for %.3g s in %v", n, idle, moved.time.Round(time.Millisecond))
 		}

@@ -140,12 +140,12 @@ func TestOurCertificateIsRenewed(t *testing.T) {
 	}
 	const up = "up ok: handshake, TLS 1.3"
 	got, first := probe()
-	serial := <-serials
 	if got != up {
 		t.Fatal(got)
 	}
-	if _, again := probe(); again != first {
-		t.Error("the same files were parsed twice")
+	serial := <-serials
+	if got, again := probe(); got != up || again != first {
+		t.Fatalf("%s; the same files were parsed twice: %v", got, again != first)
 	}
 	if same := <-serials; same != serial {
 		t.Error("another certificate from the same files")
@@ -157,7 +157,7 @@ func TestOurCertificateIsRenewed(t *testing.T) {
 	}
 	files["file:/k"] = key
 	if got, _ := probe(); got != up {
-		t.Error(got)
+		t.Fatal(got)
 	}
 	if renewed := <-serials; renewed == serial {
 		t.Error("the old certificate is used after it was renewed")

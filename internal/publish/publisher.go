@@ -56,6 +56,8 @@ type Options struct {
 	Frozen func() string
 	// Registry, when set, keeps a record of ownership for each RRset.
 	Registry *Registry
+	// Now, when set, is the time of the Source's events, by which instructions end and the budget of changes counts. Nil: time.Now.
+	Now func() time.Time
 	// DryRun is to write nothing, ever: the publisher reads, and shows what it would write.
 	DryRun bool
 	Log    *slog.Logger
@@ -95,6 +97,9 @@ func New(o Options) *Publisher {
 	}
 	if o.Frozen == nil {
 		o.Frozen = func() string { return "" }
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	if o.Lapses == nil {
 		o.Lapses = func() uint64 { return 0 }
@@ -203,7 +208,7 @@ func (p *Publisher) sort(st *rota.State) (map[rota.Name]desire, []rota.Name) {
 		}
 	}
 	for zone, d := range out {
-		d.orders = ordersOf(st.Instructions(p.o.Name, zone), time.Now())
+		d.orders = ordersOf(st.Instructions(p.o.Name, zone), p.o.Now())
 		d.registry = p.o.registry(zone)
 		out[zone] = d
 	}
@@ -363,7 +368,7 @@ func (p *Publisher) planZone(ctx context.Context, name rota.Name, d desire) Zone
 	case err != nil:
 		return nothing(ReasonOf(err))
 	}
-	plan := d.decide(name, have, p.leavings(name), time.Now())
+	plan := d.decide(name, have, p.leavings(name), p.o.Now())
 	f, r := d.holder(name, &p.o, have.Sets, 0)
 	plan.Owner, plan.Offer = f.Owner, f.Offer
 	switch {

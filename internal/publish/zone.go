@@ -61,7 +61,7 @@ type refusal struct {
 
 func newZone(o Options, name rota.Name, term uint64) *zone {
 	return &zone{
-		o: o, name: name, term: term, poke: make(chan struct{}, 1), look: make(chan struct{}, 1), refused: map[rota.Name]*refusal{}, born: time.Now(),
+		o: o, name: name, term: term, poke: make(chan struct{}, 1), look: make(chan struct{}, 1), refused: map[rota.Name]*refusal{}, born: o.Now(),
 		status: ZoneStatus{Zone: name, Reasons: []*Reason{}, Held: []HeldChange{}},
 	}
 }
@@ -470,7 +470,7 @@ func (z *zone) release(ctx context.Context, d desire) (*Reason, []*Reason, error
 
 // plan is what is to be written now, and keeps for those who ask what is not as it should be.
 func (z *zone) plan(d desire, have Reading) ZonePlan {
-	now := time.Now()
+	now := z.o.Now()
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	if len(z.pending) == 0 && len(z.left) > 0 {
@@ -831,7 +831,7 @@ func (z *zone) remember(changes []rota.Change, start time.Time, doubt bool) {
 	again := make(map[rota.Key]bool, len(changes))
 	z.mu.Lock()
 	for _, c := range changes {
-		z.left.note(c, time.Now())
+		z.left.note(c, z.o.Now())
 		again[c.Key()] = true
 	}
 	z.mu.Unlock()
@@ -927,7 +927,7 @@ func (z *zone) recorded(d desire, out rota.Published) {
 		z.status.Repairs++
 	}
 	if decided.After(z.born) {
-		z.status.Lag = time.Since(decided)
+		z.status.Lag = z.o.Now().Sub(decided)
 	}
 	if edited {
 		z.o.Log.Warn("somebody else changed records that rota keeps; they are put right", "publisher", z.o.Name, "zone", z.name.Short(),
