@@ -40,7 +40,6 @@ type exporter struct {
 	selector *selector
 	rates    bool          // some rule needs two samples
 	most     time.Duration // between them: a mean over more says little about now
-	gate     *question     // one echo request; nil: none
 }
 
 // The single series of a rule, by its measure.
@@ -135,10 +134,6 @@ func prepareExporter(q *question) error {
 		r.clock.times++
 	}})
 	e.selector = newSelector(wanted)
-	if !q.check.NoPing {
-		e.gate = &question{key: q.key, check: q.check}
-		e.gate.check.Count, e.gate.check.Loss = 1, 0
-	}
 	if q.check.MaxBody <= 0 {
 		q.maxBody = rota.LimitMaxBody // nothing of it is kept
 	}
@@ -223,8 +218,8 @@ func (s *some) add(labels []label, v float64) {
 // probeExporter asks whether the machine is there at all and then, with one page, for the numbers of all rules.
 func probeExporter(ctx context.Context, r *run) finding {
 	e := r.q.ready.(*exporter)
-	if e.gate != nil {
-		if f := r.knock(ctx, e.gate); f.status != rota.Up {
+	if !r.q.check.NoPing {
+		if f := r.knock(ctx); f.status != rota.Up {
 			return f
 		}
 	}
@@ -276,35 +271,20 @@ func probeExporter(ctx context.Context, r *run) finding {
 	return up("all %d rules hold", len(e.rules))
 }
 
-// knock sends echo requests until one is answered: two with a quarter of the time each, the last with what is left.
-func (r *run) knock(ctx context.Context, gate *question) finding {
-	k := *r
-	k.q = gate
-	for i := 1; ; i++ {
-		try, cancel := ctx, context.CancelFunc(func() {})
-		if i < pings {
-			try, cancel = context.WithTimeout(ctx, r.q.check.Timeout/(pings+1))
-		}
-		f := probeICMP(try, &k)
-		cancel()
-		switch {
-		case f.class == rota.ClassPermission:
-			f.reason = rota.CleanReason("%s; or let the check say ping: false", f.reason)
-			return f
-		case f.status != rota.Down, i == pings, ctx.Err() != nil:
-			return f
-		}
+// knock asks whether the machine is there: one echo reply will do.
+func (r *run) knock(ctx context.Context) finding {
+	f := r.echo(ctx, pings, 1)
+	if f.class == rota.ClassPermission {
+		f.reason = rota.CleanReason("%s; or let the check say ping: false", f.reason)
 	}
+	return f
 }
 
 // wait lets time pass.
 func (r *run) wait(ctx context.Context, d time.Duration) {
 	done := r.trace.begin("wait")
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
+	for until := time.Now().Add(d); time.Now().Before(until) && ctx.Err() == nil; {
+		r.await(ctx, nil, until)
 	}
 	done("for a second sample")
 }

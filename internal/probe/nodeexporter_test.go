@@ -198,7 +198,9 @@ func TestExporterBoundaries(t *testing.T) {
 }
 
 // What the wire brings beside numbers, FAULTS P13: none of it is evidence, unless the check says that a broken exporter is.
-func TestExporterHostile(t *testing.T) {
+func TestExporterHostile(t *testing.T) { bothWays(t, testExporterHostile) }
+
+func testExporterHostile(t *testing.T) {
 	page := quietMachine().page(0)
 	packed := func(text string) string {
 		var b bytes.Buffer
@@ -295,7 +297,9 @@ func TestExporterHostile(t *testing.T) {
 }
 
 // A port that nobody listens on: unknown, in either case by the word of the check.
-func TestExporterDead(t *testing.T) {
+func TestExporterDead(t *testing.T) { bothWays(t, testExporterDead) }
+
+func testExporterDead(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -353,7 +357,9 @@ func movingPage(busy float64) func() string {
 }
 
 // The gate: a machine that does not answer ICMP is down, and its exporter is not asked; without permission to ask it is unknown.
-func TestExporterGate(t *testing.T) {
+func TestExporterGate(t *testing.T) { bothWays(t, testExporterGate) }
+
+func testExporterGate(t *testing.T) {
 	f := newFake(t, movingPage(0.5))
 	check := exporterCheck(rules("load1", "<= cores"))
 	check.NoPing = false
@@ -405,7 +411,9 @@ func (losing) WriteTo(b []byte, _ net.Addr) (int, error) { return len(b), nil }
 func (losing) Close() error                              { return nil }
 
 // Beside the schedule, and at the first probe, both samples are taken at once; later the sample of the last probe is the first.
-func TestExporterSamples(t *testing.T) {
+func TestExporterSamples(t *testing.T) { bothWays(t, testExporterSamples) }
+
+func testExporterSamples(t *testing.T) {
 	f := newFake(t, movingPage(0.25))
 	check := exporterCheck(rules("cpu", "< 90%", "load1", "<= cores"))
 	tr := expect(t, Options{}, f.at, check, "up ok: all 2 rules hold")

@@ -396,6 +396,28 @@ func TestScheduleStopEndsProbes(t *testing.T) {
 	})
 }
 
+// A second Run goes on with the targets of the first.
+func TestScheduleRunsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		p := New(Options{})
+		p.probe = w.probe
+		ts := targets(3)
+		p.Set(ts)
+		for range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			_ = p.Run(ctx)
+			cancel()
+			if n := len(p.Report().Opinions); n != len(ts) {
+				t.Fatalf("%d opinions of %d targets", n, len(ts))
+			}
+		}
+		if n := len(w.started[ts[0].ID]); n < 12 {
+			t.Errorf("%d probes in two runs of a minute", n)
+		}
+	})
+}
+
 func TestStopIsNoticed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New(Options{})
