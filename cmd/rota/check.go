@@ -25,8 +25,13 @@ import (
 type onceFunc func(ctx context.Context, cfg *config.Config, t rota.Target) api.Probe
 
 // probeOnce runs one probe of a target, here and now.
-func probeOnce(ctx context.Context, _ *config.Config, t rota.Target) api.Probe {
-	return probeOf(probe.New(probe.Options{}).Once(ctx, t))
+func probeOnce(ctx context.Context, cfg *config.Config, t rota.Target) api.Probe {
+	var o probe.Options
+	if cfg != nil {
+		own := func() *config.Config { return cfg }
+		o.Secret, o.Exec = ownPlaces(own), execs(ownCommands(own))
+	}
+	return probeOf(probe.New(o).Once(ctx, t))
 }
 
 // checked is a target and its probes, as `rota check` shows them.

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -21,6 +22,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -233,6 +235,94 @@ services:
 	}
 	if code, _, errs := check(t, "www.example.org", "wbe", "--config", file); code != 2 || !strings.Contains(errs, "it has bad, said, web") {
 		t.Errorf("exit code %d\n%s", code, errs)
+	}
+}
+
+// Secrets are read and commands run as this machine's own file names them, and no output has the secret.
+func TestCheckUsesSecretsAndCommands(t *testing.T) {
+	dir := t.TempDir()
+	host, port, err := net.SplitHostPort(pages(t, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+		_, _ = io.WriteString(w, "node_load5 0.5\n")
+	}))
+	t.Cleanup(exporter.Close)
+	_, metrics, err := net.SplitHostPort(exporter.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, text string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	write("token", "opensesame\n", 0o600)
+	script := write("plugin", "#!/bin/sh\necho \"it is $1 by $ROTA_ADDRESS|a=1\"\nexit 2\n", 0o700)
+	file := write("rota.yaml", fmt.Sprintf(`checks:
+  private: {type: http, port: %s, path: /private, auth: {bearer: {file: token}}}
+  plugin: {type: exec, command: [%s, "{}"]}
+  load: {type: node_exporter, port: %s, ping: false, rules: {node_load5: "< 2"}}
+services:
+  www.example.org: {endpoints: [%s], checks: [private, plugin, load], publish: "rfc2136://192.0.2.53/example.org"}
+`, port, script, metrics, host), 0o600)
+	for _, format := range []string{"table", "json", "yaml"} {
+		code, out, errs := check(t, "www.example.org", "-o", format, "--config", file)
+		if code != 1 || errs != "" || strings.Contains(out, "opensesame") {
+			t.Errorf("exit code %d\n%s%s", code, errs, out)
+		}
+		if format == "table" {
+			says(t, out, `127.0.0.1 private
+				> Authorization: \*\*\*
+				up: status 200.*
+				127.0.0.1 plugin
+				DOWN: .*it is 127.0.0.1 by 127.0.0.1 .*
+				127.0.0.1 load
+				up.*`)
+		}
+	}
+}
+
+// What the format takes, the prober can ask: nothing that `rota validate` finds right is found wrong at night.
+func TestEveryCheckOfTheFormatCanBeAsked(t *testing.T) {
+	text := `dns: {zones: {example.org: {ns: [ns1.example.net]}}}
+services:
+  www.example.org:
+    endpoints: [127.0.0.1]
+    timeout: 1s
+    checks:
+      - {type: http, port: 1, method: PATCH, data: x, json: {/a: "< 1", "": ~}, header: {A: b}, expect_header: {C: d}, auth: {user: a, password: {env: X}}, follow: same}
+      - {type: http, port: 1, http2: true, drain_header: "-"}
+      - {type: http, port: 1, reuse: true, watch: true, drain_header: Leaving, max_body: 1}
+      - {type: https, port: 1, client_cert: {env: X}, client_key: {env: X}, ca: {env: X}, verify: ca, cert_days: 3650, http2: true}
+      - {type: tcp, port: 1, send: a, expect: b, watch: true}
+      - {type: tls, port: 1, server_name: a.b, verify: none, expect: c}
+      - {type: icmp, count: 20, loss: 100%, timeout: 100ms}
+      - {type: node_exporter, port: 1, rules: [all, net(eth0), mem_free(MemFree)]}
+      - {type: node_exporter, port: 1, ping: false, on_error: down, rules: {'a_b{c="d"}': "!= 1e3", load1: "<= 1.5 cores", mem_free: "> 1GiB"}}
+      - {type: dns, port: 1, query: ., query_type: HTTPS, rcode: [YXRRSET, NOERROR], expect: x, recurse: true}
+      - {type: dns, port: 1, query: a.b, query_type: ANY, transport: tcp}
+      - {type: grpc, port: 1, service: a/b-c_d.E}
+      - {type: grpc, port: 1, tls: true, auth: {bearer: {env: X}}, client_cert: {env: X}, client_key: {env: X}}
+      - {type: exec, command: [true, "{}", "a b"], on_error: down}
+      - {type: agent-check, port: 1, send: "hi\n", on_error: down}
+`
+	c, err := config.Parse("/etc/rota/rota.yaml", []byte(text), config.Options{NoSecrets: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range c.Spec.Services[0].Endpoints[0].Checks {
+		p := probeOnce(t.Context(), c, rota.NewTarget(netip.MustParseAddr("127.0.0.1"), target.Check))
+		if strings.Contains(p.Reason, "cannot be asked") {
+			t.Errorf("%s: %s", target.Check.Key(), p.Reason)
+		}
+	}
+	if want := len(rota.Kinds()) - 1; want != 10 { // all but agent, which nobody asks
+		t.Errorf("this test knows 10 kinds; there are %d", want)
 	}
 }
 

@@ -216,7 +216,7 @@ func clockWords(s clock.Seen) string {
 // watchSelf lets this node doubt itself: by what it must see to be sure that it is not cut off, by what it sees and by what it cannot. An abstention
 // shows in its report, and in the log when it begins and ends.
 func (n *node) watchSelf(ctx context.Context) error {
-	uplink := probe.New(probe.Options{Vantage: n.name, Log: n.log.With("room", "uplink"), Secret: n.place})
+	uplink := probe.New(probe.Options{Vantage: n.name, Log: n.log.With("room", "uplink")})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		_ = uplink.Run(ctx) // ends with ctx and says so

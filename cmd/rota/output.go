@@ -213,14 +213,20 @@ func few(list []string, sep string) string {
 // asked writes what a target's check asks, for people: its id without the timing and the conditions.
 func asked(id rota.TargetID) string {
 	question, rest, _ := strings.Cut(string(id), "#")
-	for part := range strings.SplitSeq(rest, "&") {
-		if host, ok := strings.CutPrefix(part, "host="); ok {
-			if name, err := strconv.Unquote(host); err == nil {
-				question += " host " + name
-			}
+	before := map[string]string{"query": "/", "service": "/", "query_type": " ", "host": " host ", "command": " "}
+	parts := map[string]string{}
+	for rest != "" {
+		key, after, _ := strings.Cut(rest, "=")
+		quoted, err := strconv.QuotedPrefix(after)
+		if err != nil {
+			break
 		}
+		if value, err := strconv.Unquote(quoted); err == nil && before[key] != "" {
+			parts[key] += before[key] + value
+		}
+		rest = strings.TrimPrefix(after[len(quoted):], "&")
 	}
-	return question
+	return question + parts["query"] + parts["service"] + parts["query_type"] + parts["host"] + parts["command"]
 }
 
 // titled writes an address with the name of a check; the name of a check that has none is its question.

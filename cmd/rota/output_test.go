@@ -45,6 +45,16 @@ func TestAsked(t *testing.T) {
 	if got := titled(addr, check.Describe()); got != want {
 		t.Errorf("the title is %q, want %q", got, want)
 	}
+	for want, c := range map[string]rota.Check{
+		"dns://[2001:db8::1]:53/a.example.org. AAAA": {Kind: rota.KindDNS, Port: 53, Query: "a.example.org.", QueryType: "AAAA"},
+		"grpc://[2001:db8::1]:1/a.B":                 {Kind: rota.KindGRPC, Port: 1, Service: "a.B", TLS: true, ServerName: "x.y"},
+		"exec://[2001:db8::1] /bin/a -b c&d=":        {Kind: rota.KindExec, Command: []string{"/bin/a", "-b", "c&d="}},
+		"http://[2001:db8::1]:80/ host a.b":          {Kind: rota.KindHTTP, Port: 80, Host: "a.b", Body: `x&host="c.d"`},
+	} {
+		if got := asked(rota.NewTarget(addr, c).ID); got != want {
+			t.Errorf("the id reads %q, want %q", got, want)
+		}
+	}
 	if got := titled(addr, "web"); got != "2001:db8::1 web" {
 		t.Errorf("the title of a named check is %q", got)
 	}

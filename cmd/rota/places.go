@@ -10,13 +10,15 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-// place reads what a check names for this node: places that its own configuration names in a check, and no others. What is to be checked
+// ownPlaces reads what checks name for a node: places that its own configuration names in a check, and no others. What is to be checked
 // comes from who leads; without this, that node could have every other one send any of its files to any endpoint.
-func (n *node) place(p rota.Place) ([]byte, error) {
-	if _, ok := slices.BinarySearch(n.current.Load().cfg.Places, p); !ok {
-		return nil, fmt.Errorf("%s is read only by nodes whose own configuration names it in a check; write that check into this node's file, too", p)
+func ownPlaces(cfg func() *config.Config) func(rota.Place) ([]byte, error) {
+	return func(p rota.Place) ([]byte, error) {
+		if _, ok := slices.BinarySearch(cfg().Places, p); !ok {
+			return nil, fmt.Errorf("%s is read only by nodes whose own configuration names it in a check; write that check into this node's file, too", p)
+		}
+		return config.ReadPlace(p, config.Options{})
 	}
-	return config.ReadPlace(p, config.Options{})
 }
 
 // agentEnv is how the names of variables begin that an agent may send to endpoints.

@@ -42,11 +42,10 @@ services:
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{}
-	n.current.Store(&inForce{cfg: cfg})
+	place := ownPlaces(func() *config.Config { return cfg })
 	check := cfg.Spec.Services[0].Endpoints[0].Checks[0].Check
 	once := func(c rota.Check) rota.Observation {
-		return probe.New(probe.Options{Secret: n.place}).Once(t.Context(), rota.NewTarget(at.Addr(), c)).Observation
+		return probe.New(probe.Options{Secret: place}).Once(t.Context(), rota.NewTarget(at.Addr(), c)).Observation
 	}
 	for _, want := range []string{"one", "two"} {
 		write("token", want+"\n")

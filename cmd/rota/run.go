@@ -180,10 +180,8 @@ func newNode(cfg *config.Config, log *slog.Logger) (*node, error) {
 		clock: clock.New(),
 	}
 	n.seen = newEvidence(n.clock.Now())
-	n.prober = probe.New(probe.Options{
-		Vantage: n.name, Log: log.With("room", "probe"), Secret: n.place,
-		Exec: execs(ownCommands(func() *config.Config { return n.current.Load().cfg })),
-	})
+	own := func() *config.Config { return n.current.Load().cfg }
+	n.prober = probe.New(probe.Options{Vantage: n.name, Log: log.With("room", "probe"), Secret: ownPlaces(own), Exec: execs(ownCommands(own))})
 	n.doubt = &doubter{clocks: n.clock.Look, log: log.With("room", "vantage"), targets: func() []rota.Target { return n.raft.State().Targets() }}
 	o := cluster.Options{Dir: n.dir, Node: n.name, Log: log.With("room", "cluster"), Clock: n.clock.Now}
 	var err error

@@ -18,22 +18,19 @@ import (
 	"github.com/rota-dns/rota/internal/rota"
 )
 
-var (
-	numberForm = regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?$`)
-	prefix     = scalar{want: "a prefix such as 10.0.0.0/8", json: "string", parse: func(s string) error {
-		if _, err := netip.ParseAddr(s); err == nil {
-			return nil
-		}
-		p, err := netip.ParsePrefix(s)
-		switch {
-		case err != nil:
-			return fmt.Errorf("%q is no prefix: want one such as 10.0.0.0/8", s)
-		case p != p.Masked():
-			return fmt.Errorf("%s has bits behind its length: write %s", s, p.Masked())
-		}
+var prefix = scalar{want: "a prefix such as 10.0.0.0/8", json: "string", parse: func(s string) error {
+	if _, err := netip.ParseAddr(s); err == nil {
 		return nil
-	}}
-)
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is no prefix: want one such as 10.0.0.0/8", s)
+	case p != p.Masked():
+		return fmt.Errorf("%s has bits behind its length: write %s", s, p.Masked())
+	}
+	return nil
+}}
 
 // examine holds the merged tree against the format.
 func (l *loader) examine(root *node) {

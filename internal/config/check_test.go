@@ -20,12 +20,6 @@ var probeFiles = tree{
 	"/etc/rota/junk": "junk", "/etc/rota/key.open": keyPEM, "/etc/rota/pw.open": "x", "/run/credentials/pw": "y",
 }
 
-// checked reads a service with one check.
-func checked(t testing.TB, check string) *Config {
-	t.Helper()
-	return parse(t, with("endpoints: [192.0.2.1]\ncheck: "+check), probeFiles)
-}
-
 func only(c *Config) rota.Check { return c.Spec.Services[0].Endpoints[0].Checks[0].Check }
 
 // What every kind is filled with, and that the effective configuration reads back to the same question.

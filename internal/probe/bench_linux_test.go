@@ -2,8 +2,10 @@ package probe
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"testing"
 	"time"
@@ -42,6 +44,21 @@ func cpu(b *testing.B) time.Duration {
 		b.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// resident is the memory of this process, with what the collector would give back taken off.
+func resident(b *testing.B) uint64 {
+	b.Helper()
+	debug.FreeOSMemory()
+	statm, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var size, pages uint64
+	if _, err := fmt.Sscan(string(statm), &size, &pages); err != nil {
+		b.Fatal(err)
+	}
+	return pages * uint64(os.Getpagesize())
 }
 
 // serveFast serves page200 by one thread that asks epoll, so that the target is not what a benchmark measures.

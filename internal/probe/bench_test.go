@@ -183,6 +183,62 @@ func BenchmarkTCP(b *testing.B) {
 
 func BenchmarkICMP(b *testing.B) { throughput(b, rota.Check{Kind: rota.KindICMP}) }
 
+// BenchmarkHundredThousand probes 100,000 addresses every ten seconds for as long as b.N probes take, and reports what that costs: cores,
+// resident memory a target, and how late a probe starts.
+func BenchmarkHundredThousand(b *testing.B) {
+	const n = 100_000
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	port := target(b, "http")
+	var first, last uint64
+	first = resident(b)
+	ts := make([]rota.Target, n)
+	check := rota.Check{Kind: rota.KindTCP, Port: port, Timing: rota.DefaultTiming()}
+	check.Rise = 1
+	for i := range ts {
+		ts[i] = rota.NewTarget(netip.AddrFrom4([4]byte{127, byte(1 + i>>16), byte(i >> 8), byte(i)}), check)
+	}
+	p := New(Options{})
+	p.Set(ts)
+	ctx, cancel := context.WithCancel(b.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = p.Run(ctx) })
+	probes := func() (all int) {
+		for _, k := range p.Stats().Kinds {
+			for _, r := range k.Results {
+				all += int(r.Count)
+			}
+		}
+		return all
+	}
+	for probes() < 2*n { // the first round, which is faster, and one on the grid
+		time.Sleep(100 * time.Millisecond)
+	}
+	late := p.Stats().Kinds[0].Lateness
+	b.ResetTimer()
+	begun, busy := probes(), cpu(b)
+	for probes() < begun+b.N {
+		time.Sleep(100 * time.Millisecond)
+	}
+	took, busy := b.Elapsed(), cpu(b)-busy
+	last = resident(b)
+	now := p.Stats().Kinds[0].Lateness
+	b.StopTimer()
+	all, bound := uint64(0), 0.0
+	for i := range now.Counts {
+		all += now.Counts[i] - late.Counts[i]
+	}
+	for i, sum := 0, uint64(0); i < len(now.Bounds) && sum*100 < all*99; i++ {
+		sum += now.Counts[i] - late.Counts[i]
+		bound = now.Bounds[i]
+	}
+	b.ReportMetric(busy.Seconds()/took.Seconds(), "cores")
+	b.ReportMetric(float64(probes()-begun)/took.Seconds(), "probes/s")
+	b.ReportMetric(float64(last-first)/n, "B/target")
+	b.ReportMetric(bound*1000, "ms-late-p99")
+	cancel()
+	wg.Wait()
+}
+
 // BenchmarkIdleTarget reports the memory of a target that waits for its next probe, its report included.
 func BenchmarkIdleTarget(b *testing.B) {
 	for _, n := range []int{1_000, 10_000, 100_000} {

@@ -60,9 +60,6 @@ func probeGRPC(ctx context.Context, r *run) finding {
 		if bad != nil {
 			return *bad
 		}
-		if t.ConnectionState().NegotiatedProtocol != http2.NextProtoTLS {
-			return down(rota.ClassTLS, "tls: the target does not offer h2")
-		}
 		conn = t
 	}
 	r.trace.Sent = escape([]byte(healthMethod+" service "+strconv.Quote(c.Service)), maxHead)

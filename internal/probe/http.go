@@ -2,7 +2,6 @@ package probe
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -15,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -178,9 +178,6 @@ func (r *run) fetch(ctx context.Context, p page) (finding, *page) {
 		if bad != nil {
 			return *bad, nil
 		}
-		if r.q.check.HTTP2 && !speaks2(t) {
-			return down(rota.ClassTLS, "tls: the target does not offer h2"), nil
-		}
 		c = t
 	}
 	exchange := r.exchange
@@ -199,8 +196,18 @@ func (r *run) fetch(ctx context.Context, p page) (finding, *page) {
 // settle notes and judges what came back.
 func (r *run) settle(ctx context.Context, p page, a answer) (f finding, next *page) {
 	r.trace.Received, r.trace.ReceivedSize = firstLines(r.conceal(a.head)), len(a.body)
-	r.aside(len(a.body), func() { f, next = r.weigh(ctx, p, a) })
+	if r.seat != nil && len(a.body) > heavy {
+		f, next = r.weighAside(ctx, p, a)
+	} else {
+		f, next = r.weigh(ctx, p, a)
+	}
 	return r.discreet(f, a), next
+}
+
+// weighAside is weigh for a body that takes its time.
+func (r *run) weighAside(ctx context.Context, p page, a answer) (f finding, next *page) {
+	r.seat.aside(func() { f, next = r.weigh(ctx, p, a) })
+	return f, next
 }
 
 // exchange asks p over HTTP/1.1.
@@ -294,17 +301,21 @@ func (r *run) fields(p page) []rota.Header {
 
 // request is the page's request on the wire.
 func (r *run) request(p page) []byte {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\n", p.method, p.path)
+	b := make([]byte, 0, 512)
+	add := func(words ...string) {
+		for _, w := range words {
+			b = append(b, w...)
+		}
+	}
+	add(p.method, " ", p.path, " HTTP/1.1\r\n")
 	for _, f := range r.fields(p) {
-		fmt.Fprintf(&b, "%s: %s\r\n", f.Name, f.Value)
+		add(f.Name, ": ", f.Value, "\r\n")
 	}
 	if !r.keeps() {
-		b.WriteString("Connection: close\r\n")
+		add("Connection: close\r\n")
 	}
-	b.WriteString("\r\n")
-	b.WriteString(p.data)
-	return b.Bytes()
+	add("\r\n", p.data)
+	return b
 }
 
 // methods are those of a check, and whether their requests have a body. A probe comes every few seconds and from many places: the
@@ -340,9 +351,12 @@ func (r *run) answer(read func(begun func()) answer) answer {
 	if !a.begun {
 		first("none")
 	}
-	rest(fmt.Sprintf("%d bytes", len(a.body)))
+	rest(strconv.Itoa(len(a.body)) + " bytes")
 	return a
 }
+
+// readers are used again: a probe needs one for a moment.
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 4<<10) }}
 
 // readAnswer reads one final HTTP/1.x answer to a request of method from c; begun is called at the first byte.
 func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
@@ -350,6 +364,10 @@ func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
 	if in == nil {
 		return a
 	}
+	defer func() {
+		in.rest.Reset(nil)
+		readers.Put(in.rest)
+	}()
 	body, err := io.ReadAll(io.LimitReader(in, int64(maxBody)))
 	a.body = body
 	if err != nil && len(body) < maxBody {
@@ -371,7 +389,8 @@ type content struct {
 func answerHead(c io.Reader, method string, begun func()) (answer, *content) {
 	var a answer
 	in := &headReader{r: c, left: maxHTTPHead, keep: maxHead}
-	br := bufio.NewReaderSize(in, 4<<10)
+	br := readers.Get().(*bufio.Reader)
+	br.Reset(in)
 	fail := func(err error) (answer, *content) {
 		a.head = in.kept
 		switch {
@@ -498,7 +517,7 @@ func (q *question) judge(a answer) finding {
 			return down(rota.ClassBody, "%v", err)
 		}
 	}
-	return up("status %d", a.status)
+	return finding{status: rota.Up, class: rota.ClassOK, reason: "status " + strconv.Itoa(a.status)}
 }
 
 func ranges(rs []rota.StatusRange) string {

@@ -3,7 +3,6 @@ package probe
 import (
 	"bufio"
 	"bytes"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -113,7 +112,6 @@ type stream struct {
 	frames  *http2.Framer // reads from in, writes to c
 	method  string
 	maxBody int
-	begins  func() // at the first byte
 	interim int
 	beside  int
 	length  int64 // that the head promises; -1: nothing
@@ -276,6 +274,3 @@ func (s *stream) takeData(f *http2.DataFrame) error {
 	}
 	return s.end(f.StreamEnded())
 }
-
-// speaks2 reports whether HTTP/2 was agreed upon in a handshake.
-func speaks2(c *tls.Conn) bool { return c.ConnectionState().NegotiatedProtocol == "h2" }

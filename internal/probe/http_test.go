@@ -8,11 +8,15 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
+	"runtime/metrics"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -362,4 +366,85 @@ func TestSecretsAreReadAgain(t *testing.T) {
 			t.Errorf("%d places are remembered", len(s.kept))
 		}
 	})
+}
+
+// TestFiftyHostileAtOnce is P11: fifty servers that send without end, all at the same time, get the right verdict in bounded memory, and
+// their connections are closed.
+func TestFiftyHostileAtOnce(t *testing.T) {
+	const most = 64 << 20 // bytes that the heap may grow, garbage included
+	zeros := strings.Repeat("\x00", 32<<10)
+	head := func(w *http2.Framer) {
+		_ = w.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: packed(":status", "200", "content-encoding", "gzip"), EndHeaders: true})
+	}
+	hostile := []struct {
+		name   string
+		server func(net.Conn)
+		check  rota.Check
+		want   string
+	}{
+		{"body", flood("HTTP/1.1 200 OK\r\n\r\n", zeros), rota.Check{}, "up ok: status 200"},
+		{"gzip", flood("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8b\x08", zeros), rota.Check{Body: "up"}, `down body: body does not match "up"`},
+		{"lying length", flood("HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775807\r\n\r\n", zeros), rota.Check{JSON: []rota.JSONRule{{Want: "1"}}}, "down body: body is not JSON in its first 65536 bytes; more is read with max_body"},
+		{"chunks", flood("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "7fff\r\n"+zeros[:0x7fff]+"\r\n"), rota.Check{}, "up ok: status 200"},
+		{"one chunk", flood("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7fffffffffffffff\r\n", zeros), rota.Check{}, "up ok: status 200"},
+		{"header", flood("HTTP/1.1 200 OK\r\nX: ", strings.Repeat("y", 32<<10)), rota.Check{}, "down protocol: answer: head larger than 64 KiB"},
+		{"headers", flood("HTTP/1.1 200 OK\r\n", "X: y\r\n"), rota.Check{}, "down protocol: answer: head larger than 64 KiB"},
+		{"1xx", flood("", "HTTP/1.1 103 Early Hints\r\n\r\n"), rota.Check{}, "down protocol: answer: more than 8 informational answers"},
+		{"HTTP/2 body", frames(func(w *http2.Framer, _ io.Writer) bool {
+			for head(w); w.WriteData(1, false, []byte(zeros[:16<<10])) == nil; {
+			}
+			return true
+		}), rota.Check{HTTP2: true}, "up ok: status 200"},
+		{"HTTP/2 head", frames(func(w *http2.Framer, _ io.Writer) bool {
+			_ = w.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: packed(":status", "200")})
+			for w.WriteContinuation(1, false, packed("x", strings.Repeat("y", 15<<10))) == nil {
+			}
+			return true
+		}), rota.Check{HTTP2: true}, "down protocol: answer: head larger than 64 KiB"},
+	}
+	const each = 5
+	var arrived, open sync.WaitGroup
+	arrived.Add(each * len(hostile))
+	p := New(Options{})
+	type result struct{ name, got, want string }
+	results := make(chan result)
+	heap := func() uint64 {
+		sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+		metrics.Read(sample)
+		return sample[0].Value.Uint64()
+	}
+	runtime.GC()
+	before, peak := heap(), uint64(0)
+	for _, h := range hostile {
+		at := serve(t, func(c net.Conn) {
+			open.Add(1)
+			defer open.Done()
+			arrived.Done()
+			arrived.Wait() // all begin together
+			h.server(c)
+		})
+		h.check.Kind, h.check.Port, h.check.Timeout = rota.KindHTTP, at.Port(), patient
+		for range each {
+			go func() {
+				results <- result{h.name, verdict(p.Once(t.Context(), rota.NewTarget(at.Addr(), h.check))), h.want}
+			}()
+		}
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for left := each * len(hostile); left > 0; {
+		select {
+		case r := <-results:
+			left--
+			if r.got != r.want {
+				t.Errorf("%s: got %s, want %s", r.name, r.got, r.want)
+			}
+		case <-tick.C:
+			peak = max(peak, heap())
+		}
+	}
+	if peak > before+most {
+		t.Errorf("the heap grew by %d MiB", (peak-before)>>20)
+	}
+	open.Wait() // the servers see that their connections are closed
 }

@@ -1,7 +1,6 @@
 package probe
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -11,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -468,16 +468,20 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// probeICMP sends Count echo requests, spread over the first half of the timeout but at most a second apart, and judges how many
-// were answered. It ends as soon as all are.
+// probeICMP sends Count echo requests and judges how many were answered. It ends as soon as all are.
 func probeICMP(ctx context.Context, r *run) finding {
+	return r.echo(ctx, r.q.check.Count, r.q.check.Count)
+}
+
+// echo sends count echo requests, spread over the first half of the timeout but at most a second apart, and ends as soon as enough of them
+// are answered.
+func (r *run) echo(ctx context.Context, count, enough int) finding {
 	s, err := r.ping.socket(r.addr.Is6())
 	if err != nil {
 		return r.socketFault(ctx, err)
 	}
-	count := r.q.check.Count
 	gap := max(min(time.Second, r.q.check.Timeout/time.Duration(2*count)), 1)
-	var log bytes.Buffer
+	var log []byte
 	answers := make(chan result, count) // shared by all requests: each is answered at most once
 	var numbers [rota.MaxCount]uint64
 	sent, got, failed, failure := 0, 0, 0, ""
@@ -488,8 +492,8 @@ func probeICMP(ctx context.Context, r *run) finding {
 	}()
 	done := r.trace.begin("echo")
 	finish := func() {
-		done(fmt.Sprintf("%d sent, %d answered", sent, got))
-		r.trace.Received, r.trace.ReceivedSize = escape(log.Bytes(), maxHead), got*echoSize
+		done(strconv.Itoa(sent) + " sent, " + strconv.Itoa(got) + " answered")
+		r.trace.Received, r.trace.ReceivedSize = escape(log, maxHead), got*echoSize
 	}
 	begun := time.Now()
 	deadline, bounded := ctx.Deadline()
@@ -501,14 +505,14 @@ func probeICMP(ctx context.Context, r *run) finding {
 		case bounded && a.at.After(deadline): // it was there to be looked at, but too late
 		case a.failure == "":
 			got++
-			fmt.Fprintf(&log, "reply %d after %v\n", got, a.at.Sub(begun).Round(time.Microsecond))
+			log = append(log, "reply "+strconv.Itoa(got)+" after "+a.at.Sub(begun).Round(time.Microsecond).String()+"\n"...)
 		default:
 			failed++
 			failure = a.failure
-			fmt.Fprintf(&log, "error after %v: %s\n", a.at.Sub(begun).Round(time.Microsecond), failure)
+			log = append(log, "error after "+a.at.Sub(begun).Round(time.Microsecond).String()+": "+failure+"\n"...)
 		}
 	}
-	for next := begun; got+failed < count && unsent == nil; {
+	for next := begun; got < enough && got+failed < count && unsent == nil; {
 		if sent < count && (sent == 0 || !time.Now().Before(next)) {
 			if numbers[sent], unsent = s.send(waiting{addr: r.addr, answer: answers, seat: r.seat}); unsent != nil {
 				break
@@ -536,7 +540,7 @@ func probeICMP(ctx context.Context, r *run) finding {
 	if r.parent.Err() != nil {
 		return unknown(rota.ClassCancelled, "cancelled")
 	}
-	lost := count - got
+	lost := enough - got
 	switch {
 	case got == 0 && failure != "":
 		return down(rota.ClassUnreachable, "echo: %s", failure)

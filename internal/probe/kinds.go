@@ -37,7 +37,7 @@ var kinds = map[rota.Kind]kind{
 	rota.KindTLS:   {probe: probeTLS},
 	rota.KindICMP:  {probe: probeICMP, portless: true, seated: true},
 
-	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter},
+	rota.KindNodeExporter: {probe: probeExporter, prepare: prepareExporter, seated: true},
 	rota.KindDNS:          {probe: probeDNS, prepare: prepareDNS},
 	rota.KindGRPC:         {probe: probeGRPC, prepare: prepareGRPC},
 	rota.KindExec:         {probe: probeExec, prepare: prepareExec, portless: true},
@@ -296,7 +296,13 @@ func (r *run) bind(ctx context.Context, c net.Conn) (release func()) {
 	return func() { stop() }
 }
 
-func ends(c net.Conn) string { return c.LocalAddr().String() + " to " + c.RemoteAddr().String() }
+// ends is both ends of a connection, for a trace.
+func ends(c net.Conn) string {
+	if w, ok := c.(interface{ ends() string }); ok {
+		return w.ends()
+	}
+	return c.LocalAddr().String() + " to " + c.RemoteAddr().String()
+}
 
 // listens reports whether the target speaks first.
 func (q *question) listens() bool {

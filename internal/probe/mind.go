@@ -30,7 +30,8 @@ func opine(last *rota.Opinion, was, is rota.Streak) *rota.Opinion {
 	if next.Status == last.Status && next.Class == last.Class && next.Reason == last.Reason && next.Weight == last.Weight {
 		return last
 	}
-	return &next
+	changed := next // here, so that an unchanged opinion costs no memory
+	return &changed
 }
 
 // weightStep is how coarse a weight in an opinion is, in percent: measures tremble, and each change of a verdict is an event.

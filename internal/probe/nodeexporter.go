@@ -35,18 +35,19 @@ const pings = 3
 // exporter is a node_exporter check made ready.
 type exporter struct {
 	rules    []rota.ParsedRule
+	names    []string // of the rules
+	net      []int    // by rule: the index of an interface's counters in sample.bytes
 	selector *selector
-	rates    bool      // some rule needs two samples
-	net      []int     // by rule: the index of an interface's counters in sample.bytes
-	gate     *question // one echo request; nil: none
+	rates    bool          // some rule needs two samples
+	most     time.Duration // between them: a mean over more says little about now
 }
 
-// The single series of a rule: of mem_free the first two, of load1 the first, of net(IFACE) all.
+// The single series of a rule, by its measure.
 const (
-	slotA, slotFree, slotLoad, slotReceived = 0, 0, 0, 0
-	slotTotal, slotSent                     = 1, 1
-	slotSpeed                               = 2
-	slots                                   = 3 // of a rule
+	slotFree, slotTotal               = 0, 1
+	slotLoad                          = 0
+	slotReceived, slotSent, slotSpeed = 0, 1, 2
+	slots                             = 3 // of a rule
 )
 
 // slot is a series of which a page has one.
@@ -85,7 +86,7 @@ func prepareExporter(q *question) error {
 	if len(q.check.Rules) == 0 || len(q.check.Rules) > rota.MaxRules {
 		return fmt.Errorf("%d rules; want 1 to %d", len(q.check.Rules), rota.MaxRules)
 	}
-	e := &exporter{}
+	e := &exporter{most: 2*q.check.SlowInterval + q.check.Timeout}
 	var wanted []series
 	single := func(name, device string, i, which int) {
 		wanted = append(wanted, series{name, func(r *reading, labels []label, v float64) {
@@ -102,7 +103,7 @@ func prepareExporter(q *question) error {
 		if err != nil {
 			return err
 		}
-		e.rules, e.net = append(e.rules, p), append(e.net, nets)
+		e.rules, e.names, e.net = append(e.rules, p), append(e.names, p.Rule().Name), append(e.net, nets)
 		cpu = cpu || p.Measure == rota.MeasureCPU || p.NeedsCores()
 		e.rates = e.rates || p.Measure == rota.MeasureCPU || p.Measure == rota.MeasureNet
 		switch p.Measure {
@@ -133,10 +134,6 @@ func prepareExporter(q *question) error {
 		r.clock.times++
 	}})
 	e.selector = newSelector(wanted)
-	if !q.check.NoPing {
-		e.gate = &question{key: q.key, check: q.check}
-		e.gate.check.Count, e.gate.check.Loss = 1, 0
-	}
 	if q.check.MaxBody <= 0 {
 		q.maxBody = rota.LimitMaxBody // nothing of it is kept
 	}
@@ -221,8 +218,8 @@ func (s *some) add(labels []label, v float64) {
 // probeExporter asks whether the machine is there at all and then, with one page, for the numbers of all rules.
 func probeExporter(ctx context.Context, r *run) finding {
 	e := r.q.ready.(*exporter)
-	if e.gate != nil {
-		if f := r.knock(ctx, e.gate); f.status != rota.Up {
+	if !r.q.check.NoPing {
+		if f := r.knock(ctx); f.status != rota.Up {
 			return f
 		}
 	}
@@ -230,10 +227,8 @@ func probeExporter(ctx context.Context, r *run) finding {
 	if r.memory != nil {
 		last, _ = r.memory.sample.(*sample)
 	}
-	if last != nil {
-		if age := time.Since(last.at); age > 2*r.q.check.SlowInterval+r.q.check.Timeout {
-			last = nil // a mean over so long says little about now
-		} else if e.rates && age < minSpan {
+	if last != nil && e.rates {
+		if age := time.Since(last.at); age < minSpan {
 			r.wait(ctx, minSpan-age)
 		}
 	}
@@ -253,8 +248,11 @@ func probeExporter(ctx context.Context, r *run) finding {
 			j = e.judge(last, now)
 		}
 	}
-	if r.memory != nil && j.stale == "" {
-		s := now.sample
+	if r.memory != nil {
+		if j.stale == "" { // else it is as old as the sample that it is the same as
+			last = &now.sample
+		}
+		s := *last
 		r.memory.sample = &s
 	}
 	r.trace.begin("rules")(j.all)
@@ -273,35 +271,20 @@ func probeExporter(ctx context.Context, r *run) finding {
 	return up("all %d rules hold", len(e.rules))
 }
 
-// knock sends echo requests until one is answered: two with a quarter of the time each, the last with what is left.
-func (r *run) knock(ctx context.Context, gate *question) finding {
-	k := *r
-	k.q = gate
-	for i := 1; ; i++ {
-		try, cancel := ctx, context.CancelFunc(func() {})
-		if i < pings {
-			try, cancel = context.WithTimeout(ctx, r.q.check.Timeout/(pings+1))
-		}
-		f := probeICMP(try, &k)
-		cancel()
-		switch {
-		case f.class == rota.ClassPermission:
-			f.reason = rota.CleanReason("%s; or let the check say ping: false", f.reason)
-			return f
-		case f.status != rota.Down, i == pings, ctx.Err() != nil:
-			return f
-		}
+// knock asks whether the machine is there: one echo reply will do.
+func (r *run) knock(ctx context.Context) finding {
+	f := r.echo(ctx, pings, 1)
+	if f.class == rota.ClassPermission {
+		f.reason = rota.CleanReason("%s; or let the check say ping: false", f.reason)
 	}
+	return f
 }
 
 // wait lets time pass.
 func (r *run) wait(ctx context.Context, d time.Duration) {
 	done := r.trace.begin("wait")
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
+	for until := time.Now().Add(d); time.Now().Before(until) && ctx.Err() == nil; {
+		r.await(ctx, nil, until)
 	}
 	done("for a second sample")
 }
@@ -488,13 +471,16 @@ func (e *exporter) judge(last *sample, now *reading) judgement {
 	var j judgement
 	moved := stretch{err: later("one sample is not enough")}
 	if last != nil {
-		if moved = now.since(last); moved.stale {
+		switch moved = now.since(last); {
+		case moved.stale:
 			j.stale = fmt.Sprintf("the page is the same as %v before: it, or something on the way, shows old numbers", moved.time.Round(time.Millisecond))
 			return j
+		case moved.time > e.most:
+			moved.err = later("the sample before is %v old", moved.time.Round(time.Second))
 		}
 	}
 	for i, p := range e.rules {
-		name := p.Rule().Name
+		name := e.names[i]
 		values, err := e.numbers(i, last, now, moved)
 		var wait errLater
 		switch {
@@ -551,8 +537,12 @@ func (e *exporter) numbers(i int, last *sample, now *reading, moved stretch) ([]
 
 // busy is the percentage of time that cores were not idle: the mean of those in both samples.
 func (s *sample) busy(last *sample, moved stretch) (float64, error) {
-	if moved.err != nil {
+	const restarted = "went back: the machine was restarted, or another one answers"
+	switch {
+	case moved.err != nil:
 		return 0, moved.err
+	case s.working < last.working:
+		return 0, later("the time that cores worked %s", restarted)
 	}
 	total, cores := 0.0, 0
 	for n := range min(len(s.idle), len(last.idle)) {
@@ -561,7 +551,7 @@ func (s *sample) busy(last *sample, moved stretch) (float64, error) {
 		case math.IsNaN(idle):
 			continue
 		case idle < 0:
-			return 0, later("the counter of core %d went back: the machine was restarted, or another one answers", n)
+			return 0, later("the counter of core %d %s", n, restarted)
 		case idle > (moved.time + slack(moved.time)).Seconds():
 			return 0, later("core %d was idle for %.3g s in %v", n, idle, moved.time.Round(time.Millisecond))
 		}

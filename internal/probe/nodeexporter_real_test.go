@@ -39,7 +39,9 @@ func ownIdle(t *testing.T) []float64 {
 }
 
 // A real node_exporter: its numbers are those of this machine; stopped, killed and back.
-func TestNodeExporter(t *testing.T) {
+func TestNodeExporter(t *testing.T) { bothWays(t, testNodeExporter) }
+
+func testNodeExporter(t *testing.T) {
 	n := peers.StartNodeExporter(t, "127.0.0.1", peers.FreePort(t))
 	at := netip.MustParseAddrPort(n.Addr())
 	o := Options{}

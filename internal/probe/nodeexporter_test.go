@@ -148,9 +148,11 @@ func TestExporterBoundaries(t *testing.T) {
 		{"load alone counts cores", rules("load1", "<= cores"), func(m *machine) { m.idle = [2][]float64{{}, {}} }, "cannot: load1: the page has no cores (node_cpu_seconds_total)"},
 		{"cpu without cores", rules("cpu", "< 90%"), func(m *machine) { m.idle = [2][]float64{{}, {}} }, "cannot: cpu: the page has no cores (node_cpu_seconds_total)"},
 		{"a core's counter goes back", rules("cpu", "< 90%"), func(m *machine) { m.idle[1][2] = 5 }, "later: cpu: the counter of core 2 went back: the machine was restarted, or another one answers"},
+		{"the time at work goes back", rules("cpu", "< 90%"), func(m *machine) { m.user[1] = 5 }, "later: cpu: the time that cores worked went back: the machine was restarted, or another one answers"},
 		{"an interface's counter goes back", rules("net(eth0)", "< 80%", "load1", "<= cores"), func(m *machine) { m.sent[1] = "5" }, "later: net(eth0): a counter went back: the machine or the interface was restarted"},
 		{"idle for longer than time passed", rules("cpu", "< 90%"), func(m *machine) { m.idle[1][0] = 1012 }, "later: cpu: core 0 was idle for 12 s in 10s"},
-		{"a core came, one went", rules("cpu", "< 90%"), func(m *machine) { m.idle = [2][]float64{{100, 100}, {100.5}} }, "violated: cpu 95 %, want < 90 %"},
+		{"a core came", rules("cpu", "< 90%"), func(m *machine) { m.idle = [2][]float64{{100}, {100.5, 100}} }, "violated: cpu 95 %, want < 90 %"},
+		{"cores in the second sample only", rules("cpu", "< 90%"), func(m *machine) { m.idle[0] = nil }, "later: cpu: no core is in both samples"},
 		{"a core's value is NaN", rules("cpu", "< 90%"), func(m *machine) { m.more = "node_cpu_seconds_total{mode=\"idle\",cpu=\"7\"} NaN\n" }, "cannot: cpu: core 7 was idle for NaN seconds"},
 		{"a core is negative", rules("cpu", "< 90%"), func(m *machine) { m.more = "node_cpu_seconds_total{mode=\"idle\",cpu=\"7\"} -1\n" }, "cannot: cpu: core 7 was idle for -1 seconds"},
 		{"a core twice", rules("load1", "<= cores"), func(m *machine) { m.more = "node_cpu_seconds_total{mode=\"idle\",cpu=\"0\"} 1\n" }, "cannot: load1: core 0 is there twice"},
@@ -196,7 +198,9 @@ func TestExporterBoundaries(t *testing.T) {
 }
 
 // What the wire brings beside numbers, FAULTS P13: none of it is evidence, unless the check says that a broken exporter is.
-func TestExporterHostile(t *testing.T) {
+func TestExporterHostile(t *testing.T) { bothWays(t, testExporterHostile) }
+
+func testExporterHostile(t *testing.T) {
 	page := quietMachine().page(0)
 	packed := func(text string) string {
 		var b bytes.Buffer
@@ -293,7 +297,9 @@ func TestExporterHostile(t *testing.T) {
 }
 
 // A port that nobody listens on: unknown, in either case by the word of the check.
-func TestExporterDead(t *testing.T) {
+func TestExporterDead(t *testing.T) { bothWays(t, testExporterDead) }
+
+func testExporterDead(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -351,7 +357,9 @@ func movingPage(busy float64) func() string {
 }
 
 // The gate: a machine that does not answer ICMP is down, and its exporter is not asked; without permission to ask it is unknown.
-func TestExporterGate(t *testing.T) {
+func TestExporterGate(t *testing.T) { bothWays(t, testExporterGate) }
+
+func testExporterGate(t *testing.T) {
 	f := newFake(t, movingPage(0.5))
 	check := exporterCheck(rules("load1", "<= cores"))
 	check.NoPing = false
@@ -403,7 +411,9 @@ func (losing) WriteTo(b []byte, _ net.Addr) (int, error) { return len(b), nil }
 func (losing) Close() error                              { return nil }
 
 // Beside the schedule, and at the first probe, both samples are taken at once; later the sample of the last probe is the first.
-func TestExporterSamples(t *testing.T) {
+func TestExporterSamples(t *testing.T) { bothWays(t, testExporterSamples) }
+
+func testExporterSamples(t *testing.T) {
 	f := newFake(t, movingPage(0.25))
 	check := exporterCheck(rules("cpu", "< 90%", "load1", "<= cores"))
 	tr := expect(t, Options{}, f.at, check, "up ok: all 2 rules hold")
@@ -436,14 +446,22 @@ func TestExporterSamples(t *testing.T) {
 	stopped := func() string { return still }
 	f.page.Store(&stopped)
 	p.observe(t.Context(), "", f.at.Addr(), q, m, nil) // moved a little since the last probe
-	kept := m.sample
+	kept := m.sample.(*sample).at
 	observe("unknown exporter", 1)
 	observe("unknown exporter", 1)
-	if m.sample != kept {
+	if m.sample.(*sample).at != kept {
 		t.Error("an old page took the place of the sample that it is: its numbers would seem to be younger")
 	}
 	f.page.Store(&page)
 	observe("down threshold", 1)
+
+	// An old page stays old however long it is shown.
+	f.page.Store(&stopped)
+	observe("unknown exporter", 2) // it is older than the last, so the first look tells nothing
+	observe("unknown exporter", 1)
+	m.sample.(*sample).at = time.Now().Add(-time.Hour)
+	observe("unknown exporter", 1)
+	f.page.Store(&page)
 
 	// What does not hold at the first look is down without a second one, but for a person who wants to see all numbers.
 	loaded := check
@@ -452,7 +470,8 @@ func TestExporterSamples(t *testing.T) {
 	if tr := p.observe(t.Context(), "", f.at.Addr(), newQuestion(loaded), &memory{}, nil); outcome(*tr) != "down threshold" || f.asked.Load() != before+1 {
 		t.Errorf("%s, asked %d times", verdict(*tr), f.asked.Load()-before)
 	}
-	tr = ask(t, Options{}, f.at, loaded)
+	loaded.Rules = append(loaded.Rules, rules("net(nosuch0)", "< 80%")...)
+	tr = ask(t, Options{}, f.at, loaded) // also when another rule cannot be judged
 	if last := tr.Steps[len(tr.Steps)-1]; outcome(tr) != "down threshold" || !strings.HasPrefix(last.Note, "cpu ") {
 		t.Errorf("%s, last step %v, want all numbers", verdict(tr), last)
 	}

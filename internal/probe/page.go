@@ -117,7 +117,7 @@ func (s *selector) line(b []byte, labels []label, r *reading) ([]label, error) {
 	switch {
 	case len(b) == 0 || b[0] == '#':
 		return labels, nil
-	case !nameBytes[b[0]] && b[0] != '{': // {"NAME",…} is of a metric whose name is none of ours
+	case !nameBytes[b[0]]: // {"NAME",…} too, which version 0.0.4 does not have
 		return labels, fmt.Errorf("%.40q is no metric; is this an exporter's page?", b)
 	}
 	var value float64

@@ -84,8 +84,9 @@ type Prober struct {
 	report  atomic.Pointer[rota.Report]
 	running atomic.Bool
 
-	mu      sync.Mutex // guards what follows
-	wanted  []rota.Target
+	mu      sync.Mutex    // guards what follows
+	wanted  []rota.Target // by the last Set, until the scheduler has taken them: they are large
+	pending bool          // it has not
 	set     chan struct{} // has room for one: wanted changed
 	changed chan struct{} // closed at the next report
 	history history
@@ -126,7 +127,7 @@ func (p *Prober) Set(targets []rota.Target) {
 	slices.SortStableFunc(ts, func(a, b rota.Target) int { return cmp.Compare(a.ID, b.ID) })
 	ts = slices.CompactFunc(ts, func(a, b rota.Target) bool { return a.ID == b.ID })
 	p.mu.Lock()
-	p.wanted = ts
+	p.wanted, p.pending = ts, true
 	p.mu.Unlock()
 	select {
 	case p.set <- struct{}{}:

@@ -206,8 +206,12 @@ func phase(id rota.TargetID, period time.Duration) int64 {
 // apply brings the entries to the targets wanted.
 func (s *scheduler) apply() {
 	s.p.mu.Lock()
-	wanted := s.p.wanted
+	wanted, pending := s.p.wanted, s.p.pending
+	s.p.wanted, s.p.pending = nil, false
 	s.p.mu.Unlock()
+	if !pending && !s.reported.IsZero() {
+		return // Run began with them
+	}
 	now := s.now()
 	keep := make(map[rota.TargetID]bool, len(wanted))
 	questions := make(map[string]*question)
@@ -311,8 +315,16 @@ func (s *scheduler) forget(e *entry) {
 	delete(s.entries, e.id)
 }
 
-// release closes the connections that are kept, once nothing else runs.
+// release closes the connections that are kept, once nothing else runs, and leaves the targets for the next Run.
 func (s *scheduler) release() {
+	s.p.mu.Lock()
+	if !s.p.pending {
+		s.p.pending = true
+		for _, e := range s.order {
+			s.p.wanted = append(s.p.wanted, rota.Target{ID: e.id, Address: e.addr, Check: e.q.check, Lazy: e.lazy})
+		}
+	}
+	s.p.mu.Unlock()
 	for _, e := range s.entries {
 		if k := e.memory.kept; k != nil {
 			k.close()

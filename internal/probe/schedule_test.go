@@ -28,6 +28,7 @@ func TestMain(m *testing.M) {
 type world struct {
 	mu      sync.Mutex
 	took    time.Duration
+	wait    func(rota.TargetID) time.Duration     // instead of took; nil: took
 	answer  func(id rota.TargetID, n int) finding // n counts the target's probes from 0
 	started map[rota.TargetID][]time.Duration
 	begin   time.Time
@@ -56,6 +57,9 @@ func (w *world) probe(ctx context.Context, e *entry, _ *pinger) *Trace {
 	}
 	w.most = max(w.most, total)
 	took, answer := w.took, w.answer
+	if w.wait != nil {
+		took = w.wait(e.id)
+	}
 	w.mu.Unlock()
 	f := unknown(rota.ClassCancelled, "cancelled")
 	select {
@@ -297,6 +301,54 @@ func TestScheduleSetWhileInFlight(t *testing.T) {
 	})
 }
 
+// TestScheduleDarkDelaysNobody is P2: what times out elsewhere moves no other target's probes.
+func TestScheduleDarkDelaysNobody(t *testing.T) {
+	starts := func(dark bool) map[rota.TargetID]int {
+		out := map[rota.TargetID]int{}
+		scene(t, Options{}, func(p *Prober, w *world) {
+			ts := targets(1000)
+			is := map[rota.TargetID]bool{}
+			for _, x := range ts[:500] {
+				is[x.ID] = dark
+			}
+			w.wait = func(id rota.TargetID) time.Duration {
+				if is[id] {
+					return 3 * time.Second
+				}
+				return time.Millisecond
+			}
+			w.answer = func(id rota.TargetID, _ int) finding {
+				if is[id] {
+					return down(rota.ClassTimeout, "connect: not done within 3s")
+				}
+				return up("fine")
+			}
+			p.Set(ts)
+			time.Sleep(5 * time.Minute)
+			synctest.Wait()
+			for _, k := range p.Stats().Kinds {
+				for i, n := range k.Lateness.Counts[1:] {
+					if n > 0 {
+						t.Errorf("%d probes began more than %v s late", n, k.Lateness.Bounds[i])
+					}
+				}
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, x := range ts[500:] {
+				out[x.ID] = len(w.started[x.ID])
+			}
+		})
+		return out
+	}
+	well, dark := starts(false), starts(true)
+	for id, n := range well {
+		if d := dark[id] - n; d < -1 || d > 1 {
+			t.Errorf("%s: %d probes when others were dark, %d when they were not", id, dark[id], n)
+		}
+	}
+}
+
 // TestScheduleAllDark is P17: every target times out, and the sockets stay bounded.
 func TestScheduleAllDark(t *testing.T) {
 	scene(t, Options{Concurrency: 500}, func(p *Prober, w *world) {
@@ -340,6 +392,28 @@ func TestScheduleStopEndsProbes(t *testing.T) {
 		}
 		if took := time.Since(begin); took > time.Second {
 			t.Errorf("Run took %v to stop", took)
+		}
+	})
+}
+
+// A second Run goes on with the targets of the first.
+func TestScheduleRunsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		p := New(Options{})
+		p.probe = w.probe
+		ts := targets(3)
+		p.Set(ts)
+		for range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			_ = p.Run(ctx)
+			cancel()
+			if n := len(p.Report().Opinions); n != len(ts) {
+				t.Fatalf("%d opinions of %d targets", n, len(ts))
+			}
+		}
+		if n := len(w.started[ts[0].ID]); n < 12 {
+			t.Errorf("%d probes in two runs of a minute", n)
 		}
 	})
 }

@@ -92,6 +92,10 @@ func (r *run) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *finding)
 	if f := r.judgeChain(state.PeerCertificates, name, cmp.Or(own.roots, r.p.roots), time.Now()); f != nil {
 		return nil, f
 	}
+	if p := r.protocol(); p == "h2" && state.NegotiatedProtocol != p { // RFC 9113 §3.2: by ALPN, never guessed
+		f := down(rota.ClassTLS, "tls: the target does not offer %s", p)
+		return nil, &f
+	}
 	return c, nil
 }
 

@@ -116,6 +116,17 @@ func TestClientCertificate(t *testing.T) {
 	}
 }
 
+// TestCAReplacesTheOthers: authorities that a check names are trusted instead of the prober's, not beside them.
+func TestCAReplacesTheOthers(t *testing.T) {
+	ca, other := newAuthority(t), newAuthority(t)
+	at := serve(t, tlsServer(&tls.Config{Certificates: []tls.Certificate{ca.issue(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))}}, silent))
+	o := Options{Roots: ca.roots, Secret: places(map[rota.Place]string{"file:/ca": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.cert.Raw}))})}
+	check := rota.Check{Kind: rota.KindTLS, ServerName: "www.example.org"}
+	expect(t, o, at, check, "up ok: handshake, TLS 1.3")
+	check.CA = "file:/ca"
+	expect(t, o, at, check, "down certificate: certificate is signed by an unknown authority")
+}
+
 // TestOurCertificateIsRenewed is P9 on our side: what is written into the files is used from the next probe, and until both files fit each
 // other nothing is claimed.
 func TestOurCertificateIsRenewed(t *testing.T) {
@@ -140,12 +151,12 @@ func TestOurCertificateIsRenewed(t *testing.T) {
 	}
 	const up = "up ok: handshake, TLS 1.3"
 	got, first := probe()
-	serial := <-serials
 	if got != up {
 		t.Fatal(got)
 	}
-	if _, again := probe(); again != first {
-		t.Error("the same files were parsed twice")
+	serial := <-serials
+	if got, again := probe(); got != up || again != first {
+		t.Fatalf("%s; the same files were parsed twice: %v", got, again != first)
 	}
 	if same := <-serials; same != serial {
 		t.Error("another certificate from the same files")
@@ -157,7 +168,7 @@ func TestOurCertificateIsRenewed(t *testing.T) {
 	}
 	files["file:/k"] = key
 	if got, _ := probe(); got != up {
-		t.Error(got)
+		t.Fatal(got)
 	}
 	if renewed := <-serials; renewed == serial {
 		t.Error("the old certificate is used after it was renewed")

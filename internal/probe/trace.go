@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -55,10 +56,12 @@ type CertificateFact struct {
 // Bounds of what a Trace keeps, so that a hostile target cannot make the history large.
 const (
 	maxSteps = 64
-	maxHead  = 2 << 10 // bytes of Sent and of Received, each
-	maxChain = 5
-	maxNames = 10
-	maxFact  = 120 // bytes of one name or subject
+	// Most probes have as many steps or fewer.
+	usualSteps = 4
+	maxHead    = 2 << 10 // bytes of Sent and of Received, each
+	maxChain   = 5
+	maxNames   = 10
+	maxFact    = 120 // bytes of one name or subject
 )
 
 // begin notes the start of a phase; the function it returns ends it. A phase that never ends has been cut off by the deadline and
@@ -66,6 +69,9 @@ const (
 func (t *Trace) begin(name string) func(note string) {
 	start := time.Now()
 	return func(note string) {
+		if t.Steps == nil {
+			t.Steps = make([]Step, 0, usualSteps)
+		}
 		if len(t.Steps) < maxSteps {
 			t.Steps = append(t.Steps, Step{Name: name, At: start.Sub(t.Started), Took: time.Since(start), Note: escape([]byte(note), rota.MaxReason)})
 		}
@@ -77,6 +83,15 @@ func (t *Trace) begin(name string) func(note string) {
 func escape(b []byte, limit int) string {
 	const cut = " …(cut)"
 	var s strings.Builder
+	if len(b) <= limit && simple(b) {
+		s.Grow(len(b))
+		for len(b) > 0 {
+			line, rest, _ := bytes.Cut(b, []byte("\r"))
+			s.Write(line)
+			b = rest
+		}
+		return s.String()
+	}
 	for i := 0; i < len(b); {
 		r, n := utf8.DecodeRune(b[i:])
 		var piece string
@@ -105,12 +120,26 @@ func escape(b []byte, limit int) string {
 	return s.String()
 }
 
+// simple reports whether b is lines of printable ASCII, with or without CR before LF.
+func simple(b []byte) bool {
+	for i, c := range b {
+		switch {
+		case c >= ' ' && c <= '~', c == '\n', c == '\t':
+		case c == '\r' && i+1 < len(b) && b[i+1] == '\n':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
 // secret reports whether a header field of this name is masked in traces: it carries a credential.
 func secret(name string) bool {
-	name = strings.ToLower(name)
-	for _, word := range []string{"authorization", "cookie", "token", "secret", "password", "api-key", "apikey", "auth", "signature"} {
-		if strings.Contains(name, word) {
-			return true
+	for _, word := range [...]string{"cookie", "token", "secret", "password", "api-key", "apikey", "auth", "signature"} {
+		for i := 0; i+len(word) <= len(name); i++ {
+			if strings.EqualFold(name[i:i+len(word)], word) {
+				return true
+			}
 		}
 	}
 	return false
@@ -118,9 +147,19 @@ func secret(name string) bool {
 
 // maskHead masks the values of secret fields in an HTTP head.
 func maskHead(head string) string {
-	lines := strings.Split(head, "\n")
+	first, rest, _ := strings.Cut(head, "\n")
+	for line := range strings.SplitSeq(rest, "\n") {
+		if name, _, ok := strings.Cut(line, ":"); ok && secret(name) {
+			return first + "\n" + maskFields(rest)
+		}
+	}
+	return head
+}
+
+func maskFields(fields string) string {
+	lines := strings.Split(fields, "\n")
 	for i, line := range lines {
-		if name, _, ok := strings.Cut(line, ":"); ok && i > 0 && secret(name) {
+		if name, _, ok := strings.Cut(line, ":"); ok && secret(name) {
 			lines[i] = name + ": ***"
 		}
 	}

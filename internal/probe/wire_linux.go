@@ -17,9 +17,11 @@ type wire struct {
 	t       *task // whose it is; nil between two probes
 	kept    *kept // it may outlive a probe
 	hung    bool  // the other side has said goodbye
+	empty   bool  // all that came has been read: nothing more before the next event
 	fd      int   // -1: closed
 	number  int32
 	watched bool
+	near    netip.AddrPort // our end, once connected
 	remote  netip.AddrPort
 	until   int64 // deadline since the loop's base
 	writes  int
@@ -48,7 +50,7 @@ func (t *task) dial(to netip.AddrPort, holdAck bool) (net.Conn, error) {
 func (w *wire) connect() error {
 	errno := connect(w.fd, w.remote)
 	for errno == unix.EINPROGRESS || errno == unix.EINTR {
-		if err := w.await("connect"); err != nil {
+		if err := w.await(); err != nil {
 			return err
 		}
 		var pending int
@@ -64,14 +66,14 @@ func (w *wire) connect() error {
 	}
 	// On a port of this machine that nobody listens on, the kernel may have chosen the same one for our end (RFC 9293 §3.5,
 	// simultaneous open): then the socket has found itself.
-	if w.local() == w.remote {
+	if w.near = sockname(w.fd); w.near == w.remote {
 		return os.NewSyscallError("connect", unix.ECONNREFUSED)
 	}
 	return nil
 }
 
 // await suspends the task until something happens to the socket. It returns an error at the deadline or when nobody wants the probe.
-func (w *wire) await(call string) error {
+func (w *wire) await() error {
 	if err := w.watch(); err != nil {
 		return err
 	}
@@ -95,13 +97,16 @@ func (w *wire) watch() error {
 	if err != nil {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
-	w.number, w.watched = n, true
+	w.number, w.watched, w.empty = n, true, true // what is there already is an event
 	return nil
 }
 
 // event is the loop's word that something happened to the socket.
 func (w *wire) event(mask uint32) {
 	w.hung = w.hung || mask&goodbye != 0
+	if mask != unix.EPOLLOUT {
+		w.empty = false
+	}
 	if w.t != nil {
 		w.t.wake()
 	}
@@ -169,17 +174,24 @@ func (w *wire) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	for {
+		if w.empty {
+			if err := w.await(); err != nil {
+				return 0, err
+			}
+			if w.empty {
+				continue // woken for something else
+			}
+		}
 		n, errno := read(w.fd, b)
 		switch {
 		case errno == 0 && n == 0:
 			return 0, io.EOF
 		case errno == 0:
+			w.empty = w.watched && !w.hung && n < len(b) // epoll(7): with an edge, a short read has emptied the socket
 			return n, nil
 		case errno == unix.EINTR:
 		case errno == unix.EAGAIN:
-			if err := w.await("read"); err != nil {
-				return 0, err
-			}
+			w.empty = true
 		default:
 			return 0, os.NewSyscallError("read", errno)
 		}
@@ -202,7 +214,7 @@ func (w *wire) Write(b []byte) (int, error) {
 			done += n
 		case errno == unix.EINTR:
 		case errno == unix.EAGAIN:
-			if err := w.await("write"); err != nil {
+			if err := w.await(); err != nil {
 				return done, err
 			}
 		default:
@@ -238,10 +250,15 @@ func (w *wire) SetLinger(seconds int) error {
 	return nil
 }
 
-func (w *wire) local() netip.AddrPort { return sockname(w.fd) }
+func (w *wire) ends() string {
+	b := make([]byte, 0, 96)
+	b = w.near.AppendTo(b)
+	b = append(b, " to "...)
+	return string(w.remote.AppendTo(b))
+}
 
 // LocalAddr is our end of the connection.
-func (w *wire) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(w.local()) }
+func (w *wire) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(w.near) }
 
 // RemoteAddr is the target's end.
 func (w *wire) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(w.remote) }

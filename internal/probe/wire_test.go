@@ -200,6 +200,7 @@ func expect(t *testing.T, o Options, at netip.AddrPort, c rota.Check, want strin
 	return Trace{}
 }
 
+// TestHTTP is P4 (drips end at the total deadline) and P11 (bodies and heads without end), and what else a server may say.
 func TestHTTP(t *testing.T) { bothWays(t, testHTTP) }
 
 func testHTTP(t *testing.T) {
@@ -248,6 +249,39 @@ func testHTTP(t *testing.T) {
 		{"drips status", drip("HTTP/1.1 2", "0"), rota.Check{Timing: rota.Timing{Timeout: hasty}}, late("answer")},
 		{"drips header", drip("HTTP/1.1 200 OK\r\n", "X: y\r\n"), rota.Check{Timing: rota.Timing{Timeout: hasty}}, late("answer")},
 		{"drips body", drip("HTTP/1.1 200 OK\r\n\r\n", "x"), rota.Check{Timing: rota.Timing{Timeout: hasty}}, late("body")},
+		{"gzip that is not declared", answers("HTTP/1.1 200 OK\r\n\r\n" + zipped.String()), rota.Check{Body: "status: up"}, `down body: body does not match "status: up"`},
+		{"a head in the body", answers("HTTP/1.1 500 no\r\nContent-Length: 38\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), rota.Check{}, "down status: status 500, want 200-399"},
+		{"a second answer", answers("HTTP/1.1 500 no\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nRota-Drain: 1\r\n\r\n"), rota.Check{}, "down status: status 500, want 200-399"},
+		{"length and chunks", answers("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\n\r\n"), rota.Check{Body: "^abcd$"}, "up ok: status 200"},
+		{"equal lengths", answers("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc"), rota.Check{Body: "^abc$"}, "up ok: status 200"},
+		{"length -1", answers("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), rota.Check{}, `down protocol: answer: bad Content-Length "-1"`},
+		{"length +3", answers("HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\nabc"), rota.Check{}, `down protocol: answer: bad Content-Length "+3"`},
+		{"length too large", answers("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n"), rota.Check{}, `down protocol: answer: bad Content-Length "99999999999999999999"`},
+		{"chunked twice", answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), rota.Check{}, `down protocol: answer: too many transfer encodings: ["chunked" "chunked"]`},
+		{"chunked, identity", answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"), rota.Check{}, `down protocol: answer: unsupported transfer encoding: "chunked, identity"`},
+		{"gzip as transfer", answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), rota.Check{}, `down protocol: answer: unsupported transfer encoding: "gzip, chunked"`},
+		{"space before colon", answers("HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n"), rota.Check{Body: "^0\r\n"}, "up ok: status 200"},
+		{"folded", answers("HTTP/1.1 200 OK\r\nX: a\r\n Rota-Drain: 1\r\n\r\n"), rota.Check{}, "up ok: status 200"},
+		{"folded first", answers("HTTP/1.1 200 OK\r\n Rota-Drain: 1\r\n\r\n"), rota.Check{}, `down protocol: answer: malformed MIME header initial line: " Rota-Drain: 1"`},
+		{"bare CR", answers("HTTP/1.1 200 OK\r\nX: a\rRota-Drain: 1\r\n\r\n"), rota.Check{}, `down protocol: answer: malformed MIME header line: "X: a\rRota-Drain: 1"`},
+		{"NUL in a field", answers("HTTP/1.1 200 OK\r\nX: a\x00b\r\n\r\n"), rota.Check{}, `down protocol: answer: malformed MIME header line: "X: a\x00b"`},
+		{"LF alone", answers("HTTP/1.1 200 OK\nX-Node: a\n\nok"), rota.Check{Body: "^ok$"}, "up ok: status 200"},
+		{"chunk of 0x3", answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n"), rota.Check{}, "down protocol: body: invalid byte in chunk length"},
+		{"chunk of -1", answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nabc\r\n0\r\n\r\n"), rota.Check{}, "down protocol: body: invalid byte in chunk length"},
+		{"chunk too large", answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\nabc\r\n0\r\n\r\n"), rota.Check{}, "down protocol: body: http chunk length too large"},
+		{"chunk that lies", answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n"), rota.Check{}, "down protocol: body: malformed chunked encoding"},
+		{"chunks without end", answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"), rota.Check{}, "down protocol: body: the target closed before its end"},
+		{"infinite chunk extension", flood("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;", "x"), rota.Check{}, "down protocol: body: header line too long"},
+		{"chunk extensions", flood("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1;"+strings.Repeat("x", 1000)+"\r\nx\r\n"), rota.Check{}, "down protocol: body: chunked encoding contains too much non-data"},
+		{"infinite trailer", flood("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", "X: y\r\n"), rota.Check{}, "down protocol: body: http: suspiciously long trailer after chunked body"},
+		{"HTTP/0.9", answers("<html>up</html>\n"), rota.Check{}, `down protocol: answer: malformed HTTP response "<html>up</html>"`},
+		{"HTTP/3", answers("HTTP/3.0 200 OK\r\n\r\n"), rota.Check{}, "down protocol: answer: answer of protocol HTTP/3.0"},
+		{"lower case", answers("http/1.1 200 OK\r\n\r\n"), rota.Check{}, `down protocol: answer: malformed HTTP version "http/1.1"`},
+		{"ICY", answers("ICY 200 OK\r\n\r\n"), rota.Check{}, `down protocol: answer: malformed HTTP version "ICY"`},
+		{"status of two digits", answers("HTTP/1.1 20 OK\r\n\r\n"), rota.Check{}, `down protocol: answer: malformed HTTP status code "20"`},
+		{"status of four digits", answers("HTTP/1.1 2000 OK\r\n\r\n"), rota.Check{}, `down protocol: answer: malformed HTTP status code "2000"`},
+		{"status -20", answers("HTTP/1.1 -20 OK\r\n\r\n"), rota.Check{}, `down protocol: answer: malformed HTTP status code "-20"`},
+		{"switching protocols", answers("HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"), rota.Check{}, "down status: status 101, want 200-399"},
 		{"bad pattern", silent, rota.Check{Body: "("}, "unknown : the check cannot be asked: body: error parsing regexp: missing closing ): `(`"},
 		{"bad header", silent, rota.Check{Header: []rota.Header{{Name: "X", Value: "a\r\nEvil: b"}}}, `unknown : the check cannot be asked: header "X" is not a valid header field`},
 		{"bad path", silent, rota.Check{Path: "/ HTTP/1.1\r\nX: y"}, `unknown : the check cannot be asked: path "/ HTTP/1.1\r\nX: y" has a space or control character; escape it as %20`},
@@ -318,25 +352,36 @@ func testHTTPRedirects(t *testing.T) {
 			_, _ = fmt.Fprintf(c, "HTTP/1.1 302 x\r\nLocation: %s\r\n\r\n", location.Load())
 		}
 	})
+	// On the target's own port, too, of other addresses.
+	serveOn(t, fmt.Sprintf("127.0.0.9:%d", at.Port()), hit)
+	serveOn(t, fmt.Sprintf("[::1]:%d", at.Port()), hit)
 	check := rota.Check{Kind: rota.KindHTTP, Follow: true}
 	for to, want := range map[string]string{
-		"/end":                                         "up ok: status 200",
-		"end?x=1#y":                                    "up ok: status 200",
-		"//" + at.String() + "/end":                    "up ok: status 200",
-		"http://" + at.String() + "/end":               "up ok: status 200",
-		"http://a:b@" + at.String() + "/end":           "up ok: status 200",
-		"/loop":                                        "down redirect: more than 10 redirects",
-		"http://" + other.String() + "/":               "down redirect: redirect off the endpoint (port): http://" + other.String() + "/",
-		"http://" + far.String() + "/":                 "down redirect: redirect off the endpoint (port): http://" + far.String() + "/",
-		"https://" + other.String() + "/":              "down redirect: redirect off the endpoint (port): https://" + other.String() + "/",
-		"http://169.254.169.254/latest":                "down redirect: redirect off the endpoint (port): http://169.254.169.254/latest",
-		"http://u:pw@[::1]:22/":                        "down redirect: redirect off the endpoint (port): http://u:xxxxx@[::1]:22/",
-		"file:///etc/passwd":                           "down redirect: redirect off the endpoint (scheme): file:///etc/passwd",
-		"gopher://127.0.0.1/":                          "down redirect: redirect off the endpoint (scheme): gopher://127.0.0.1/",
-		"http:opaque":                                  "down redirect: redirect off the endpoint (port): http:opaque",
-		"http://[::1":                                  "down redirect: status 302 with a malformed Location",
-		fmt.Sprintf("http://x:%d/", at.Port()):         fmt.Sprintf("down redirect: redirect off the endpoint (host): http://x:%d/", at.Port()),
-		fmt.Sprintf("http://127.0.0.9:%d/", at.Port()): fmt.Sprintf("down redirect: redirect off the endpoint (host): http://127.0.0.9:%d/", at.Port()),
+		fmt.Sprintf("http://[::1]:%d/admin", at.Port()):            fmt.Sprintf("down redirect: redirect off the endpoint (host): http://[::1]:%d/admin", at.Port()),
+		fmt.Sprintf("http://localhost:%d/", at.Port()):             fmt.Sprintf("down redirect: redirect off the endpoint (host): http://localhost:%d/", at.Port()),
+		fmt.Sprintf("http://169.254.169.254:%d/", at.Port()):       fmt.Sprintf("down redirect: redirect off the endpoint (host): http://169.254.169.254:%d/", at.Port()),
+		fmt.Sprintf("http://%v@127.0.0.9:%d/", at, at.Port()):      fmt.Sprintf("down redirect: redirect off the endpoint (host): http://127.0.0.1:xxxxx@127.0.0.9:%d/", at.Port()),
+		fmt.Sprintf("http://127.0.0.1%%2f:%d/", at.Port()):         "down redirect: status 302 with a malformed Location",
+		fmt.Sprintf("http://2130706433:%d/", at.Port()):            fmt.Sprintf("down redirect: redirect off the endpoint (host): http://2130706433:%d/", at.Port()),
+		fmt.Sprintf("http://[::ffff:127.0.0.1]:%d/end", at.Port()): "up ok: status 200",
+		"javascript:alert(1)":                                      "down redirect: redirect off the endpoint (scheme): javascript:alert(1)",
+		"/end":                                                     "up ok: status 200",
+		"end?x=1#y":                                                "up ok: status 200",
+		"//" + at.String() + "/end":                                "up ok: status 200",
+		"http://" + at.String() + "/end":                           "up ok: status 200",
+		"http://a:b@" + at.String() + "/end":                       "up ok: status 200",
+		"/loop":                                                    "down redirect: more than 10 redirects",
+		"http://" + other.String() + "/":                           "down redirect: redirect off the endpoint (port): http://" + other.String() + "/",
+		"http://" + far.String() + "/":                             "down redirect: redirect off the endpoint (port): http://" + far.String() + "/",
+		"https://" + other.String() + "/":                          "down redirect: redirect off the endpoint (port): https://" + other.String() + "/",
+		"http://169.254.169.254/latest":                            "down redirect: redirect off the endpoint (port): http://169.254.169.254/latest",
+		"http://u:pw@[::1]:22/":                                    "down redirect: redirect off the endpoint (port): http://u:xxxxx@[::1]:22/",
+		"file:///etc/passwd":                                       "down redirect: redirect off the endpoint (scheme): file:///etc/passwd",
+		"gopher://127.0.0.1/":                                      "down redirect: redirect off the endpoint (scheme): gopher://127.0.0.1/",
+		"http:opaque":                                              "down redirect: redirect off the endpoint (port): http:opaque",
+		"http://[::1":                                              "down redirect: status 302 with a malformed Location",
+		fmt.Sprintf("http://x:%d/", at.Port()):                     fmt.Sprintf("down redirect: redirect off the endpoint (host): http://x:%d/", at.Port()),
+		fmt.Sprintf("http://127.0.0.9:%d/", at.Port()):             fmt.Sprintf("down redirect: redirect off the endpoint (host): http://127.0.0.9:%d/", at.Port()),
 	} {
 		location.Store(to)
 		expect(t, Options{}, at, check, want)
@@ -606,6 +651,46 @@ func testTLS(t *testing.T) {
 				expect(t, Options{Roots: ca.roots}, serve(t, c.server), check, want)
 			})
 		}
+	}
+}
+
+// TestTheirCertificateIsRenewed is P9: a target that shows another certificate each time is as well as it was.
+func TestTheirCertificateIsRenewed(t *testing.T) {
+	for _, kind := range []rota.Kind{rota.KindHTTPS, rota.KindTLS} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			ca := newAuthority(t)
+			var shown atomic.Int64
+			conf := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				cert := ca.issue(t, time.Now().Add(-time.Hour), time.Now().Add(time.Duration(24+shown.Add(1))*time.Hour))
+				return &cert, nil
+			}}
+			at := serve(t, tlsServer(conf, answers("HTTP/1.1 200 OK\r\n\r\n")))
+			check := rota.Check{
+				Kind: kind, Port: at.Port(), ServerName: "www.example.org",
+				Timing: rota.Timing{Interval: 20 * time.Millisecond, Timeout: patient, Fall: 1, Rise: 1, OK: 1},
+			}
+			p := New(Options{Roots: ca.roots})
+			p.Set([]rota.Target{rota.NewTarget(at.Addr(), check)})
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { _ = p.Run(ctx) })
+			defer wg.Wait()
+			defer cancel()
+			wait := func(what string, ok func() bool) {
+				for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+					if time.Now().After(end) {
+						t.Fatalf("not %s: %+v", what, p.Report().Opinions)
+					}
+				}
+			}
+			wait("up", func() bool { o := p.Report().Opinions; return len(o) == 1 && o[0].Status == rota.Up })
+			seq, from := p.Report().Seq, shown.Load()
+			wait("probed again", func() bool { return shown.Load() > from+10 })
+			if r := p.Report(); r.Seq != seq {
+				t.Errorf("the report changed with the certificate: %+v", *r.Opinions[0])
+			}
+		})
 	}
 }
 

@@ -139,6 +139,11 @@ func TestLimit(t *testing.T) {
 			w.order(rota.Instruction{Verb: rota.VerbApply, Names: names})
 		}, 6, 0, ""},
 		{"fallbacks come whole", fleet(6, fallback, all...), 0, func(w *world) { w.down(all...) }, 3, 15, "3 of 18"},
+		{"all of a site say that they drain", fleet(6, nil, all...), 0, func(w *world) { w.judge(rota.Draining, a) }, 5, 1, "5 of 18"},
+		{"one site says that it drains", fleet(3, func(s *rota.Safety) { s.MaxSites = 1 }, all...), 0, func(w *world) {
+			w.judge(rota.Draining, a)
+			w.down(b)
+		}, 3, 3, "takes out those of a;"},
 		{"one site", fleet(3, func(s *rota.Safety) { s.MaxSites = 1 }, all...), 0, func(w *world) { w.down(a, b) }, 3, 3, "health may take out endpoints of 1 sites at once and takes out those of a;"},
 		{"two sites", fleet(3, func(s *rota.Safety) { s.MaxSites = 2 }, all...), 0, func(w *world) { w.down(a, b) }, 6, 0, ""},
 		{"sites and people", fleet(3, func(s *rota.Safety) { s.MaxSites = 1 }, all...), 0, func(w *world) {

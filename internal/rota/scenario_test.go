@@ -328,11 +328,6 @@ func (w *world) vantages(args []string) error {
 	return nil
 }
 
-func statusOf(word string) Status {
-	s, _ := sayingOf(word)
-	return s
-}
-
 // sayingOf reads a status with the weight behind it, as in up/50.
 func sayingOf(text string) (s Status, weight uint8) {
 	word, percent, _ := strings.Cut(text, "/")

@@ -109,7 +109,20 @@ const MaxText = 1000
 // CleanText does to text what CleanReason does, with the bound MaxText.
 func CleanText(s string) string { return clean(s, MaxText) }
 
+// printable reports whether s is printable ASCII.
+func printable(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
 func clean(s string, most int) string {
+	if len(s) <= most && printable(s) {
+		return s
+	}
 	out := make([]rune, 0, min(len(s), most))
 	size := 0
 	for _, r := range s {

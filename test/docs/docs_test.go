@@ -564,7 +564,7 @@ var (
 // Every test that the promises name exists where they say.
 func TestPromisesHaveTests(t *testing.T) {
 	found := map[string]bool{} // "room.Test" and "room.Test/scenario"
-	for room, dir := range map[string]string{"": "internal", "cmd": "cmd/rota", "docs": "test/docs", "e2e": "test/e2e"} {
+	for room, dir := range map[string]string{"": "internal", "cmd": "cmd/rota", "docs": "test/docs", "e2e": "test/e2e", "probing": "test/probing"} {
 		collect(t, found, room, dir)
 	}
 	rooms, err := os.ReadDir(filepath.Join(root, "internal"))

@@ -28,6 +28,9 @@ type shape struct {
 	road      bool   // there is a road that can hold messages before the BIND
 	cluster   string // more keys of the cluster section, beginning with a comma
 	uplink    bool   // every node has a check that tells it whether it is cut off itself
+	check     string // of the endpoints; empty: http
+	pace      string // of the check: keys of a configuration; empty: quick
+	hold      string // safety.min_hold; empty: none
 }
 
 // cluster is nodes of rota that are one, each at a place of its own, with the endpoints they check, the BIND they keep true, and a
@@ -112,7 +115,8 @@ func (c *cluster) add(name, site string) *node {
 }
 
 func (c *cluster) configOf(n *node, site string) string {
-	pace := "interval: 1s, timeout: 1s, fast_interval: 250ms, fall: 2, rise: 2, ok: 2"
+	pace := cmp.Or(c.shape.pace, "interval: 1s, timeout: 1s, fast_interval: 250ms, fall: 2, rise: 2, ok: 2")
+	check := cmp.Or(c.shape.check, "http://{}:80/")
 	addresses, uplink := strings.Join(c.all, ", "), ""
 	if c.uplink != nil {
 		pace = "interval: 1s, timeout: 1s, fast_interval: 500ms, fall: 3, rise: 2, ok: 2" // later than a node finds out that it is cut off
@@ -127,16 +131,16 @@ dns:
   listen: "DNS"
   zones: {lb.test: {ns: [ns1.lb.test], soa: {minimum: 1s}, records: "ns1 60 IN A 127.0.0.1"}}
 defaults: {ttl: 1s, %s}
-safety: {min_hold: 0s}
+safety: {min_hold: %s}
 services:
-  %s: {endpoints: [%s], check: "http://{}:80/"}
-`, n.name, site, n.place.addr, c.shape.cluster, cmp.Or(c.shape.of, "nodes"), uplink, pace, www, addresses)
+  %s: {endpoints: [%s], check: %q}
+`, n.name, site, n.place.addr, c.shape.cluster, cmp.Or(c.shape.of, "nodes"), uplink, pace, cmp.Or(c.shape.hold, "0s"), www, addresses, check)
 	if c.bind != nil {
 		k, server := peers.DefaultKey(), c.bind.Addr()
 		if c.road != nil {
 			server = c.road.Addr()
 		}
-		text += fmt.Sprintf("  %s: {endpoints: [%s], check: \"http://{}:80/\", publish: bind}\n", service, addresses)
+		text += fmt.Sprintf("  %s: {endpoints: [%s], check: %q, publish: bind}\n", service, addresses, check)
 		text += fmt.Sprintf("publish: {bind: {type: rfc2136, servers: [%q], key: ddns}}\nkeys: {ddns: {algorithm: %s, name: %s., secret: %q}}\n",
 			server, k.Algorithm, k.Name, k.Secret)
 	}

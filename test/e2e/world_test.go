@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"container/list"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -126,7 +128,11 @@ type fault struct {
 	cut   bool
 	loss  int           // percent of the packets that are lost
 	delay time.Duration // of each packet
+	vary  time.Duration // the delay is this much longer or shorter, at random
 }
+
+// lag is how long packets are kept.
+type lag struct{ delay, vary time.Duration }
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
@@ -190,7 +196,7 @@ func (w *world) apply() {
 	w.t.Helper()
 	var b strings.Builder
 	b.WriteString("table ip world\ndelete table ip world\ntable ip world { chain road { type filter hook prerouting priority mangle;\niifname \"slow\" accept\n")
-	delays := map[[2]netip.Prefix]time.Duration{}
+	delays := map[[2]netip.Prefix]lag{}
 	for x, f := range w.faults {
 		match := fmt.Sprintf("ip saddr %s ip daddr %s", x.from.prefix, x.to.prefix)
 		if f.cut {
@@ -201,7 +207,7 @@ func (w *world) apply() {
 		}
 		if f.delay > 0 {
 			fmt.Fprintf(&b, "%s meta mark set 1\n", match)
-			delays[[2]netip.Prefix{netip.MustParsePrefix(x.from.prefix), netip.MustParsePrefix(x.to.prefix)}] = f.delay
+			delays[[2]netip.Prefix{netip.MustParsePrefix(x.from.prefix), netip.MustParsePrefix(x.to.prefix)}] = lag{f.delay, f.vary}
 		}
 	}
 	b.WriteString("}\n}\n")
@@ -272,7 +278,7 @@ type slowRoad struct {
 	tun *os.File
 
 	mu     sync.Mutex // guards what follows
-	delays map[[2]netip.Prefix]time.Duration
+	delays map[[2]netip.Prefix]lag
 	held   list.List // of heldPacket, in the order of their time
 	wake   chan struct{}
 }
@@ -315,7 +321,7 @@ func newSlowRoad(t testing.TB, router network) *slowRoad {
 	return r
 }
 
-func (r *slowRoad) set(delays map[[2]netip.Prefix]time.Duration) {
+func (r *slowRoad) set(delays map[[2]netip.Prefix]lag) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.delays = delays
@@ -337,7 +343,10 @@ func (r *slowRoad) take() {
 		var delay time.Duration
 		for k, d := range r.delays {
 			if k[0].Contains(from) && k[1].Contains(to) {
-				delay = d
+				delay = d.delay
+				if d.vary > 0 {
+					delay += rand.N(2*d.vary) - d.vary
+				}
 			}
 		}
 		p := heldPacket{due: time.Now().Add(delay), wire: bytes.Clone(buf[:n])}
@@ -389,6 +398,8 @@ type endpoint struct {
 	t      testing.TB
 	server *http.Server
 	ended  chan struct{}
+	sick   atomic.Int64 // of so many requests it answers one with 503; 0: none
+	asked  atomic.Int64
 }
 
 func (w *world) endpoint(name string) *endpoint {
@@ -408,7 +419,12 @@ func (e *endpoint) start() {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	e.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "on duty at", e.name) })}
+	e.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if n := e.sick.Load(); n > 0 && e.asked.Add(1)%n == 0 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		fmt.Fprintln(w, "on duty at", e.name)
+	})}
 	e.ended = make(chan struct{})
 	go func(s *http.Server, ended chan struct{}) {
 		defer close(ended)

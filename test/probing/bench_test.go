@@ -141,7 +141,7 @@ func (x *bench) counter(ask question) func() int {
 // until waits for a prober.
 func (x *bench) until(p *part, what string, ok func() bool) {
 	x.b.Helper()
-	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		p.alive()
 		if time.Now().After(end) {
 			x.b.Fatalf("gave up waiting until %s %s:\n%s", p.name, what, &p.said)
