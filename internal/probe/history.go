@@ -2,6 +2,7 @@ package probe
 
 import (
 	"slices"
+	"sync"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -15,6 +16,17 @@ const (
 // record is one kept trace. Its trace is nil once it has been given up, by its target or by the ring.
 type record struct{ trace *Trace }
 
+// forget gives the trace up.
+func (r *record) forget() {
+	if r.trace != nil {
+		traces.Put(r.trace)
+		r.trace = nil
+	}
+}
+
+// traces are used again once history has given them up: nobody else has them then.
+var traces = sync.Pool{New: func() any { return &Trace{Steps: make([]Step, 0, usualSteps)} }}
+
 // ring holds the last records of all targets; the oldest gives way.
 type ring struct {
 	records []*record
@@ -27,7 +39,7 @@ func (r *ring) push(x *record) {
 		r.records = append(r.records, x)
 		return
 	}
-	r.records[r.at].trace = nil
+	r.records[r.at].forget()
 	r.records[r.at] = x
 	r.at = (r.at + 1) % r.size
 }
@@ -64,7 +76,7 @@ func (h *history) add(t *Trace) {
 	all.push(x)
 	live := slices.DeleteFunc(*list, func(r *record) bool { return r.trace == nil })
 	if len(live) >= limit {
-		live[0].trace = nil
+		live[0].forget()
 		live = slices.Delete(live, 0, 1)
 	}
 	*list = append(live, x)
@@ -74,7 +86,7 @@ func (h *history) drop(ids []rota.TargetID) {
 	for _, id := range ids {
 		if p := h.byTarget[id]; p != nil {
 			for _, r := range slices.Concat(p.successes, p.failures) {
-				r.trace = nil
+				r.forget()
 			}
 			delete(h.byTarget, id)
 		}
@@ -89,7 +101,9 @@ func (h *history) of(id rota.TargetID) []Trace {
 	var ts []Trace
 	for _, r := range slices.Concat(p.successes, p.failures) {
 		if r.trace != nil {
-			ts = append(ts, *r.trace)
+			t := *r.trace
+			t.Steps = slices.Clone(t.Steps) // the trace is used again
+			ts = append(ts, t)
 		}
 	}
 	slices.SortStableFunc(ts, func(a, b Trace) int { return a.Started.Compare(b.Started) })
