@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -130,14 +131,14 @@ func probeHTTP(ctx context.Context, r *run) finding {
 
 // hostPort is the Host header of an endpoint without a name. A zone id is local to this machine and is not sent (RFC 6874 §1).
 func hostPort(addr netip.Addr, port uint16, tls bool) string {
-	host := addr.WithZone("").String()
-	if addr.Is6() {
-		host = "[" + host + "]"
+	b := make([]byte, 0, 64)
+	if addr = addr.WithZone(""); port != defaultPort(tls) {
+		return string(netip.AddrPortFrom(addr, port).AppendTo(b))
 	}
-	if port == defaultPort(tls) {
-		return host
+	if addr.Is4() {
+		return string(addr.AppendTo(b))
 	}
-	return host + ":" + strconv.Itoa(int(port))
+	return string(append(addr.AppendTo(append(b, '[')), ']'))
 }
 
 func defaultPort(tls bool) uint16 {
@@ -219,13 +220,17 @@ func (r *run) weighAside(ctx context.Context, p page, a answer) (f finding, next
 func (r *run) exchange(c net.Conn, p page) answer {
 	request, shown, note := r.words(p)
 	r.trace.Sent = shown
-	done := r.trace.begin("request")
+	begun := time.Now()
 	_, err := c.Write(request)
-	done(note)
+	sent := time.Now()
+	r.trace.step("request", begun, sent, note)
 	if err != nil && timedOut(err) {
 		return answer{err: err, unsent: true}
 	}
-	return r.answer(func(begun func()) answer { return readAnswer(c, p.method, r.q.maxBody, r.room, begun) })
+	var came time.Time
+	a := readAnswer(c, p.method, r.q.maxBody, r.room, func() { came = time.Now() })
+	r.answered(sent, came, a)
+	return a
 }
 
 // timedOut reports whether a request could not be sent in time. For any other error there may be an answer: a server may answer and close
@@ -345,19 +350,16 @@ type answer struct {
 	err    error
 }
 
-// answer reads what comes back, and notes when it began.
-func (r *run) answer(read func(begun func()) answer) answer {
-	first := r.trace.begin("first byte")
-	rest := func(string) {}
-	a := read(func() {
-		first("")
-		rest = r.trace.begin("body")
-	})
+// answered notes how an answer came to what was sent: its first byte, if it has one, and the rest.
+func (r *run) answered(sent, came time.Time, a answer) {
+	now := time.Now()
 	if !a.begun {
-		first("none")
+		r.trace.step("first byte", sent, now, "none")
+		came = now
+	} else {
+		r.trace.step("first byte", sent, came, "")
 	}
-	rest(strconv.Itoa(len(a.body)) + " bytes")
-	return a
+	r.trace.step("body", came, now, strconv.Itoa(len(a.body))+" bytes")
 }
 
 // readers are used again: a probe needs one for a moment.

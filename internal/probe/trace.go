@@ -68,10 +68,13 @@ const (
 // is closed by the caller's error path.
 func (t *Trace) begin(name string) func(note string) {
 	start := time.Now()
-	return func(note string) {
-		if len(t.Steps) < maxSteps {
-			t.Steps = append(t.Steps, Step{Name: name, At: start.Sub(t.Started), Took: time.Since(start), Note: tidy(note)})
-		}
+	return func(note string) { t.step(name, start, time.Now(), note) }
+}
+
+// step notes a phase that has ended.
+func (t *Trace) step(name string, start, end time.Time, note string) {
+	if len(t.Steps) < maxSteps {
+		t.Steps = append(t.Steps, Step{Name: name, At: start.Sub(t.Started), Took: end.Sub(start), Note: tidy(note)})
 	}
 }
 
