@@ -51,8 +51,8 @@ type loop struct {
 	turn     []*task // being resumed
 	ending   bool    // closing, as of this round
 	flying   int
-	busiest  [2]int // most in flight at once, in this while and the one before
-	turns    int64  // when this while ends
+	busiest  [2]int     // most in flight at once, in this while and the one before
+	turns    int64      // when this while ends
 	ended    []finished // not yet handed to the scheduler
 	echoes   []*batch   // with requests to send
 }
