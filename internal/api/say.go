@@ -123,8 +123,11 @@ func (s *Server) sayProblem(x rota.Saying, err error) error {
 		is     error
 		status int
 	}{
-		{rota.ErrNoEndpoint, http.StatusNotFound}, {rota.ErrNoSaying, http.StatusUnprocessableEntity}, {rota.ErrNotYours, http.StatusForbidden},
-		{ErrSaidBefore, http.StatusConflict}, {ErrSaidOften, http.StatusTooManyRequests},
+		{rota.ErrNoEndpoint, http.StatusNotFound},
+		{rota.ErrNoSaying, http.StatusUnprocessableEntity},
+		{rota.ErrNotYours, http.StatusForbidden},
+		{ErrSaidBefore, http.StatusConflict},
+		{ErrSaidOften, http.StatusTooManyRequests},
 	} {
 		if !errors.Is(err, k.is) {
 			continue

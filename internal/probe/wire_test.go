@@ -502,6 +502,11 @@ func TestFaultsOfOurOwn(t *testing.T) {
 			t.Errorf("%v: %+v", errno, f)
 		}
 	}
+	// So is this over IPv6, where nothing forbids us to connect: a firewall there answers that it is prohibited.
+	six := &run{p: r.p, q: q, addr: netip.IPv6Loopback(), parent: t.Context(), trace: &Trace{}}
+	if f := six.fault(t.Context(), "connect", syscall.EACCES); f.status != rota.Down || f.class != rota.ClassUnreachable {
+		t.Errorf("prohibited from afar: %+v", f)
+	}
 	if f := r.fault(t.Context(), "connect", syscall.EHOSTUNREACH); !strings.Contains(f.reason, "host unreachable (a router said so") {
 		t.Errorf("a host that is unreachable from afar: %q", f.reason)
 	}
