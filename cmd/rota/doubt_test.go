@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"strings"
 	"testing"
@@ -147,5 +148,39 @@ func TestP19_OwnResources(t *testing.T) {
 		s.run(time.Minute, "")
 		s.eyes = probe.Blind{}
 		s.run(time.Minute, "")
+	})
+}
+
+// An agent says in its report why it does not count, wakes who waits for it when that changes, and is counted again afterwards.
+func TestDoubtingProber(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := 0
+		d := newDoubtingProber(probe.New(probe.Options{Vantage: "far"}), quiet, func() { first++ })
+		d.doubt.clocks = func() clock.Seen { return clock.Seen{} }
+		d.Set([]rota.Target{{ID: "x", Check: rota.Check{Timing: rota.Timing{Interval: 20 * time.Second, Timeout: time.Second}}}})
+		time.Sleep(time.Second)
+		if r := d.Report(); r.Abstain != "" || r.Vantage != "far" || first != 1 {
+			t.Errorf("%+v", r)
+		}
+		time.Sleep(time.Hour) // it does not run
+		if r := d.Report(); !strings.Contains(r.Abstain, "did not run for 59m59.5s") {
+			t.Errorf("its first report after the stop: %+v", r)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- d.run(ctx) }()
+		synctest.Wait()
+		for _, want := range []bool{true, false} {
+			if r := d.Report(); (r.Abstain != "") != want {
+				t.Errorf("it abstains for %q", r.Abstain)
+			}
+			if want {
+				<-d.Changed()
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	})
 }
