@@ -27,7 +27,8 @@ const (
 // Said is what endpoints' own agents say where nobody asks, on the leader: soft state, bounded by the configuration. What it comes to is the
 // report of rota.OwnAgent. Its methods may be called from any goroutine.
 type Said struct {
-	node *Node
+	node  *Node
+	moved chan struct{} // something is to be shown
 
 	mu  sync.Mutex // guards what follows
 	of  map[rota.TargetID]*word
@@ -67,7 +68,7 @@ var (
 
 // NewSaid makes the memory of what is said to a node.
 func NewSaid(n *Node) *Said {
-	return &Said{node: n, of: map[rota.TargetID]*word{}, refused: map[string]uint64{}}
+	return &Said{node: n, moved: make(chan struct{}, 1), of: map[rota.TargetID]*word{}, refused: map[string]uint64{}}
 }
 
 // Take takes in a saying, which the caller has made sure comes from whom it says, and returns the target that it is about. Only a node that
@@ -168,7 +169,8 @@ func (s *word) order(x rota.Saying, now time.Time) error {
 	return nil
 }
 
-// hold makes an opinion that of a target, and shows it when it is another one.
+// hold makes an opinion that of a target, and has it shown soon when it is another one: with the others that change meanwhile, since the
+// report is whole and many may speak at once.
 func (k *Said) hold(s *word, next rota.Opinion) {
 	if was := s.opinion; was != nil {
 		if was.Status == next.Status {
@@ -179,7 +181,10 @@ func (k *Said) hold(s *word, next rota.Opinion) {
 		}
 	}
 	s.opinion = &next
-	k.show()
+	select {
+	case k.moved <- struct{}{}:
+	default:
+	}
 }
 
 // show makes the report what is held now.
@@ -209,6 +214,14 @@ func (k *Said) Run(ctx context.Context) {
 			k.show()
 			k.mu.Unlock()
 			return
+		case <-k.moved:
+			select {
+			case <-ctx.Done():
+			case <-time.After(coalesce):
+				k.mu.Lock()
+				k.show()
+				k.mu.Unlock()
+			}
 		case <-tick.C:
 			k.sweep()
 		}

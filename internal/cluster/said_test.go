@@ -116,6 +116,20 @@ func TestP15_SilenceChangesNothing(t *testing.T) {
 		x.Status = rota.Down
 		say(x)
 		is(0, rota.Down, rota.Down, "said by token:host0: fine")
+		// What many say at once is shown at once.
+		k.mu.Lock()
+		shown := k.seq
+		k.mu.Unlock()
+		for i := range 8 {
+			x := spoken(n, i%3, []rota.Status{rota.Draining, rota.Up}[i/3%2])
+			say(x)
+		}
+		time.Sleep(2 * time.Second)
+		k.mu.Lock()
+		if got := k.seq - shown; got != 1 {
+			t.Errorf("8 sayings are shown %d times", got)
+		}
+		k.mu.Unlock()
 		// What is asked no more is forgotten.
 		sp := n.State().Spec()
 		sp.Services = sp.Services[1:]

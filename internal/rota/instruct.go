@@ -73,8 +73,11 @@ func (t *transaction) thaw() {
 	}
 	t.freeze, t.pinned, t.revived = nil, pmap[TargetID, *Verdict]{}, t.now
 	t.tick()
-	for n := range t.compiled().services {
+	for n, v := range t.compiled().services {
 		t.touch(n)
+		if keys := t.Trials(n); len(keys) > 0 { // who passed meanwhile
+			t.onTrial(n, slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return t.proven(v, key) }))
+		}
 	}
 }
 

@@ -375,6 +375,7 @@ func checkAnswer(t *rapid.T, s *State, v *Service, answered map[Key]bool) {
 				t.Fatalf("%v answers %v, which is taken out, in place of another", v.Name, a)
 			}
 		}
+		checkLiving(t, s, v, p)
 		if limit := v.Policy.Answers; limit > 0 && p.Mode == ModeNormal && len(p.Published()) > limit {
 			t.Fatalf("%v publishes %v, over its limit of %d", v.Name, p.Published(), limit)
 		}
@@ -396,6 +397,28 @@ func checkAnswer(t *rapid.T, s *State, v *Service, answered map[Key]bool) {
 			t.Fatalf("%v is empty (%v)", key, p.Mode)
 		}
 		checkExplained(t, s, v.Name, typ, p)
+	}
+}
+
+// checkLiving asks that no family answers with the dead alone while somebody lives whom no person took out.
+func checkLiving(t *rapid.T, s *State, v *Service, p *FamilyPick) {
+	if p.Mode != ModeNormal && !p.Mode.Panic() || p.Mode == ModeFallback || v.Disabled || s.Frozen() != nil {
+		return
+	}
+	alive, dead := 0, 0
+	for _, m := range p.Members {
+		published := m.Step == StepKept
+		switch {
+		case published && m.counts() == Down:
+			dead++
+		case published:
+			return
+		case (m.Health == Up || m.Health == Draining) && s.Override(EndpointID{v.Name, m.Address}) == nil:
+			alive++
+		}
+	}
+	if alive > 0 && dead > 0 {
+		t.Fatalf("%v answers with the dead alone (%v): %+v", v.Name, p.Mode, p.Members)
 	}
 }
 
@@ -617,7 +640,9 @@ func (b *book) pick(v *Service, all, in, up, leave []netip.Addr, known int, anyt
 		return up
 	}
 	b.normal = rule == OnAllDownNone && len(up) > 0
+	alive := up
 	if len(up) == 0 { // those that leave are at least alive
+		alive = leave
 		in = slices.DeleteFunc(all, func(a netip.Addr) bool { return !slices.Contains(in, a) && !slices.Contains(leave, a) })
 	}
 	switch kept := last(in); {
@@ -626,7 +651,7 @@ func (b *book) pick(v *Service, all, in, up, leave []netip.Addr, known int, anyt
 	case rule == OnAllDownAll:
 		return in
 	case len(kept)+len(up) > 0:
-		return slices.DeleteFunc(slices.Clone(in), func(a netip.Addr) bool { return !slices.Contains(kept, a) && !slices.Contains(up, a) })
+		return slices.DeleteFunc(slices.Clone(in), func(a netip.Addr) bool { return !slices.Contains(kept, a) && !slices.Contains(alive, a) })
 	}
 	return in
 }

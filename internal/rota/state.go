@@ -403,7 +403,7 @@ func (t *transaction) judge(v Verdict) {
 		return // its service left the configuration meanwhile
 	}
 	t.verdicts = t.verdicts.with(v.Target, &v)
-	if v.Status == Up && t.trials.len() > 0 {
+	if v.Status == Up && t.trials.len() > 0 && t.freeze == nil { // in a freeze nothing is learnt
 		t.passed(v.Target, names)
 	}
 	for _, n := range names {

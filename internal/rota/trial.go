@@ -107,7 +107,7 @@ func (t *transaction) proven(v *Service, key string) bool {
 	for i := range v.Endpoints {
 		e := &v.Endpoints[i]
 		for _, u := range e.Checks {
-			if u.Check.Key() == key && t.Verdict(newTarget(e.probed(), u.Check, key).ID).Status == Up {
+			if u.Check.Key() == key && t.ruling(newTarget(e.probed(), u.Check, key).ID).Status == Up {
 				return true
 			}
 		}
