@@ -39,6 +39,10 @@ func TestRowsOfWhatIsSaid(t *testing.T) {
 	if !strings.Contains(drains, "|DRAINING|") || !strings.Contains(drains, "|3 (10 %)|") || !strings.Contains(drains, "|12ms|") {
 		t.Error(drains)
 	}
+	tried := strings.Join(endpointRow(api.EndpointView{Verdict: rota.Down, Trial: true}, now), "|")
+	if !strings.Contains(tried, "|DOWN (on trial)|") {
+		t.Error(tried)
+	}
 	if w := statusWords(api.ServiceView{Status: "disabled"}); w != "DISABLED" {
 		t.Error(w)
 	}

@@ -123,14 +123,21 @@ func (s *Server) sayProblem(x rota.Saying, err error) error {
 		is     error
 		status int
 	}{
-		{rota.ErrNoEndpoint, http.StatusNotFound}, {rota.ErrNoSaying, http.StatusUnprocessableEntity}, {rota.ErrNotYours, http.StatusForbidden},
-		{ErrSaidBefore, http.StatusConflict}, {ErrSaidOften, http.StatusTooManyRequests},
+		{rota.ErrNoEndpoint, http.StatusNotFound},
+		{rota.ErrNoSaying, http.StatusUnprocessableEntity},
+		{rota.ErrNotYours, http.StatusForbidden},
+		{ErrSaidBefore, http.StatusConflict},
+		{ErrSaidOften, http.StatusTooManyRequests},
 	} {
 		if !errors.Is(err, k.is) {
 			continue
 		}
 		if k.status == http.StatusForbidden {
-			s.log.Warn("refused what was said of an endpoint", "by", x.By, "service", x.Service.Short(), "address", x.Address.String(), "status", x.Status.String(), "why", err)
+			address := "all that it speaks for"
+			if x.Address.IsValid() {
+				address = x.Address.String()
+			}
+			s.log.Warn("refused what was said of an endpoint", "by", x.By, "service", x.Service.Short(), "address", address, "status", x.Status.String(), "why", err)
 		}
 		p := problem(k.status, "%v", err)
 		if k.status == http.StatusTooManyRequests {
