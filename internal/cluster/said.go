@@ -22,7 +22,6 @@ const (
 	saidBy      = 8   // speakers whose numbers are remembered
 	saidRetired = 32  // former incarnations of one speaker
 	saidSweep   = time.Second
-	weightStep  = 5 // percent; an endpoint that says another weight each time is no flood of events
 )
 
 // Said is what endpoints' own agents say where nobody asks, on the leader: soft state, bounded by the configuration. What it comes to is the
@@ -112,8 +111,12 @@ func (k *Said) Take(x rota.Saying) (rota.Target, error) {
 		reason += ": " + x.Reason
 	}
 	next := rota.Opinion{Target: t.ID, Status: x.Status, Class: rota.ClassSaid, Reason: rota.CleanReason("%s", reason), Since: now.UTC().Round(0)}
-	if x.Status == rota.Up && x.Weight > 0 {
-		next.Weight = max(weightStep, (min(x.Weight, 100)+weightStep/2)/weightStep*weightStep)
+	if x.Status == rota.Up {
+		last := uint8(0)
+		if s.opinion != nil {
+			last = s.opinion.Weight
+		}
+		next.Weight = rota.RoundWeight(last, x.Weight)
 	}
 	k.hold(s, next)
 	return t, nil

@@ -91,10 +91,19 @@ func TestP15_SilenceChangesNothing(t *testing.T) {
 		if w := n.State().Verdict(id).Weight; w != 50 {
 			t.Errorf("its weight is %d %%", w)
 		}
+		index := n.State().Index()
+		for i := range 10 { // on the edge between two steps it does not go to and fro
+			x.Weight = uint8(52 + i%2)
+			say(x)
+			time.Sleep(2 * time.Second)
+		}
+		if got := n.State().Index(); got != index {
+			t.Errorf("a trembling weight makes %d events", got-index)
+		}
 		time.Sleep(30 * time.Second)
 		is(0, rota.Up, rota.Unknown, "nothing was said for 30s; it was up, said by token:host0: fine")
 		is(1, rota.Down, rota.Unknown, "nothing was said for 30s")
-		index := n.State().Index()
+		index = n.State().Index()
 		time.Sleep(24 * time.Hour)
 		if n.State().Index() != index {
 			t.Error("silence changes something")

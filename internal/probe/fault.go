@@ -74,6 +74,9 @@ func (r *run) fault(ctx context.Context, during string, err error) finding {
 			}
 			return down(rota.ClassUnreachable, "%s: %s", during, unreachable(errno))
 		case syscall.EACCES, syscall.EPERM:
+			if errno == syscall.EACCES && r.addr.Is6() && r.q.check.Port != 0 && !forbidden(netip.AddrPortFrom(r.addr, r.q.check.Port)) {
+				return down(rota.ClassUnreachable, "%s: prohibited (the target's firewall or a router said so)", during)
+			}
 			return unknown(rota.ClassPermission, "%s: not permitted here; a local firewall rule or route forbids it", during)
 		case syscall.EMFILE, syscall.ENFILE:
 			return unknown(rota.ClassResource, "%s: no descriptor left here; raise LimitNOFILE or lower the concurrency", during)
@@ -135,6 +138,24 @@ func localRoute(addr netip.Addr) error {
 		return err
 	}
 	return c.Close()
+}
+
+// forbidden reports whether this machine itself does not let us connect. Over IPv6 the same error number is what an ICMP message says that
+// comes from afar (RFC 4443 §3.1, codes 1, 5 and 6), as firewalls send it by default; but only what is forbidden here fails before
+// anything is sent. The connection is given up at once.
+func forbidden(to netip.AddrPort) bool {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	d := net.Dialer{Control: func(string, string, syscall.RawConn) error {
+		cancel()
+		return nil
+	}}
+	c, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
+	if err != nil {
+		return errors.Is(err, syscall.EACCES)
+	}
+	_ = c.Close()
+	return false
 }
 
 // Alerts of RFC 8446 §6 that deserve their own words.

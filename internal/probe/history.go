@@ -2,6 +2,7 @@ package probe
 
 import (
 	"slices"
+	"sync"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -13,7 +14,25 @@ const (
 )
 
 // record is one kept trace. Its trace is nil once it has been given up, by its target or by the ring.
-type record struct{ trace *Trace }
+type record struct {
+	trace *Trace
+	list  *[]*record // of its target
+}
+
+// forget gives the trace up.
+func (r *record) forget() {
+	if r.trace == nil {
+		return
+	}
+	traces.Put(r.trace)
+	r.trace = nil
+	if *r.list = slices.DeleteFunc(*r.list, func(x *record) bool { return x == r }); len(*r.list) == 0 {
+		*r.list = nil // with many targets most have none
+	}
+}
+
+// traces are used again once history has given them up: nobody else has them then.
+var traces = sync.Pool{New: func() any { return &Trace{Steps: make([]Step, 0, usualSteps)} }}
 
 // ring holds the last records of all targets; the oldest gives way.
 type ring struct {
@@ -22,14 +41,16 @@ type ring struct {
 	size    int
 }
 
-func (r *ring) push(x *record) {
+// next returns a record to be used.
+func (r *ring) next() *record {
 	if len(r.records) < r.size {
-		r.records = append(r.records, x)
-		return
+		r.records = append(r.records, &record{})
+		return r.records[len(r.records)-1]
 	}
-	r.records[r.at].trace = nil
-	r.records[r.at] = x
+	x := r.records[r.at]
+	x.forget()
 	r.at = (r.at + 1) % r.size
+	return x
 }
 
 // history keeps traces by target, bounded for each target and in all. Failures have a ring of their own: successes, which are many,
@@ -50,31 +71,35 @@ func newHistory(size int) history {
 	}
 }
 
-func (h *history) add(t *Trace) {
-	p := h.byTarget[t.Target]
+// past returns that of a target, which is good until the target is dropped.
+func (h *history) past(id rota.TargetID) *past {
+	p := h.byTarget[id]
 	if p == nil {
 		p = &past{}
-		h.byTarget[t.Target] = p
+		h.byTarget[id] = p
 	}
-	x := &record{t}
+	return p
+}
+
+// add keeps a trace of the target whose past is p.
+func (h *history) add(p *past, t *Trace) {
 	list, all, limit := &p.successes, &h.successes, maxSuccesses
 	if s := t.Observation.Status; s != rota.Up && s != rota.Draining {
 		list, all, limit = &p.failures, &h.failures, maxFailures
 	}
-	all.push(x)
-	live := slices.DeleteFunc(*list, func(r *record) bool { return r.trace == nil })
-	if len(live) >= limit {
-		live[0].trace = nil
-		live = slices.Delete(live, 0, 1)
+	if len(*list) == limit {
+		(*list)[0].forget()
 	}
-	*list = append(live, x)
+	x := all.next()
+	x.trace, x.list = t, list
+	*list = append(*list, x)
 }
 
 func (h *history) drop(ids []rota.TargetID) {
 	for _, id := range ids {
 		if p := h.byTarget[id]; p != nil {
 			for _, r := range slices.Concat(p.successes, p.failures) {
-				r.trace = nil
+				r.forget()
 			}
 			delete(h.byTarget, id)
 		}
@@ -88,9 +113,9 @@ func (h *history) of(id rota.TargetID) []Trace {
 	}
 	var ts []Trace
 	for _, r := range slices.Concat(p.successes, p.failures) {
-		if r.trace != nil {
-			ts = append(ts, *r.trace)
-		}
+		t := *r.trace
+		t.Steps = slices.Clone(t.Steps) // the trace is used again
+		ts = append(ts, t)
 	}
 	slices.SortStableFunc(ts, func(a, b Trace) int { return a.Started.Compare(b.Started) })
 	return ts

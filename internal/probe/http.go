@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -40,6 +41,7 @@ type page struct {
 	data   string // the request's body
 	auth   string // Authorization; empty: none
 	alien  bool   // of another scheme or name than the check's: its credentials stay behind
+	own    bool   // the check's, and nothing in it depends on more than the address: its wording is kept
 }
 
 // prepareHTTP refuses what is no question of HTTP, and makes the rules on JSON ready.
@@ -73,6 +75,8 @@ func prepareHTTP(q *question) error {
 		errs = append(errs, errors.New("an answer to HEAD has no body that rules on JSON could hold for"))
 	}
 	q.ready = rules
+	q.worded = c.Auth.Secret == "" && len(c.Path)+len(c.Host) < maxHead/2 && simple([]byte(c.Path)) &&
+		!slices.ContainsFunc(c.Header, func(h rota.Header) bool { return strings.EqualFold(h.Name, "Host") })
 	return errors.Join(errs...)
 }
 
@@ -100,7 +104,9 @@ func probeHTTP(ctx context.Context, r *run) finding {
 	if bad != nil {
 		return *bad
 	}
-	p := page{tls: c.Kind == rota.KindHTTPS, method: c.Method, host: c.Host, path: c.Path, data: c.Data, auth: auth}
+	r.room = rooms.Get().(*room)
+	defer func() { rooms.Put(r.room) }()
+	p := page{tls: c.Kind == rota.KindHTTPS, method: c.Method, host: c.Host, path: c.Path, data: c.Data, auth: auth, own: r.q.worded}
 	if p.method == "" {
 		p.method = http.MethodGet
 	}
@@ -125,14 +131,14 @@ func probeHTTP(ctx context.Context, r *run) finding {
 
 // hostPort is the Host header of an endpoint without a name. A zone id is local to this machine and is not sent (RFC 6874 §1).
 func hostPort(addr netip.Addr, port uint16, tls bool) string {
-	host := addr.WithZone("").String()
-	if addr.Is6() {
-		host = "[" + host + "]"
+	b := make([]byte, 0, 64)
+	if addr = addr.WithZone(""); port != defaultPort(tls) {
+		return string(netip.AddrPortFrom(addr, port).AppendTo(b))
 	}
-	if port == defaultPort(tls) {
-		return host
+	if addr.Is4() {
+		return string(addr.AppendTo(b))
 	}
-	return host + ":" + strconv.Itoa(int(port))
+	return string(append(addr.AppendTo(append(b, '[')), ']'))
 }
 
 func defaultPort(tls bool) uint16 {
@@ -212,15 +218,19 @@ func (r *run) weighAside(ctx context.Context, p page, a answer) (f finding, next
 
 // exchange asks p over HTTP/1.1.
 func (r *run) exchange(c net.Conn, p page) answer {
-	request := r.request(p)
-	r.trace.Sent = firstLines(r.conceal(request))
-	done := r.trace.begin("request")
+	request, shown, note := r.words(p)
+	r.trace.Sent = shown
+	begun := time.Now()
 	_, err := c.Write(request)
-	done(p.method + " " + p.path)
+	sent := time.Now()
+	r.trace.step("request", begun, sent, note)
 	if err != nil && timedOut(err) {
 		return answer{err: err, unsent: true}
 	}
-	return r.answer(func(begun func()) answer { return readAnswer(c, p.method, r.q.maxBody, begun) })
+	var came time.Time
+	a := readAnswer(c, p.method, r.q.maxBody, r.room, func() { came = time.Now() })
+	r.answered(sent, came, a)
+	return a
 }
 
 // timedOut reports whether a request could not be sent in time. For any other error there may be an answer: a server may answer and close
@@ -238,7 +248,7 @@ func (r *run) weigh(ctx context.Context, p page, a answer) (finding, *page) {
 	if f, leaves := r.q.leaves(a); leaves {
 		return f, nil
 	}
-	if r.q.check.Follow && redirects(a.status) && a.header.Get("Location") != "" {
+	if r.q.check.Follow && redirects(a.status) && a.value("Location") != "" {
 		if r.repeats(a) {
 			return down(rota.ClassRedirect, "redirect with the check's credential"), nil
 		}
@@ -253,7 +263,7 @@ func (q *question) leaves(a answer) (finding, bool) {
 	if name == "-" {
 		return finding{}, false
 	}
-	for _, v := range a.header.Values(name) {
+	for _, v := range a.values(name) {
 		switch strings.ToLower(v) {
 		case "0", "false", "no":
 		default:
@@ -330,37 +340,39 @@ func hasBody(method string) bool { return methods[method] }
 // answer is what came back, as far as it came.
 type answer struct {
 	status int
-	header http.Header
-	head   []byte // raw, at most maxHead bytes of it
-	body   []byte // at most maxBody bytes
-	begun  bool   // at least one byte came
-	inBody bool   // the head was whole
-	unsent bool   // the request was not sent whole
-	whole  bool   // nothing more comes, and the connection stays open (RFC 9112 §9.3)
+	header http.Header // nil: the fields are in the head, which is whole
+	head   []byte      // raw, at most maxHead bytes of it
+	body   []byte      // at most maxBody bytes
+	begun  bool        // at least one byte came
+	inBody bool        // the head was whole
+	unsent bool        // the request was not sent whole
+	whole  bool        // nothing more comes, and the connection stays open (RFC 9112 §9.3)
 	err    error
 }
 
-// answer reads what comes back, and notes when it began.
-func (r *run) answer(read func(begun func()) answer) answer {
-	first := r.trace.begin("first byte")
-	rest := func(string) {}
-	a := read(func() {
-		first("")
-		rest = r.trace.begin("body")
-	})
+// answered notes how an answer came to what was sent: its first byte, if it has one, and the rest.
+func (r *run) answered(sent, came time.Time, a answer) {
+	now := time.Now()
 	if !a.begun {
-		first("none")
+		r.trace.step("first byte", sent, now, "none")
+		came = now
+	} else {
+		r.trace.step("first byte", sent, came, "")
 	}
-	rest(strconv.Itoa(len(a.body)) + " bytes")
-	return a
+	r.trace.step("body", came, now, strconv.Itoa(len(a.body))+" bytes")
 }
 
 // readers are used again: a probe needs one for a moment.
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 4<<10) }}
 
-// readAnswer reads one final HTTP/1.x answer to a request of method from c; begun is called at the first byte.
-func readAnswer(c io.Reader, method string, maxBody int, begun func()) answer {
-	a, in := answerHead(c, method, begun)
+// readAnswer reads one final HTTP/1.x answer to a request of method from c; begun is called at the first byte. The answer is good until
+// the room is used again.
+func readAnswer(c io.Reader, method string, maxBody int, room *room, begun func()) answer {
+	a, stream := plainAnswer(c, method, maxBody, room, begun)
+	if stream == nil {
+		return a
+	}
+	a, in := answerHead(stream, method, func() {})
 	if in == nil {
 		return a
 	}
@@ -493,7 +505,7 @@ func (q *question) judge(a answer) finding {
 		return down(rota.ClassStatus, "status %d, want %s", a.status, ranges(q.status))
 	}
 	for i, h := range q.check.ExpectHeader {
-		values := a.header.Values(h.Name)
+		values := a.values(h.Name)
 		found := len(values) > 0 && q.expectHeader[i] == nil
 		for _, v := range values {
 			found = found || (q.expectHeader[i] != nil && q.expectHeader[i].MatchString(v))
@@ -517,7 +529,8 @@ func (q *question) judge(a answer) finding {
 			return down(rota.ClassBody, "%v", err)
 		}
 	}
-	return finding{status: rota.Up, class: rota.ClassOK, reason: "status " + strconv.Itoa(a.status)}
+	b := append(make([]byte, 0, 16), "status "...)
+	return finding{status: rota.Up, class: rota.ClassOK, reason: string(strconv.AppendInt(b, int64(a.status), 10))}
 }
 
 func ranges(rs []rota.StatusRange) string {
@@ -548,7 +561,7 @@ func (r *run) redirect(from page, a answer) (finding, *page) {
 	if u, err := url.ParseRequestURI(from.path); err == nil {
 		base.Path, base.RawQuery = u.Path, u.RawQuery
 	}
-	location := a.header.Get("Location")
+	location := a.value("Location")
 	to, err := base.Parse(location)
 	if err != nil {
 		return down(rota.ClassRedirect, "status %d with a malformed Location", a.status), nil

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -42,7 +43,10 @@ func (r *run) exchange2(c net.Conn, p page) answer {
 	if err != nil && timedOut(err) {
 		return answer{err: err, unsent: true}
 	}
-	return r.answer(func(begun func()) answer { return readAnswer2(c, p.method, r.q.maxBody, begun) })
+	sent, came := time.Now(), time.Time{}
+	a := readAnswer2(c, p.method, r.q.maxBody, func() { came = time.Now() })
+	r.answered(sent, came, a)
+	return a
 }
 
 // request2 is the beginning of the connection and the whole request. Flow control never comes into it: MaxData is less than every

@@ -55,6 +55,8 @@ type question struct {
 	maxBody      int
 	ready        any   // what the kind prepared
 	unusable     error // why it can never be asked
+	worded       bool  // its HTTP request is the same for all addresses, but for the host
+	wordings     wordings
 
 	material atomic.Pointer[material] // of handshakes, as last read
 }
@@ -167,6 +169,7 @@ type run struct {
 	wantsCert bool    // the server asked for a client certificate
 	sentCert  bool    // and got one
 
+	room       *room    // of the answer, while an HTTP probe runs
 	credential []string // what the check says who asks with, in the forms that must not be shown
 }
 
@@ -187,7 +190,8 @@ func (p *Prober) observe(parent context.Context, id rota.TargetID, addr netip.Ad
 // observeIn does so on a seat.
 func (p *Prober) observeIn(parent context.Context, j job, ping *pinger, seat seat) *Trace {
 	q := j.q
-	t := &Trace{Target: j.id, Kind: q.check.Kind, Address: j.addr, Port: q.check.Port, Started: time.Now()}
+	t := traces.Get().(*Trace)
+	*t = Trace{Target: j.id, Kind: q.check.Kind, Address: j.addr, Port: q.check.Port, Started: time.Now(), Steps: t.Steps[:0]}
 	r := &run{p: p, q: q, addr: dialable(j.addr), parent: parent, ping: ping, seat: seat, trace: t, memory: j.memory}
 	var f finding
 	switch err := p.forbidden(r.addr); {

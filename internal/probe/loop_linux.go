@@ -51,6 +51,8 @@ type loop struct {
 	turn     []*task // being resumed
 	ending   bool    // closing, as of this round
 	flying   int
+	busiest  [2]int     // most in flight at once, in this while and the one before
+	turns    int64      // when this while ends
 	ended    []finished // not yet handed to the scheduler
 	echoes   []*batch   // with requests to send
 }
@@ -75,7 +77,8 @@ type order struct {
 
 const (
 	never   = math.MaxInt64
-	maxIdle = 256 // coroutines kept for the next probes
+	minIdle = 64               // coroutines that may always be kept for the next probes
+	recent  = 10 * time.Second // else no more than were in use at once in this while or the one before
 )
 
 func newEngine(p *Prober, ping *pinger, done chan<- finished) (engine, error) {
@@ -265,6 +268,11 @@ func (l *loop) begin(e *entry, j job) {
 		t = l.newTask()
 	}
 	l.flying++
+	if l.now >= l.turns {
+		l.turns = l.now + int64(recent)
+		l.busiest = [2]int{0, l.busiest[0]}
+	}
+	l.busiest[0] = max(l.busiest[0], l.flying)
 	t.e, t.job = e, j
 	t.dropped.Store(false)
 	e.seat = t
@@ -294,7 +302,7 @@ func (l *loop) resume(t *task) {
 	t.e.seat = nil
 	t.e, t.job, t.trace = nil, job{}, nil
 	l.flying--
-	if len(l.idle) < maxIdle {
+	if len(l.idle) < minIdle || len(l.tasks) <= max(l.busiest[0], l.busiest[1]) {
 		l.idle = append(l.idle, t)
 		return
 	}

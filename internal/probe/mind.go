@@ -25,29 +25,13 @@ func opine(last *rota.Opinion, was, is rota.Streak) *rota.Opinion {
 	case next.Status != rota.Up:
 		next.Weight = 0
 	case o.Status == rota.Up:
-		next.Weight = step(last.Weight, o.Weight)
+		next.Weight = rota.RoundWeight(last.Weight, o.Weight)
 	}
 	if next.Status == last.Status && next.Class == last.Class && next.Reason == last.Reason && next.Weight == last.Weight {
 		return last
 	}
 	changed := next // here, so that an unchanged opinion costs no memory
 	return &changed
-}
-
-// weightStep is how coarse a weight in an opinion is, in percent: measures tremble, and each change of a verdict is an event.
-const weightStep = 5
-
-// step rounds a weight to steps of weightStep, and stays at the last one while the weight is less than a step away from it: on the edge
-// between two it would go to and fro.
-func step(last, weight uint8) uint8 {
-	if weight == 0 {
-		return 0
-	}
-	weight = min(weight, 100)
-	if d := int(weight) - int(last); last != 0 && -weightStep < d && d < weightStep {
-		return last
-	}
-	return max((weight+weightStep/2)/weightStep*weightStep, weightStep)
 }
 
 // mind takes in the streak of an entry after one more observation: its opinion, what is counted of it and what is said of it.

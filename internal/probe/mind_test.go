@@ -1,7 +1,6 @@
 package probe
 
 import (
-	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -230,16 +229,4 @@ func TestForgivenIsCounted(t *testing.T) {
 			t.Errorf("forgiven %d times, %d changes, want two of each target and its first opinion", s.Forgiven, s.Changes)
 		}
 	})
-}
-
-func TestWeightSteps(t *testing.T) {
-	last := uint8(0)
-	var got []uint8
-	for _, w := range []uint8{50, 52, 54, 55, 53, 51, 50, 1, 2, 4, 6, 99, 97, 96, 95, 200, 0, 3} {
-		last = step(last, w)
-		got = append(got, last)
-	}
-	if want := []uint8{50, 50, 50, 55, 55, 55, 50, 5, 5, 5, 5, 100, 100, 100, 95, 100, 0, 5}; fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("got  %v\nwant %v", got, want)
-	}
 }

@@ -28,6 +28,7 @@ type entry struct {
 	gone    bool               // no longer wanted; kept only until its probe in flight has ended
 	stale   bool               // the probe in flight began before the target was dropped and wanted again: its outcome is void
 	sight   *sight
+	past    *past // guarded by the prober's mu; nil: not looked up
 	memory  memory
 	broken  bool  // its watched connection has ended while its probe was still in flight
 	hurried int64 // when a watched connection's end last brought a probe forward; 0: never
@@ -233,7 +234,7 @@ func (s *scheduler) apply() {
 			fresh := &entry{id: t.ID, addr: t.Address, q: q}
 			if e != nil { // dropped and wanted again while its last probe is still in flight
 				fresh = e
-				e.addr, e.q, e.streak, e.gone, e.stale = t.Address, q, rota.Streak{}, false, true
+				e.addr, e.q, e.streak, e.past, e.gone, e.stale = t.Address, q, rota.Streak{}, nil, false, true
 			}
 			fresh.sight = &sight{id: t.ID, addr: t.Address}
 			fresh.opinion = &rota.Opinion{Target: t.ID, Reason: "not probed yet"}
@@ -411,7 +412,10 @@ func (s *scheduler) finish(f finished) {
 	s.p.stats.ended(t.Kind, o)
 	if !e.gone && !e.stale {
 		t.Streak = e.streak.Observe(o, e.q.check.Timing)
-		s.p.history.add(t)
+		if e.past == nil {
+			e.past = s.p.history.past(e.id)
+		}
+		s.p.history.add(e.past, t)
 		if !void {
 			s.p.eyes.see(e.sight, o)
 		}

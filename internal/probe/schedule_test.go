@@ -510,7 +510,7 @@ func TestOpine(t *testing.T) {
 func TestHistoryKeepsFailuresLongest(t *testing.T) {
 	h := newHistory(100)
 	add := func(id rota.TargetID, s rota.Status) {
-		h.add(&Trace{Target: id, Observation: rota.Observation{Status: s}})
+		h.add(h.past(id), &Trace{Target: id, Observation: rota.Observation{Status: s}})
 	}
 	for range 5 {
 		add("a", rota.Down)

@@ -60,7 +60,9 @@ type resultKey struct {
 type kindTally struct {
 	flying             int
 	changes, forgiven  uint64
-	results            map[resultKey]uint64
+	results            map[resultKey]*uint64
+	last               resultKey // most are as the one before
+	count              *uint64   // its count
 	duration, lateness Histogram
 }
 
@@ -69,6 +71,8 @@ type tally struct {
 	targets            int
 	stops              uint64
 	kinds              map[rota.Kind]*kindTally
+	last               rota.Kind // most are of the kind of the one before
+	tally              *kindTally
 	durations, lateral []float64
 }
 
@@ -81,12 +85,30 @@ func newTally() tally {
 }
 
 func (t *tally) kind(k rota.Kind) *kindTally {
+	if t.tally != nil && t.last == k {
+		return t.tally
+	}
 	c := t.kinds[k]
 	if c == nil {
-		c = &kindTally{results: map[resultKey]uint64{}, duration: newHistogram(t.durations), lateness: newHistogram(t.lateral)}
+		c = &kindTally{results: map[resultKey]*uint64{}, duration: newHistogram(t.durations), lateness: newHistogram(t.lateral)}
 		t.kinds[k] = c
 	}
+	t.last, t.tally = k, c
 	return c
+}
+
+// result returns the count of probes that ended so.
+func (c *kindTally) result(k resultKey) *uint64 {
+	if c.count != nil && c.last == k {
+		return c.count
+	}
+	n := c.results[k]
+	if n == nil {
+		n = new(uint64)
+		c.results[k] = n
+	}
+	c.last, c.count = k, n
+	return n
 }
 
 func (t *tally) started(k rota.Kind, late time.Duration) {
@@ -98,7 +120,7 @@ func (t *tally) started(k rota.Kind, late time.Duration) {
 func (t *tally) ended(k rota.Kind, o rota.Observation) {
 	c := t.kind(k)
 	c.flying--
-	c.results[resultKey{o.Status, o.Class}]++
+	*c.result(resultKey{o.Status, o.Class})++
 	c.duration.add(o.Took.Seconds())
 }
 
@@ -109,7 +131,7 @@ func (t *tally) snapshot() Stats {
 		ks := KindStats{Kind: k, InFlight: c.flying, Duration: c.duration, Lateness: c.lateness, Changes: c.changes, Forgiven: c.forgiven}
 		ks.Duration.Counts, ks.Lateness.Counts = slices.Clone(c.duration.Counts), slices.Clone(c.lateness.Counts)
 		for r, n := range c.results {
-			ks.Results = append(ks.Results, ResultCount{r.status, r.class, n})
+			ks.Results = append(ks.Results, ResultCount{r.status, r.class, *n})
 		}
 		slices.SortFunc(ks.Results, func(a, b ResultCount) int {
 			return cmp.Or(cmp.Compare(a.Status, b.Status), cmp.Compare(a.Class, b.Class))

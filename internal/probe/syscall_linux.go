@@ -72,14 +72,6 @@ func connect(fd int, to netip.AddrPort) syscall.Errno {
 	return errno
 }
 
-// connected reports whether a socket has a peer.
-func connected(fd int) bool {
-	var s sockaddr
-	size := uint32(unsafe.Sizeof(s))
-	_, _, errno := unix.RawSyscall(unix.SYS_GETPEERNAME, uintptr(fd), uintptr(unsafe.Pointer(&s)), uintptr(unsafe.Pointer(&size)))
-	return errno == 0
-}
-
 func sockname(fd int) netip.AddrPort {
 	var s sockaddr
 	size := uint32(unsafe.Sizeof(s))
@@ -102,13 +94,6 @@ func setsockoptInt(fd, level, option, value int) syscall.Errno {
 func setLinger(fd, seconds int) syscall.Errno {
 	v := unix.Linger{Onoff: 1, Linger: int32(seconds)}
 	return setsockopt(fd, unix.SOL_SOCKET, unix.SO_LINGER, unsafe.Pointer(&v), unsafe.Sizeof(v))
-}
-
-func getsockoptInt(fd, level, option int) (int, syscall.Errno) {
-	var v int32
-	size := uint32(unsafe.Sizeof(v))
-	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&v)), uintptr(unsafe.Pointer(&size)), 0)
-	return int(v), errno
 }
 
 func read(fd int, b []byte) (int, syscall.Errno) {

@@ -68,14 +68,32 @@ const (
 // is closed by the caller's error path.
 func (t *Trace) begin(name string) func(note string) {
 	start := time.Now()
-	return func(note string) {
-		if t.Steps == nil {
-			t.Steps = make([]Step, 0, usualSteps)
-		}
-		if len(t.Steps) < maxSteps {
-			t.Steps = append(t.Steps, Step{Name: name, At: start.Sub(t.Started), Took: time.Since(start), Note: escape([]byte(note), rota.MaxReason)})
+	return func(note string) { t.step(name, start, time.Now(), note) }
+}
+
+// step notes a phase that has ended.
+func (t *Trace) step(name string, start, end time.Time, note string) {
+	if len(t.Steps) < maxSteps {
+		t.Steps = append(t.Steps, Step{Name: name, At: start.Sub(t.Started), Took: end.Sub(start), Note: tidy(note)})
+	}
+}
+
+// tidy is a step's note, fit to be shown.
+func tidy(note string) string {
+	if len(note) <= rota.MaxReason && plainText(note) {
+		return note
+	}
+	return escape([]byte(note), rota.MaxReason)
+}
+
+// plainText reports whether s is printable ASCII.
+func plainText(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
 		}
 	}
+	return true
 }
 
 // escape makes bytes from anywhere fit to be shown: lines stay lines, every other control character, terminal sequence, bidirectional
@@ -137,7 +155,7 @@ func simple(b []byte) bool {
 func secret(name string) bool {
 	for _, word := range [...]string{"cookie", "token", "secret", "password", "api-key", "apikey", "auth", "signature"} {
 		for i := 0; i+len(word) <= len(name); i++ {
-			if strings.EqualFold(name[i:i+len(word)], word) {
+			if name[i]|0x20 == word[0] && strings.EqualFold(name[i:i+len(word)], word) {
 				return true
 			}
 		}

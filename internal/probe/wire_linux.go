@@ -49,19 +49,13 @@ func (t *task) dial(to netip.AddrPort, holdAck bool) (net.Conn, error) {
 
 func (w *wire) connect() error {
 	errno := connect(w.fd, w.remote)
-	for errno == unix.EINPROGRESS || errno == unix.EINTR {
+	for errno == unix.EINPROGRESS || errno == unix.EALREADY || errno == unix.EINTR {
 		if err := w.await(); err != nil {
 			return err
 		}
-		var pending int
-		if pending, errno = getsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_ERROR); errno == 0 {
-			errno = syscall.Errno(pending)
-		}
-		if errno == 0 && !connected(w.fd) {
-			errno = unix.EINPROGRESS // woken for something else
-		}
+		errno = connect(w.fd, w.remote) // says how the first one went
 	}
-	if errno != 0 {
+	if errno != 0 && errno != unix.EISCONN {
 		return os.NewSyscallError("connect", errno)
 	}
 	// On a port of this machine that nobody listens on, the kernel may have chosen the same one for our end (RFC 9293 §3.5,

@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -501,6 +502,11 @@ func TestFaultsOfOurOwn(t *testing.T) {
 			t.Errorf("%v: %+v", errno, f)
 		}
 	}
+	// So is this over IPv6, where nothing forbids us to connect: a firewall there answers that it is prohibited.
+	six := &run{p: r.p, q: q, addr: netip.IPv6Loopback(), parent: t.Context(), trace: &Trace{}}
+	if f := six.fault(t.Context(), "connect", syscall.EACCES); f.status != rota.Down || f.class != rota.ClassUnreachable {
+		t.Errorf("prohibited from afar: %+v", f)
+	}
 	if f := r.fault(t.Context(), "connect", syscall.EHOSTUNREACH); !strings.Contains(f.reason, "host unreachable (a router said so") {
 		t.Errorf("a host that is unreachable from afar: %q", f.reason)
 	}
@@ -719,7 +725,7 @@ func FuzzAnswer(f *testing.F) {
 	check := rota.Check{Kind: rota.KindHTTP, Port: 80, Follow: true, Body: "ok", ExpectHeader: []rota.Header{{Name: "X"}}, JSON: []rota.JSONRule{{Pointer: "/ok/0", Want: "< 2"}}}
 	r := &run{q: newQuestion(check), addr: netip.MustParseAddr("192.0.2.1")}
 	f.Fuzz(func(t *testing.T, b []byte, method string) {
-		a := readAnswer(bytes.NewReader(b), method, 100, func() {})
+		a := readAnswer(bytes.NewReader(b), method, 100, new(room), func() {})
 		if len(a.body) > 100 || len(a.head) > maxHead {
 			t.Errorf("%d bytes of body and %d of head", len(a.body), len(a.head))
 		}
@@ -753,4 +759,49 @@ func TestRedirectNeverLeavesTLS(t *testing.T) {
 			t.Errorf("%s: %+v, next %+v", location, f, next)
 		}
 	}
+}
+
+// FuzzPlainAnswer compares what is read in place with what net/http says of the same bytes.
+func FuzzPlainAnswer(f *testing.F) {
+	f.Add([]byte("HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 2\r\n\r\nok"), "server")
+	f.Add([]byte("HTTP/1.1 503\r\ncontent-length:2 \r\nrota-drain: 1\r\nRota-Drain:\t2\r\nconnection: Close\r\n\r\nokay"), "Rota-Drain")
+	f.Add([]byte("HTTP/1.1 200 OK\r\nPragma: no-cache\r\nContent-Length: 0\r\n\r\n"), "Cache-Control")
+	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nokay"), "X")
+	f.Add([]byte("HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\nok"), "X")
+	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), "X")
+	f.Add([]byte("HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\nok"), "X")
+	f.Add([]byte("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"), "connection")
+	f.Fuzz(func(t *testing.T, b []byte, name string) {
+		const limit = 100
+		got, rest := plainAnswer(bytes.NewReader(b), "GET", limit, new(room), func() {})
+		if rest != nil {
+			if all, err := io.ReadAll(rest); err != nil || !bytes.Equal(all, b) {
+				t.Errorf("what came is lost: %q of %q, %v", all, b, err)
+			}
+			return
+		}
+		want, in := answerHead(bytes.NewReader(b), "GET", func() {})
+		if len(b) == 0 && got.err == want.err {
+			return
+		}
+		if want.err != nil {
+			t.Fatalf("net/http refuses it: %v", want.err)
+		}
+		body, err := io.ReadAll(io.LimitReader(in, limit))
+		whole := err == nil && in.lasts && in.rest.Buffered() == 0
+		if got.status != want.status || !bytes.Equal(got.body, body) || got.whole != whole || err != nil {
+			t.Errorf("status %d, body %q, whole %v; want %d, %q, %v, %v", got.status, got.body, got.whole, want.status, body, whole, err)
+		}
+		if !token(name) {
+			return
+		}
+		for n := range want.header {
+			if !slices.Equal(got.values(n), want.header.Values(n)) {
+				t.Errorf("field %s: %q, want %q", n, got.values(n), want.header.Values(n))
+			}
+		}
+		if got, want := got.values(name), want.header.Values(name); !slices.Equal(got, want) {
+			t.Errorf("field %s: %q, want %q", name, got, want)
+		}
+	})
 }

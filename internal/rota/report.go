@@ -28,6 +28,22 @@ type Opinion struct {
 	Weight uint8     `json:"weight,omitempty"` // percent of its weight that the endpoint asks for, 1 to 100; 0: nothing was said
 }
 
+// weightStep is how coarse a weight in an opinion is, in percent: measures tremble, and each change of a verdict is an event.
+const weightStep = 5
+
+// RoundWeight rounds a weight in percent to steps of 5, and stays at the one of the last opinion while the weight is less than a step away
+// from it: on the edge between two it would go to and fro. 0 says nothing and stays 0; what is above 100 is 100.
+func RoundWeight(last, weight uint8) uint8 {
+	if weight == 0 {
+		return 0
+	}
+	weight = min(weight, 100)
+	if d := int(weight) - int(last); last != 0 && -weightStep < d && d < weightStep {
+		return last
+	}
+	return max((weight+weightStep/2)/weightStep*weightStep, weightStep)
+}
+
 // Report is all opinions of one vantage: whole, never a difference. Lose or repeat one and the next repairs it.
 type Report struct {
 	Vantage     string     `json:"vantage"`

@@ -21,7 +21,7 @@ var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 // TestScenarios tells stories of services in the domain's own words. Each testdata/*.txtar is an archive of stories; their lines:
 //
 //	service NAME ADDRESS[,priority=N][,weight=N][,nocheck]… [fall_open P%] [min_published N] [hold D] [answers N] [on_all_down WORD] [fallback NAME] [ttl N] [slow_start D] [disabled]
-//	                                      further attributes: path=P (another question), also=P (beside it), alike (the same with another interval), monitor=ADDRESS, observe
+//	                                      further attributes: path=P (another question), also=P (beside it), alike (the same with another interval), hasty (the same with another timeout), monitor=ADDRESS, observe
 //	vantages NAME[@SITE]… [need Q] [of sites] [max_age D]
 //	load                                  apply the services and vantages as an event
 //	at D LINE                             go to D after the start, then LINE
@@ -273,9 +273,9 @@ func parseEndpoint(s string) (Endpoint, error) {
 			c.Path = value
 			e.Checks = []Use{{Check: c}}
 		case k == "alike":
-			c := testCheck
-			c.Interval = time.Minute
-			e.Checks = []Use{{Check: c}}
+			e.Checks[0].Check.Interval = time.Minute
+		case k == "hasty":
+			e.Checks[0].Check.Timeout = time.Millisecond
 		case k == "also": // beside it
 			c := testCheck
 			c.Name, c.Path = "also", value

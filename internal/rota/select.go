@@ -92,7 +92,7 @@ const (
 	ModeAbsent    Mode = iota // no endpoint of this family can be published
 	ModeWarmup                // too few verdicts yet
 	ModeNormal                // health decides
-	ModeKeep                  // panic: the last good answer, and whoever is up
+	ModeKeep                  // panic: the last good answer, and whoever is up, or drains when nobody is
 	ModeAll                   // panic: everyone
 	ModeFallback              // panic: the service's CNAME
 	ModeNone                  // panic: nothing, as the operator chose
@@ -696,7 +696,8 @@ func (f *family) panic(hope int) Mode {
 		mode = ModeKeep
 	}
 	f.each(func(m *Member) {
-		if mode == ModeKeep && m.counts() != Up && !f.lastGood(m) {
+		lives := m.counts() == Up || m.counts() == Draining
+		if mode == ModeKeep && !lives && !f.lastGood(m) {
 			m.Step, m.Cause = StepPanic, CauseNotLastGood
 		}
 	})
@@ -802,7 +803,8 @@ func (f *family) started(m *Member, step time.Duration) uint64 {
 }
 
 // limit keeps as many as the policy allows: those that weighted rendezvous hashing prefers, so that the choice moves as little
-// as possible when endpoints come and go.
+// as possible when endpoints come and go. Where health is not believed, those that are seen to live come first: few answers must not be
+// dead ones alone.
 func (f *family) limit() {
 	n := f.service.Policy.Answers
 	if n <= 0 {
@@ -810,11 +812,13 @@ func (f *family) limit() {
 	}
 	type scored struct {
 		m            *Member
+		life         int
 		cost, weight uint64
 	}
 	var in []scored
 	f.each(func(m *Member) {
-		in = append(in, scored{m, cost(f.service.Name, m), uint64(max(m.Weight, 1)) * percent(m.Share)})
+		life := slices.Index([]Status{Draining, Up}, m.counts())
+		in = append(in, scored{m, life, cost(f.service.Name, m), uint64(max(m.Weight, 1)) * percent(m.Share)})
 	})
 	if len(in) <= n {
 		return
@@ -823,7 +827,7 @@ func (f *family) limit() {
 		// Cost a weight, compared without dividing.
 		xHigh, x := bits.Mul64(a.cost, b.weight)
 		yHigh, y := bits.Mul64(b.cost, a.weight)
-		return cmp.Or(cmp.Compare(xHigh, yHigh), cmp.Compare(x, y), a.m.Address.Compare(b.m.Address))
+		return cmp.Or(cmp.Compare(b.life, a.life), cmp.Compare(xHigh, yHigh), cmp.Compare(x, y), a.m.Address.Compare(b.m.Address))
 	})
 	for _, s := range in[n:] {
 		s.m.Step, s.m.Cause = StepLimit, CauseOverLimit

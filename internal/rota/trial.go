@@ -5,9 +5,9 @@ import (
 	"slices"
 )
 
-// A check that is new to a service, or asks another question than before, is on trial while the service had an answer that health
-// decided: a wrong path or port would make every endpoint down at once. Until some endpoint has passed it, that it says down is taken
-// for not known.
+// A check that is new to a service, or asks another question than before and does not only ask at another pace, is on trial while the
+// service had an answer that health decided: a wrong path or port would make every endpoint down at once. Until some endpoint has passed
+// it, that it says down is taken for not known.
 
 // Trials returns the keys (Check.Key) of a service's checks that no endpoint of it has passed yet, sorted. The slice must not be changed.
 func (s *State) Trials(n Name) []string {
@@ -38,14 +38,59 @@ func (t *transaction) try(next *compiled) {
 		decided := sel.V4.Mode == ModeNormal || sel.V6.Mode == ModeNormal
 		was, before := t.Trials(v.Name), t.before.keys[v.Name]
 		var keys []string
+		var asked map[string]bool // made when it is needed, which is seldom
 		for _, key := range next.keys[v.Name] {
-			fresh := decided && !slices.Contains(before, key) && !t.proven(v, key)
-			if fresh || slices.Contains(was, key) {
+			if slices.Contains(before, key) {
+				if slices.Contains(was, key) {
+					keys = append(keys, key)
+				}
+				continue
+			}
+			if asked == nil {
+				asked = t.asked(v)
+			}
+			tried, known := asked[key]
+			if tried || !known && decided && !t.proven(v, key) {
 				keys = append(keys, key)
 			}
 		}
 		t.onTrial(v.Name, keys)
 	}
+}
+
+// asked returns the keys of a service's checks that ask, at another pace, what one of its checks before asked too, and whether that one is
+// on trial: who only asks more often or more patiently can have mistaken nothing.
+func (t *transaction) asked(v *Service) map[string]bool {
+	was, before := t.Trials(v.Name), map[string]bool{}
+	visit := func(v *Service, do func(key, question string)) {
+		seen := map[string]bool{}
+		for i := range v.Endpoints {
+			for _, u := range v.Endpoints[i].Checks {
+				if key := u.Check.Key(); !u.Observe && !seen[key] {
+					seen[key] = true
+					do(key, u.Check.question())
+				}
+			}
+		}
+	}
+	if old := t.before.services[v.Name]; old != nil {
+		visit(old, func(key, question string) { before[question] = before[question] || slices.Contains(was, key) })
+	}
+	out := map[string]bool{}
+	visit(v, func(key, question string) {
+		if tried, ok := before[question]; ok {
+			out[key] = tried
+		}
+	})
+	return out
+}
+
+// question is the key of what a check asks, whatever its pace. How long it waits for the answer belongs to the question.
+func (c Check) question() string {
+	timeout := c.Timing.Timeout
+	c.Timing = DefaultTiming()
+	c.Timing.Timeout = timeout
+	return c.Key()
 }
 
 func (t *transaction) onTrial(n Name, keys []string) {

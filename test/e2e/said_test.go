@@ -5,12 +5,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/sys/unix"
 
 	"github.com/rota-dns/rota/internal/peers"
 )
@@ -80,60 +77,4 @@ services:
 	}
 	says(web2, www+"/"+three[2], "up")
 	eventually(t, "it is back", answers(n.dns, www, dns.TypeA, three...))
-}
-
-// P19, P20: a node whose descriptors are used up, and one that was stopped, knows that it is itself the sick one: nothing changes, it says why, and
-// that ends.
-func TestSickNode(t *testing.T) {
-	port := peers.FreePort(t, three...)
-	servers := startThree(t, port)
-	n := newNode(t, embedded(port, ""))
-	n.start()
-	eventually(t, "all three are answered", answers(n.dns, www, dns.TypeA, three...))
-	eventually(t, "all three are seen up", func() bool { return strings.Contains(n.rota("status"), "up      3/3") })
-	const abstains, trusts = "this node abstains", "trusts its eyes again"
-	over := func(times int) func() bool {
-		return func() bool {
-			return strings.Count(n.log.String(), trusts) == times && !strings.Contains(n.rota("status"), abstains)
-		}
-	}
-	pid := n.cmd.Process.Pid
-	var was, now unix.Rlimit
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &was); err != nil {
-		t.Fatal(err)
-	}
-	now = was
-	now.Cur = 3 // every descriptor above is in use: no new one is to be had
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &now, nil); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(several)
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &was, nil); err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(n.log.String(), abstains) || !strings.Contains(n.log.String(), "targets cannot be probed from here") {
-		t.Errorf("it does not know that it has no descriptors:\n%s", n.log.String())
-	}
-	eventually(t, "it trusts its eyes again", over(1))
-	if got, err := ask(n.dns, www, dns.TypeA); err != nil || len(got) != 3 {
-		t.Errorf("its own trouble changed the answer to %v, %v", got, err)
-	}
-	n.signal(t, syscall.SIGSTOP)
-	for _, s := range servers {
-		s.Signal(syscall.SIGSTOP) // what it asked before its stop fails
-	}
-	time.Sleep(7 * time.Second)
-	for _, s := range servers {
-		s.Signal(syscall.SIGCONT)
-	}
-	n.signal(t, syscall.SIGCONT)
-	eventually(t, "it says that it did not run", func() bool {
-		return strings.Contains(n.rota("status"), "so its opinions do not count: it did not run for")
-	})
-	eventually(t, "it trusts its eyes again", over(2))
-	if got, err := ask(n.dns, www, dns.TypeA); err != nil || len(got) != 3 {
-		t.Errorf("the stop changed the answer to %v, %v", got, err)
-	}
-	servers[0].Kill()
-	eventually(t, "what it sees counts again", answers(n.dns, www, dns.TypeA, three[1], three[2]))
 }

@@ -23,6 +23,8 @@ import (
 
 var full = flag.Bool("full", false, "measure with 10,000 and 100,000 targets, for minutes; else with few, to see that everything runs")
 
+var only = flag.String("only", "", "measure the rates of this alone: http, kept, tcp, icmp or https")
+
 // size is how much is measured.
 type size struct {
 	targets, many   int
@@ -88,6 +90,9 @@ func BenchmarkBeside(b *testing.B) {
 	var c counts
 	x.target.ask(x.id, &c)
 	x.rates()
+	if *only != "" {
+		return
+	}
 	x.memory(x.load())
 	x.trouble()
 }
@@ -234,7 +239,11 @@ func (x *bench) rates() {
 		}
 		x.row(what, "rota", fmt.Sprintf("%.0f", r.perCore), fmt.Sprintf("%.0f", r.perWall), "", text)
 	}
+	wanted := func(what string) bool { return *only == "" || *only == what }
 	for _, ask := range []question{askHTTP, askTCP} {
+		if !wanted(string(ask)) {
+			continue
+		}
 		what := map[question]string{askHTTP: "HTTP, new connection", askTCP: "TCP connect"}[ask]
 		r := x.ownRate(ask, false)
 		own(what, r, 0)
@@ -242,13 +251,20 @@ func (x *bench) rates() {
 		line(what, "gdnsd", x.watch(x.gdnsd(ask, x.targets, gdnsdInterval), ask), &r, nil)
 		line(what, "blackbox", x.watch(x.blackbox(ask, x.targets, x.id.Cert), ask), &r, atLeast(10))
 	}
-	own("HTTP, kept connection", x.ownRate(askHTTP, true), 150_000)
-	icmp := x.ownRate(askICMP, false)
-	own("ICMP echo", icmp, 0)
-	begun := time.Now()
-	n, used := x.fping(x.targets, x.runs)
-	line("ICMP echo", "fping", newRate(n, used, time.Since(begun)), &icmp, atLeast(2))
-	line("ICMP echo", "blackbox", x.watch(x.blackbox(askICMP, x.targets, x.id.Cert), askICMP), &icmp, atLeast(10))
+	if wanted("kept") {
+		own("HTTP, kept connection", x.ownRate(askHTTP, true), 150_000)
+	}
+	if wanted("icmp") {
+		icmp := x.ownRate(askICMP, false)
+		own("ICMP echo", icmp, 0)
+		begun := time.Now()
+		n, used := x.fping(x.targets, x.runs)
+		line("ICMP echo", "fping", newRate(n, used, time.Since(begun)), &icmp, atLeast(2))
+		line("ICMP echo", "blackbox", x.watch(x.blackbox(askICMP, x.targets, x.id.Cert), askICMP), &icmp, atLeast(10))
+	}
+	if !wanted("https") {
+		return
+	}
 	https := x.ownRate(askHTTPS, false)
 	own("HTTPS, full handshake", https, 3000)
 	line("HTTPS, full handshake", "HAProxy", x.watch(x.haproxy(askHTTPS, x.targets, haproxyInterval[askHTTPS], x.id.Cert), askHTTPS), &https, nil)
