@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -45,5 +48,22 @@ func TestRowsOfWhatIsSaid(t *testing.T) {
 	}
 	if w := statusWords(api.ServiceView{Status: "disabled"}); w != "DISABLED" {
 		t.Error(w)
+	}
+}
+
+// Errors of a configuration fit on the one line that status has for them.
+func TestFirstError(t *testing.T) {
+	one := config.Problem{File: "r.yaml", Line: 5, Column: 2, Message: "unknown key", Source: "  x: 1", Before: "a:"}
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{&config.Errors{Problems: []config.Problem{one}}, "r.yaml:5:2: unknown key; `rota validate` shows it"},
+		{fmt.Errorf("read: %w", &config.Errors{Problems: []config.Problem{one, one}, More: 1}), "r.yaml:5:2: unknown key; and 2 more errors; `rota validate` shows it"},
+		{errors.New("gone"), "gone"},
+	} {
+		if got := firstError(c.err); got != c.want {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
 	}
 }
