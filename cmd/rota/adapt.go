@@ -399,7 +399,7 @@ func (n *node) trouble(s cluster.Status) []string {
 		out = append(out, clockWords(c.Seen))
 	}
 	if err := n.current.Load().failed; err != nil {
-		out = append(out, "the newest configuration file is not in force, and with it this node would not start: "+rota.CleanReason("%v", err))
+		out = append(out, "the newest configuration file is not in force, and with it this node would not start: "+firstError(err))
 	}
 	return out
 }
@@ -463,4 +463,17 @@ func probeOf(t probe.Trace) api.Probe {
 		}
 	}
 	return out
+}
+
+// firstError puts an error of a configuration on one line: the first problem, and how many more there are.
+func firstError(err error) string {
+	all, ok := errors.AsType[*config.Errors](err)
+	if !ok || len(all.Problems) == 0 {
+		return rota.CleanReason("%v", err)
+	}
+	text := all.Problems[0].Error()
+	if n := len(all.Problems) + all.More - 1; n > 0 {
+		text += "; and " + count(n, "more error")
+	}
+	return rota.CleanReason("%s", text+"; `rota validate` shows it")
 }

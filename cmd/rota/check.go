@@ -76,6 +76,9 @@ It ends with 1 when an outcome is not up.`,
 		if len(args) > 1 {
 			name = args[1]
 		}
+		if last && strings.Contains(args[0], "://") {
+			return usagef("%q: with --last it is SERVICE[/ADDRESS] or ADDRESS: what the running rota probes", args[0])
+		}
 		if last {
 			return a.lastProbes(cmd.Context(), args[0], name, f)
 		}

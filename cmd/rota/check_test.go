@@ -233,6 +233,9 @@ services:
 	if code, out, _ := check(t, "www.example.org", "said", "--config", file); code != 1 || !strings.Contains(out, "nobody asks") {
 		t.Errorf("exit code %d\n%s", code, out)
 	}
+	if code, _, errs := check(t, "--last", "http://192.0.2.1/", "--config", file); code != 2 || !strings.Contains(errs, "with --last it is SERVICE") {
+		t.Errorf("exit code %d\n%s", code, errs)
+	}
 	if code, _, errs := check(t, "www.example.org", "wbe", "--config", file); code != 2 || !strings.Contains(errs, "it has bad, said, web") {
 		t.Errorf("exit code %d\n%s", code, errs)
 	}

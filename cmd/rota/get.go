@@ -168,8 +168,12 @@ func endpointRow(e api.EndpointView, now time.Time) []string {
 			published[i] += " (" + p.State + ")"
 		}
 	}
+	verdict := loud(e.Verdict.String())
+	if e.Trial {
+		verdict += " (on trial)"
+	}
 	return []string{
-		e.Service, e.Endpoint.String(), loud(e.Verdict.String()), votes, age(e.Since, now), streak, latency, strings.Join(published, " "), loud(e.State),
+		e.Service, e.Endpoint.String(), verdict, votes, age(e.Since, now), streak, latency, strings.Join(published, " "), loud(e.State),
 		weightWords(e), fmt.Sprint(e.Priority), e.Site, e.Step.String(), e.Why,
 	}
 }

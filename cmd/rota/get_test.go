@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/rota-dns/rota/internal/api"
+	"github.com/rota-dns/rota/internal/config"
 	"github.com/rota-dns/rota/internal/rota"
 )
 
@@ -39,7 +42,28 @@ func TestRowsOfWhatIsSaid(t *testing.T) {
 	if !strings.Contains(drains, "|DRAINING|") || !strings.Contains(drains, "|3 (10 %)|") || !strings.Contains(drains, "|12ms|") {
 		t.Error(drains)
 	}
+	tried := strings.Join(endpointRow(api.EndpointView{Verdict: rota.Down, Trial: true}, now), "|")
+	if !strings.Contains(tried, "|DOWN (on trial)|") {
+		t.Error(tried)
+	}
 	if w := statusWords(api.ServiceView{Status: "disabled"}); w != "DISABLED" {
 		t.Error(w)
+	}
+}
+
+// Errors of a configuration fit on the one line that status has for them.
+func TestFirstError(t *testing.T) {
+	one := config.Problem{File: "r.yaml", Line: 5, Column: 2, Message: "unknown key", Source: "  x: 1", Before: "a:"}
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{&config.Errors{Problems: []config.Problem{one}}, "r.yaml:5:2: unknown key; `rota validate` shows it"},
+		{fmt.Errorf("read: %w", &config.Errors{Problems: []config.Problem{one, one}, More: 1}), "r.yaml:5:2: unknown key; and 2 more errors; `rota validate` shows it"},
+		{errors.New("gone"), "gone"},
+	} {
+		if got := firstError(c.err); got != c.want {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
 	}
 }

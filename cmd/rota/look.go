@@ -170,7 +170,7 @@ func (o *overview) write(w io.Writer, now time.Time) error {
 			t.note("on trial, as no endpoint has passed it yet: " + strings.Join(s.Trials, ", "))
 		}
 		if s.Draining > 0 {
-			t.note(fmt.Sprintf("%d of its endpoints say that they drain", s.Draining))
+			t.note("draining by own announcement: " + count(s.Draining, "endpoint"))
 		}
 	}
 	return t.write(w, true, true)

@@ -100,6 +100,9 @@ func (a *app) reportCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if o.weight == 0 && cmd.Flags().Changed("weight") {
+			return usagef("--weight 0: want 1 to 100; who wants no new clients says drain")
+		}
 		return a.report(cmd.Context(), form, req, o.every)
 	}
 	return c
@@ -155,11 +158,25 @@ func (a *app) report(ctx context.Context, f format, req api.SayRequest, every ti
 			if err := a.writeSaid(f, reply); err != nil {
 				return err
 			}
+			for _, w := range tooSeldom(reply, every) {
+				fmt.Fprintln(a.err, printable("rota: "+w))
+			}
 		}
 		if every == 0 || pause(ctx, every, nil) != nil {
 			return nil
 		}
 	}
+}
+
+// tooSeldom names the endpoints that nothing is known of again and again when they are spoken for this often.
+func tooSeldom(r api.SayReply, every time.Duration) []string {
+	var out []string
+	for _, s := range r.Said {
+		if every >= s.Within {
+			out = append(out, fmt.Sprintf("--every %v is too seldom: %s/%v is unknown when nothing was said for %v", every, s.Service, s.Address, s.Within))
+		}
+	}
+	return out
 }
 
 func (c *client) say(ctx context.Context, req api.SayRequest) (api.SayReply, error) {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rota-dns/rota/internal/api"
 	"github.com/rota-dns/rota/internal/link"
 	"github.com/rota-dns/rota/internal/rota"
 )
@@ -94,11 +95,22 @@ func TestReport(t *testing.T) {
 		{[]string{"www.example.test", "fine"}, exitUsage, "want up, down or drain"},
 		{[]string{"www.example.test", "down", "--weight", "3"}, exitUsage, "for an endpoint that is up"},
 		{[]string{"www.example.test", "up", "--weight", "101"}, exitUsage, "want 1 to 100"},
+		{[]string{"www.example.test", "up", "--weight", "0"}, exitUsage, "want 1 to 100"},
 		{[]string{"www.example.test", "up", "--every", "10ms"}, exitUsage, "at least 1s"},
 		{[]string{"www.example.test/192.0.2.1", "up", "--check", "x"}, exitFailed, `no check "x"`},
 	} {
 		if code, out, errs := next.cli(append([]string{"report"}, c.args...)...); code != c.code || !strings.Contains(errs, c.want) {
 			t.Errorf("rota report %q: %d %s%s, want %d %q", c.args, code, out, errs, c.code, c.want)
+		}
+	}
+}
+
+// Who speaks too seldom is told so.
+func TestReportTooSeldom(t *testing.T) {
+	r := api.SayReply{Said: []api.Said{{Service: "a", Within: 45 * time.Second}, {Service: "b", Within: time.Minute}}}
+	for every, want := range map[time.Duration]int{0: 0, 15 * time.Second: 0, 45 * time.Second: 1, time.Hour: 2} {
+		if got := tooSeldom(r, every); len(got) != want {
+			t.Errorf("every %v: %q", every, got)
 		}
 	}
 }

@@ -66,6 +66,14 @@ func TestSaidIsShown(t *testing.T) {
 	if !x.Endpoints[0].Checks[0].Trial || !strings.Contains(x.Summary, "on trial") {
 		t.Errorf("%+v", x)
 	}
+	f.must(t, rota.Event{At: t0.Add(42 * time.Second), Kind: rota.EventVerdicts, Verdicts: []rota.Verdict{
+		{Target: f.State().Service("one.example.org.").Endpoints[0].Target(f.State().Service("one.example.org.").Endpoints[0].Checks[0]).ID, Status: rota.Down},
+	}})
+	for _, e := range decode[List[EndpointView]](t, get(s, "/api/v1/endpoints")).Items {
+		if want := e.Service == "one.example.org"; e.Trial != want || want && (e.Verdict != rota.Down || !e.InAnswer) {
+			t.Errorf("%+v", e)
+		}
+	}
 	lazy := 0
 	for _, c := range decode[List[CheckView]](t, get(s, "/api/v1/checks")).Items {
 		if c.Lazy {

@@ -133,7 +133,11 @@ func (s *Server) sayProblem(x rota.Saying, err error) error {
 			continue
 		}
 		if k.status == http.StatusForbidden {
-			s.log.Warn("refused what was said of an endpoint", "by", x.By, "service", x.Service.Short(), "address", x.Address.String(), "status", x.Status.String(), "why", err)
+			address := "all that it speaks for"
+			if x.Address.IsValid() {
+				address = x.Address.String()
+			}
+			s.log.Warn("refused what was said of an endpoint", "by", x.By, "service", x.Service.Short(), "address", address, "status", x.Status.String(), "why", err)
 		}
 		p := problem(k.status, "%v", err)
 		if k.status == http.StatusTooManyRequests {

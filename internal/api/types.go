@@ -68,6 +68,7 @@ type EndpointView struct {
 	Service   string            `json:"service"`
 	Endpoint  netip.Addr        `json:"endpoint"`
 	Verdict   rota.Status       `json:"verdict" enum:"up,down,draining,unknown" doc:"What the quorum holds: the worst of the required checks."`
+	Trial     bool              `json:"on_trial,omitempty" doc:"No endpoint has passed the check that is down yet, so that this does not count."`
 	Votes     VotesView         `json:"votes"`
 	Since     time.Time         `json:"since,omitzero" doc:"Since when the verdict holds."`
 	Failures  int               `json:"failures,omitempty" doc:"Failures this node counts and has not forgiven."`

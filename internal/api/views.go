@@ -194,7 +194,7 @@ func (v *view) endpoint(svc *rota.Service, e *rota.Endpoint) EndpointView {
 	if o := v.Override(id); v.Holds(o, v.now) {
 		out.Override, out.State = o, string(o.Action)
 	}
-	v.health(e, &out)
+	v.health(svc.Name, e, &out)
 	out.Unprobed = v.unprobed(e)
 	sel := v.Selection(svc.Name)
 	if sel == nil {
@@ -214,15 +214,16 @@ func (v *view) endpoint(svc *rota.Service, e *rota.Endpoint) EndpointView {
 }
 
 // health fills in the verdict of the check that decides: the first that is worst.
-func (v *view) health(e *rota.Endpoint, out *EndpointView) {
+func (v *view) health(n rota.Name, e *rota.Endpoint, out *EndpointView) {
 	var worst *rota.Verdict
 	for _, u := range e.Checks {
 		if u.Observe {
 			continue
 		}
 		d := v.Verdict(e.Target(u).ID)
-		if worst == nil || badness(d.Status) > badness(worst.Status) {
-			worst = &d
+		trial := d.Status == rota.Down && v.OnTrial(n, u.Check)
+		if worst == nil || badness(d.Status) > badness(worst.Status) || d.Status == worst.Status && out.Trial && !trial {
+			worst, out.Trial = &d, trial
 		}
 	}
 	if worst == nil {

@@ -147,7 +147,7 @@ func (s *scope) fill(c rota.Check, from []*node) rota.Check {
 	}
 	c.Data = textOr(first(from, "data"), c.Data)
 	c.JSON = s.b.jsonRules(first(from, "json"))
-	c.Auth = s.b.auth(first(from, "auth"), c.Name)
+	c.Auth = s.b.auth(first(from, "auth"))
 	c.HTTP2 = boolOr(first(from, "http2"), false)
 	c.DrainHeader = textOr(first(from, "drain_header"), c.DrainHeader)
 	c.Reuse = boolOr(first(from, "reuse"), false)
@@ -226,19 +226,19 @@ func jsonWant(n *node) string {
 }
 
 // auth reads who asks.
-func (b *builder) auth(n *node, check string) rota.Auth {
+func (b *builder) auth(n *node) rota.Auth {
 	if n == nil {
 		return rota.Auth{}
 	}
 	basic, bearer := n.has("user") || n.has("password"), n.has("bearer")
 	switch {
 	case basic == bearer:
-		b.fail(n.at, "", "check %q: auth wants {user: NAME, password: {file: PATH}} or {bearer: {file: PATH}}", check)
+		b.fail(n.at, "", "auth wants {user: NAME, password: {file: PATH}} or {bearer: {file: PATH}}")
 		return rota.Auth{}
 	case bearer:
 		return rota.Auth{Secret: b.at(n.get("bearer"), "secret", maxSecret).place}
 	case !n.has("user") || !n.has("password"):
-		b.fail(n.at, "", "check %q: auth wants both user and password", check)
+		b.fail(n.at, "", "auth wants both user and password")
 		return rota.Auth{}
 	}
 	return rota.Auth{User: textOr(n.get("user"), ""), Secret: b.at(n.get("password"), "secret", maxSecret).place}

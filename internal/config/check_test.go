@@ -171,7 +171,7 @@ func TestBadChecks(t *testing.T) {
 		"{type: grpc, port: 1, auth: {bearer: {file: token}}}":                               "a gRPC server is told who asks over TLS only (write tls: true)",
 		"{type: dns, query: a.b, on_error: down}":                                            `unknown key "on_error"`,
 		"{type: http, auth: {}}":                                                             "auth wants {user: NAME, password: {file: PATH}} or {bearer: {file: PATH}}",
-		"{type: http, auth: {user: a}}":                                                      "auth wants both user and password",
+		"{type: http, auth: {user: a}}":                                                      ": auth wants both user and password",
 		"{type: http, auth: {user: 'a:b', password: {file: pw}}}":                            `"a:b" is no user name`,
 		"{type: http, auth: {user: a, bearer: {file: pw}}}":                                  "auth wants {user",
 		"{type: http, auth: {bearer: {file: gone}}}":                                         "secret /etc/rota/gone: no such file",

@@ -23,6 +23,7 @@ type agentState struct {
 	admin  string // ready, drain or maint; empty: never said
 	weight string // digits and a percent sign; empty: never said
 	why    string // description that came with health
+	leaves string // description that came with drain or maint
 }
 
 // probeAgentCheck asks an agent of HAProxy's agent-check for its line. An agent that is not there or cannot be understood says nothing
@@ -122,11 +123,15 @@ func (s *agentState) take(line string) bool {
 	if digits, ok := strings.CutSuffix(weight, "%"); ok && strings.Trim(digits, "0123456789") == "" {
 		s.weight, known = weight, true
 	}
-	if health != "" {
-		s.health, s.why, known = health, strings.TrimLeft(line, "# \t"), true
-	}
+	why := strings.TrimLeft(line, "# \t")
 	if admin != "" {
-		s.admin, known = admin, true
+		s.admin, s.leaves, known = admin, "", true
+		if admin != "ready" {
+			s.leaves, why = why, ""
+		}
+	}
+	if health != "" {
+		s.health, s.why, known = health, why, true
 	}
 	return known
 }
@@ -144,8 +149,8 @@ func (s agentState) judge() finding {
 	if len(words) == 0 {
 		text = "agent answers"
 	}
-	if s.why != "" {
-		text += ": " + s.why
+	if why := strings.Trim(s.why+"; "+s.leaves, "; "); why != "" {
+		text += ": " + why
 	}
 	weight, err := strconv.ParseUint(strings.TrimSuffix(s.weight, "%"), 10, 64)
 	switch {

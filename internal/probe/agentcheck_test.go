@@ -74,6 +74,24 @@ func TestAgentCheck(t *testing.T) {
 	}
 }
 
+// A description belongs to the word that it came with, and is gone when that word is taken back.
+func TestAgentCheckDescriptions(t *testing.T) {
+	var s agentState
+	for _, c := range []struct{ line, want string }{
+		{"drain # new kernel", "agent says drain: new kernel"},
+		{"50%", "agent says drain 50%: new kernel"},
+		{"down # disk full", "agent says down drain 50%: disk full; new kernel"},
+		{"ready", "agent says down ready 50%: disk full"},
+		{"up maint # by hand", "agent says up maint 50%: by hand"},
+		{"up ready # all well", "agent says up ready 50%: all well"},
+		{"up", "agent says up ready 50%"},
+	} {
+		if s.take(c.line); s.judge().reason != c.want {
+			t.Errorf("after %q: %q, want %q", c.line, s.judge().reason, c.want)
+		}
+	}
+}
+
 func readLine(c net.Conn) string {
 	var line []byte
 	for b := make([]byte, 1); ; {

@@ -49,7 +49,7 @@ const (
 func probeExec(ctx context.Context, r *run) finding {
 	c := &r.q.check
 	if r.p.exec == nil {
-		return unknown(rota.ClassPermission, "command: none is run here")
+		return lacking("command: none is run here")
 	}
 	addr := r.addr.String()
 	argv := slices.Clone(c.Command)
@@ -69,7 +69,14 @@ func probeExec(ctx context.Context, r *run) finding {
 	})
 	r.trace.Received = escape(slices.Concat(result.Stdout, result.Stderr), maxHead)
 	r.trace.ReceivedSize = len(result.Stdout) + len(result.Stderr)
-	done("exit " + strconv.Itoa(result.Code))
+	switch {
+	case !result.Started:
+		done("not started")
+	case result.Code < 0:
+		done("killed")
+	default:
+		done("exit " + strconv.Itoa(result.Code))
+	}
 	late := errors.Is(err, context.DeadlineExceeded)
 	switch {
 	case r.parent.Err() != nil:
@@ -77,7 +84,7 @@ func probeExec(ctx context.Context, r *run) finding {
 	case !result.Started && late:
 		return unknown(rota.ClassResource, "command: not started within %v: too many others are running", c.Timeout)
 	case !result.Started && err != nil:
-		return unknown(rota.ClassPermission, "command: %v", err)
+		return lacking("command: %v", err)
 	case late && result.Took < c.Timeout*9/10:
 		return unknown(rota.ClassResource, "command: it had to wait for others, and had %v of its %v", result.Took, c.Timeout)
 	case late:

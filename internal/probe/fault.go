@@ -25,6 +25,7 @@ type finding struct {
 	reason string
 	sure   bool  // rota.Observation.Sure
 	weight uint8 // rota.Observation.Weight
+	lacks  bool  // of Unknown: what this one check needs here is missing
 }
 
 func up(format string, args ...any) finding {
@@ -43,6 +44,14 @@ func draining(format string, args ...any) finding {
 // unknown is the prober's own failure: it says nothing about the target.
 func unknown(class rota.Class, format string, args ...any) finding {
 	return finding{status: rota.Unknown, class: class, reason: rota.CleanReason(format, args...)}
+}
+
+// lacking is that what a check needs on this machine is missing: its secret, its certificate, its command. That is a fault of this check,
+// so the prober has no reason to doubt what it sees by others.
+func lacking(format string, args ...any) finding {
+	f := unknown(rota.ClassPermission, format, args...)
+	f.lacks = true
+	return f
 }
 
 // unclear is what a failure means of whoever speaks for the target, such as an agent or a command: nothing, unless the check says down.

@@ -200,7 +200,9 @@ func TestHTTPAuth(t *testing.T) {
 	} {
 		expect(t, o, at, rota.Check{Kind: rota.KindHTTP, Auth: c.auth}, "unknown "+c.reason)
 	}
-	expect(t, Options{}, at, rota.Check{Kind: rota.KindHTTP, Auth: rota.Auth{Secret: "env:T"}}, "unknown permission: auth: no secrets are read here")
+	if tr := expect(t, Options{}, at, rota.Check{Kind: rota.KindHTTP, Auth: rota.Auth{Secret: "env:T"}}, "unknown permission: auth: no secrets are read here"); !tr.lacks {
+		t.Error("a missing secret passes for a failure of the prober's")
+	}
 	expect(t, o, at, rota.Check{Kind: rota.KindHTTP, Auth: rota.Auth{Secret: "env:T"}, Header: []rota.Header{{Name: "authorization", Value: "x"}}},
 		"unknown : the check cannot be asked: auth and a header Authorization: leave out one")
 	if len(seen) > 0 {

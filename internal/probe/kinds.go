@@ -217,6 +217,7 @@ func (p *Prober) observeIn(parent context.Context, j job, ping *pinger, seat sea
 	t.Observation = rota.Observation{
 		Status: f.status, Class: f.class, Reason: f.reason, Sure: f.sure, Weight: f.weight, At: end, Took: took,
 	}
+	t.lacks = f.lacks
 	return t
 }
 

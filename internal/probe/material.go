@@ -39,7 +39,7 @@ func (r *run) material() (*material, *finding) {
 		}
 		b, err := r.p.secret(x.at)
 		if err != nil {
-			f := unknown(rota.ClassPermission, "%s: %v", x.name, err)
+			f := lacking("%s: %v", x.name, err)
 			return nil, &f
 		}
 		*x.into = b
@@ -61,7 +61,7 @@ func (r *run) material() (*material, *finding) {
 // parse makes the certificate and the authorities of what was read.
 func (m *material) parse(c *rota.Check, keyAt rota.Place) *finding {
 	refuse := func(format string, args ...any) *finding {
-		f := unknown(rota.ClassPermission, format, args...)
+		f := lacking(format, args...)
 		return &f
 	}
 	if c.ClientCert != "" {
@@ -89,9 +89,9 @@ func (m *material) expired(at rota.Place, now time.Time) *finding {
 	var f finding
 	switch {
 	case now.After(leaf.NotAfter):
-		f = unknown(rota.ClassPermission, "client_cert %s expired %s; renew it", at, leaf.NotAfter.UTC().Format(time.DateOnly))
+		f = lacking("client_cert %s expired %s; renew it", at, leaf.NotAfter.UTC().Format(time.DateOnly))
 	case now.Before(leaf.NotBefore):
-		f = unknown(rota.ClassPermission, "client_cert %s is not valid before %s", at, leaf.NotBefore.UTC().Format(time.DateOnly))
+		f = lacking("client_cert %s is not valid before %s", at, leaf.NotBefore.UTC().Format(time.DateOnly))
 	default:
 		return nil
 	}

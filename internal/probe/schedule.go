@@ -416,6 +416,9 @@ func (s *scheduler) finish(f finished) {
 			e.past = s.p.history.past(e.id)
 		}
 		s.p.history.add(e.past, t)
+		if t.lacks {
+			o.Class = rota.ClassNone
+		}
 		if !void {
 			s.p.eyes.see(e.sight, o)
 		}

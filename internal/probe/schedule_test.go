@@ -74,7 +74,7 @@ func (w *world) probe(ctx context.Context, e *entry, _ *pinger) *Trace {
 	w.mu.Unlock()
 	return &Trace{Target: e.id, Kind: e.q.check.Kind, Started: start, Observation: rota.Observation{
 		Status: f.status, Class: f.class, Reason: f.reason, Sure: f.sure, Weight: f.weight, At: time.Now(), Took: time.Since(start),
-	}}
+	}, lacks: f.lacks}
 }
 
 func targets(n int) []rota.Target {

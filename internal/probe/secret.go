@@ -72,7 +72,7 @@ func (r *run) authorization() (string, *finding) {
 		return "", nil
 	}
 	refuse := func(format string, args ...any) (string, *finding) {
-		f := unknown(rota.ClassPermission, format, args...)
+		f := lacking(format, args...)
 		return "", &f
 	}
 	b, err := r.p.secret(a.Secret)

@@ -153,6 +153,8 @@ func TestBlind(t *testing.T) {
 		full := unknown(rota.ClassResource, "no descriptor left")
 		answer(func(int) finding { return full })
 		check("nothing can be opened", Blind{12, 12, rota.ClassResource, "no descriptor left"})
+		answer(func(int) finding { return lacking("client_key: no such file") })
+		check("what checks need is missing", Blind{Seen: 12, Why: "no descriptor left"})
 		answer(func(i int) finding {
 			switch {
 			case i < 16:

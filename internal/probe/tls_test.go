@@ -107,6 +107,9 @@ func TestClientCertificate(t *testing.T) {
 				check.Kind = kind
 				want = strings.Replace(want, "down answer", "down tls", 1)
 				tr := expect(t, Options{Secret: secret}, at13, check, want)
+				if own := strings.HasPrefix(c.want, "unknown permission"); tr.lacks != own {
+					t.Errorf("its own material is missing: %v, want %v", tr.lacks, own)
+				}
 				if strings.Contains(fmt.Sprintf("%+v", tr), "s3cret") {
 					t.Errorf("what is in a file is shown: %+v", tr)
 				}

@@ -25,6 +25,8 @@ type Trace struct {
 	TLS          *TLSFacts        `json:"tls,omitempty"`
 	Observation  rota.Observation `json:"observation"`
 	Streak       rota.Streak      `json:"streak,omitzero"` // of the target after it; zero for a probe beside the schedule
+
+	lacks bool // finding.lacks
 }
 
 // Step is one phase of a probe: connect, tls, request, first byte, body, send, expect, echo, redirect, query, truncated, answer.
