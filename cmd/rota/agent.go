@@ -67,8 +67,8 @@ The agent then has a certificate of its own in the data directory, which it keep
 
 With --register it also keeps this host in the DNS, as ` + "`rota register`" + ` puts it there once.
 
-What checks send to endpoints as a password, a token or a certificate is read here only from files in --secrets, from variables named
-ROTA_SECRET_… and from systemd credentials; a check that names anything else is unknown from here.
+What checks send to endpoints as a password, a token or a certificate is read here only from files in --secrets, and from variables
+and systemd credentials named ROTA_SECRET_…; a check that names anything else is unknown from here.
 
 Checks of type exec run no program unless --exec-dir names a directory: then those that lie in it. It and they have to belong to root or
 to the user whom the agent runs as, and nobody else may write there.

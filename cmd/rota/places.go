@@ -21,11 +21,11 @@ func ownPlaces(cfg func() *config.Config) func(rota.Place) ([]byte, error) {
 	}
 }
 
-// agentEnv is how the names of variables begin that an agent may send to endpoints.
-const agentEnv = "ROTA_SECRET_"
+// agentSecret is how the names of variables and systemd credentials begin that an agent may send to endpoints: among the others are its own.
+const agentSecret = "ROTA_SECRET_"
 
-// agentPlaces reads what checks name for an agent, which has no configuration that could allow it: files in dir, variables that are named
-// for it and systemd credentials. An empty dir allows no file.
+// agentPlaces reads what checks name for an agent, which has no configuration that could allow it: files in dir, and variables and systemd
+// credentials that are named for it. An empty dir allows no file.
 func agentPlaces(dir string) func(rota.Place) ([]byte, error) {
 	return func(p rota.Place) ([]byte, error) {
 		switch form, name, _ := strings.Cut(string(p), ":"); form {
@@ -36,9 +36,9 @@ func agentPlaces(dir string) func(rota.Place) ([]byte, error) {
 			if !inside(dir, name) {
 				return nil, fmt.Errorf("this agent reads files in %s only (--secrets), and %s is not one", dir, name)
 			}
-		case "env":
-			if !strings.HasPrefix(name, agentEnv) {
-				return nil, fmt.Errorf("this agent reads variables only whose names begin with %s, and %s does not", agentEnv, name)
+		case "env", "credential":
+			if !strings.HasPrefix(name, agentSecret) {
+				return nil, fmt.Errorf("this agent reads variables and credentials only whose names begin with %s, and %s does not", agentSecret, name)
 			}
 		}
 		return config.ReadPlace(p, config.Options{})

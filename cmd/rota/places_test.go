@@ -70,7 +70,9 @@ services:
 
 func TestAgentPlaces(t *testing.T) {
 	dir, private := t.TempDir(), filepath.Join(t.TempDir(), "private")
-	for path, text := range map[string]string{private: "private", filepath.Join(dir, "token"): "t0ken\n"} {
+	for path, text := range map[string]string{
+		private: "private", filepath.Join(dir, "token"): "t0ken\n", filepath.Join(dir, "ROTA_SECRET_Y"): "cr3d\n", filepath.Join(dir, "join-token"): "private",
+	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +95,9 @@ func TestAgentPlaces(t *testing.T) {
 		{dir, rota.Place("file:" + dir + "/linked"), "t0ken"},
 		{dir, "env:ROTA_SECRET_X", "v4lue"},
 		{"", "env:ROTA_SECRET_X", "v4lue"},
-		{dir, "credential:token", "t0ken"},
+		{dir, "credential:ROTA_SECRET_Y", "cr3d"},
+		{dir, "credential:join-token", "begin with ROTA_SECRET_"},
+		{dir, "credential:ROTA_SECRET_/../join-token", "no name of a credential"},
 		{dir, rota.Place("file:" + dir + "/none"), "no such file"},
 		{dir, rota.Place("file:" + dir + "/out"), "reads files in " + dir + " only (--secrets)"},
 		{dir, rota.Place("file:" + dir + "/up/x"), "only (--secrets)"},
@@ -104,7 +108,7 @@ func TestAgentPlaces(t *testing.T) {
 		{"", rota.Place("file:" + dir + "/token"), "start with --secrets DIR"},
 		{dir, "env:ROTA_JOIN_TOKEN", "begin with ROTA_SECRET_"},
 		{dir, "env:PATH", "begin with ROTA_SECRET_"},
-		{dir, "credential:../x", "no name of a credential"},
+		{dir, "credential:../x", "begin with ROTA_SECRET_"},
 		{dir, "", "is no place"},
 	} {
 		b, err := agentPlaces(c.dir)(c.place)

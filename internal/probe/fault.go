@@ -91,7 +91,7 @@ func (r *run) fault(ctx context.Context, during string, err error) finding {
 			return unknown(rota.ClassResource, "%s: no descriptor left here; raise LimitNOFILE or lower the concurrency", during)
 		case syscall.EADDRNOTAVAIL, syscall.EADDRINUSE:
 			return unknown(rota.ClassResource, "%s: no local address or port left", during)
-		case syscall.ENOBUFS, syscall.ENOMEM, syscall.EAGAIN:
+		case syscall.ENOBUFS, syscall.ENOMEM, syscall.EAGAIN, syscall.ENOSPC: // the last of epoll: fs.epoll.max_user_watches
 			return unknown(rota.ClassResource, "%s: no memory left here (%s)", during, errno.Error())
 		case syscall.EAFNOSUPPORT, syscall.EPROTONOSUPPORT, syscall.EINVAL, syscall.ENODEV, syscall.ENXIO:
 			return unroutable(during, r.addr, errno)

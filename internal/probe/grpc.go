@@ -65,7 +65,10 @@ func probeGRPC(ctx context.Context, r *run) finding {
 	r.trace.Sent = escape([]byte(healthMethod+" service "+strconv.Quote(c.Service)), maxHead)
 	done := r.trace.begin("call")
 	a, err := call(conn, r.healthCall(auth))
-	r.trace.Received, r.trace.ReceivedSize = escape(r.conceal([]byte(a.String())), maxHead), a.size
+	for name, value := range a.fields {
+		a.fields[name] = string(r.conceal([]byte(value)))
+	}
+	r.trace.Received, r.trace.ReceivedSize = escape([]byte(a.String()), maxHead), a.size
 	if err != nil {
 		done("failed")
 		return r.fault(ctx, "call", err)
@@ -241,7 +244,7 @@ func (r *run) judgeCall(a grpcReply) finding {
 		what = "service " + strconv.Quote(service)
 	}
 	status, said := a.fields["grpc-status"]
-	message := string(r.conceal([]byte(a.fields["grpc-message"])))
+	message := a.fields["grpc-message"]
 	if message != "" {
 		message = ": " + message
 	}

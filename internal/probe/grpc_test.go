@@ -152,6 +152,20 @@ func TestGRPCOverTLS(t *testing.T) {
 			t.Errorf("the trace shows the secret: %q", shown)
 		}
 	}
+	web.NextProtos = []string{"h2"}
+	o.Secret = func(rota.Place) ([]byte, error) { return []byte(token), nil }
+	auth.Auth.User = ""
+	for _, said := range [][]string{
+		{":status", "200", "content-type", "text/" + token},
+		{":status", "200", "content-type", "application/grpc", "grpc-status", token},
+	} {
+		leaky := serve(t, tlsServer(&web, h2(func(f *http2.Framer, block func(...string) []byte) {
+			_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block(said...), EndHeaders: true, EndStream: true})
+		})))
+		if tr := ask(t, o, leaky, auth); strings.Contains(tr.Received+tr.Observation.Reason, token) || !strings.Contains(tr.Observation.Reason, "***") {
+			t.Errorf("a server that repeats the secret: %q", tr.Observation.Reason)
+		}
+	}
 	auth.TLS = false
 	expect(t, o, good, auth, "unknown : the check cannot be asked: auth: a gRPC server is told who asks over TLS only; set tls: true")
 	auth.TLS, auth.Auth = true, rota.Auth{User: "u"}

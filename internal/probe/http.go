@@ -202,7 +202,7 @@ func (r *run) fetch(ctx context.Context, p page) (finding, *page) {
 // settle notes and judges what came back.
 func (r *run) settle(ctx context.Context, p page, a answer) (f finding, next *page) {
 	r.trace.Received, r.trace.ReceivedSize = firstLines(r.conceal(a.head)), len(a.body)
-	if r.seat != nil && len(a.body) > heavy {
+	if r.seat != nil && r.q.size(a) > heavy {
 		f, next = r.weighAside(ctx, p, a)
 	} else {
 		f, next = r.weigh(ctx, p, a)
@@ -210,7 +210,18 @@ func (r *run) settle(ctx context.Context, p page, a answer) (f finding, next *pa
 	return r.discreet(f, a), next
 }
 
-// weighAside is weigh for a body that takes its time.
+// size is how many bytes of an answer are looked through.
+func (q *question) size(a answer) int {
+	n := len(a.body)
+	for _, h := range q.check.ExpectHeader {
+		for _, v := range a.header.Values(h.Name) {
+			n += len(v)
+		}
+	}
+	return n
+}
+
+// weighAside is weigh for an answer that takes its time.
 func (r *run) weighAside(ctx context.Context, p page, a answer) (f finding, next *page) {
 	r.seat.aside(func() { f, next = r.weigh(ctx, p, a) })
 	return f, next

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"runtime"
 	"runtime/metrics"
@@ -449,4 +450,36 @@ func TestFiftyHostileAtOnce(t *testing.T) {
 		t.Errorf("the heap grew by %d MiB", (peak-before)>>20)
 	}
 	open.Wait() // the servers see that their connections are closed
+}
+
+// asideSeat counts what leaves the loop.
+type asideSeat struct {
+	seat
+	times int
+}
+
+func (s *asideSeat) aside(f func()) {
+	s.times++
+	f()
+}
+
+// Patterns look through a large answer elsewhere than in the loop, whichever part of it is large.
+func TestLargeAnswersLeaveTheLoop(t *testing.T) {
+	large := strings.Repeat("x", heavy+1)
+	for name, c := range map[string]struct {
+		answer answer
+		times  int
+	}{
+		"small":  {answer{status: 200, header: http.Header{"X-Word": {"x"}}, body: []byte("x")}, 0},
+		"body":   {answer{status: 200, header: http.Header{"X-Word": {"x"}}, body: []byte(large)}, 1},
+		"header": {answer{status: 200, header: http.Header{"X-Word": {"y", large}}, body: []byte("x")}, 1},
+		"other":  {answer{status: 200, header: http.Header{"X-Word": {"x"}, "X-Other": {large}}, body: []byte("x")}, 0},
+	} {
+		q := newQuestion(rota.Check{Kind: rota.KindHTTP, Port: 80, Body: "x$", ExpectHeader: []rota.Header{{Name: "X-Word", Value: "^x+$"}}})
+		s := &asideSeat{}
+		r := &run{p: New(Options{}), q: q, parent: t.Context(), trace: &Trace{}, seat: s}
+		if f, _ := r.settle(t.Context(), page{}, c.answer); f.status != rota.Up || s.times != c.times {
+			t.Errorf("%s: %+v, left the loop %d times, want %d", name, f, s.times, c.times)
+		}
+	}
 }

@@ -29,8 +29,9 @@ type batch struct {
 	waiting []outgoing // guarded by the socket's mu
 
 	// Owned by the loop's goroutine.
-	sending []outgoing // not yet taken by the kernel
-	full    bool       // the kernel takes no more for now
+	sending []outgoing    // not yet taken by the kernel
+	full    bool          // the kernel takes no more for now
+	deaf    syscall.Errno // why answers cannot be taken; 0: they can
 	out     [batchSize]message
 	in      [batchSize]message
 	outHead [batchSize]mmsghdr
@@ -89,14 +90,14 @@ func (l *loop) adopt(s *socket) (outbox, error) {
 	return b, nil
 }
 
-// attach puts the socket into the loop's epoll set.
+// attach puts the socket into the loop's epoll set. While that fails, no request is sent: nobody would hear the answer.
 func (b *batch) attach() {
 	n, err := b.l.watch(b.fd, b, unix.EPOLLIN|unix.EPOLLOUT)
 	if err != nil {
-		b.l.p.log.Error("replies to ICMP echo requests cannot be read", "err", err)
+		errors.As(err, &b.deaf)
 		return
 	}
-	b.number = n
+	b.number, b.deaf = n, 0
 }
 
 func (b *batch) close() { closeDescriptor(b.fd) }
@@ -137,6 +138,14 @@ func (b *batch) send() {
 	b.waiting = b.waiting[:0]
 	b.s.mu.Unlock()
 	rest := b.sending
+	if len(rest) > 0 && b.deaf != 0 {
+		if b.attach(); b.deaf != 0 {
+			for _, o := range rest {
+				b.fail(o.number, b.deaf)
+			}
+			rest = nil
+		}
+	}
 	for len(rest) > 0 && !b.full {
 		n := min(len(rest), batchSize)
 		for i, o := range rest[:n] {

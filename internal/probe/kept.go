@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -20,9 +21,11 @@ type kept struct {
 	link  net.Conn  // what it runs on: the same, or the TCP connection under TLS
 	facts *TLSFacts // of its handshake
 	until time.Time // it serves probes until then
+	serve bool      // it serves probes at all; else only its end is of interest
 	broke func()    // tells the scheduler that it ended; nil: nobody wants to know
 
-	unwatch func() // takes it out of the engine's watch; nil: closing does
+	quiet   func() bool // reports whether it is open and nothing waits to be read; not for one that is closed
+	unwatch func()      // takes it out of the engine's watch; nil: closing does
 
 	state  atomic.Uint32
 	over   atomic.Bool // the other side has said goodbye
@@ -31,7 +34,7 @@ type kept struct {
 
 // The states of a kept connection. Who takes it out of keptIdle owns it.
 const (
-	keptUsed  uint32 = iota // by a probe
+	keptUsed  uint32 = iota // by a probe, or by who looks at it for a moment
 	keptIdle                // between probes
 	keptEnded               // by the other side, between probes
 )
@@ -44,6 +47,19 @@ func (k *kept) ended() {
 		if k.broke != nil {
 			k.broke()
 		}
+	}
+}
+
+// listen ends a connection between two probes on which the other side has spoken unasked: the next probe would take that for its answer.
+// Who greets on a connection that serves nobody may do so.
+func (k *kept) listen() {
+	if !k.serve || !k.state.CompareAndSwap(keptIdle, keptUsed) {
+		return
+	}
+	spoke := !k.quiet()
+	k.state.Store(keptIdle)
+	if spoke || k.over.Load() {
+		k.ended()
 	}
 }
 
@@ -71,9 +87,12 @@ func (r *run) resume(ctx context.Context, p page) (k *kept, release func()) {
 	}
 	k = r.memory.kept
 	r.memory.kept = nil
-	if !k.state.CompareAndSwap(keptIdle, keptUsed) {
-		r.confirms = r.q.check.Watch
-		return nil, nil
+	for !k.state.CompareAndSwap(keptIdle, keptUsed) {
+		if k.state.Load() == keptEnded {
+			r.confirms = r.q.check.Watch
+			return nil, nil
+		}
+		runtime.Gosched() // the engine looks at it
 	}
 	if _, secure := k.conn.(*tls.Conn); !r.q.check.Reuse || secure != p.tls || r.trace.Started.After(k.until) {
 		k.close()
@@ -94,7 +113,7 @@ func (r *run) keep(ctx context.Context, k *kept, c, link net.Conn) bool {
 			r.p.keeping.Add(-1)
 			return false
 		}
-		k = &kept{p: r.p, conn: c, link: link, facts: r.trace.TLS, until: r.serves()}
+		k = &kept{p: r.p, conn: c, link: link, facts: r.trace.TLS, until: r.serves(), serve: r.q.check.Reuse}
 		if r.q.check.Watch {
 			k.broke = r.memory.broke
 		}
@@ -103,7 +122,7 @@ func (r *run) keep(ctx context.Context, k *kept, c, link net.Conn) bool {
 			return false
 		}
 	}
-	if k.over.Load() { // it closes after each answer: there is nothing to keep
+	if k.over.Load() || k.serve && leftover(c, link) { // it closes after each answer, or says more than one: there is nothing to keep
 		k.close()
 		return true
 	}
@@ -116,7 +135,20 @@ func (r *run) keep(ctx context.Context, k *kept, c, link net.Conn) bool {
 	if k.over.Load() { // just now
 		k.ended()
 	}
+	k.listen() // what came while the probe used it was no news then
 	return true
+}
+
+// leftover reports whether TLS holds more than the probe has read of it, or is over.
+func leftover(c, link net.Conn) bool {
+	t, secure := c.(*tls.Conn)
+	if !secure {
+		return false
+	}
+	_ = link.SetDeadline(time.Unix(1, 0)) // nothing is read from the network
+	var b [1]byte
+	n, err := t.Read(b[:])
+	return n > 0 || !timedOut(err)
 }
 
 // serves is until when a fresh connection serves probes: not for long, and never past the day that its certificate would be judged

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -346,5 +347,52 @@ func TestDescriptorsReturn(t *testing.T) {
 		if !before[fd] {
 			t.Errorf("%s is open after Run", fd)
 		}
+	}
+}
+
+// What a target says before it is asked is no answer to what it is asked next, however it lies in the buffers.
+func TestAnswersBeforeAsked(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.issue(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	conf := &tls.Config{Certificates: []tls.Certificate{cert}, DynamicRecordSizingDisabled: true}
+	const early = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
+	for _, kind := range []rota.Kind{rota.KindHTTP, rota.KindHTTPS} {
+		for _, size := range []int{100, 4 << 10, 8 << 10, 16 << 10, 100 << 10} { // of the first answer, whole
+			t.Run(fmt.Sprintf("%s/%d", kind, size), func(t *testing.T) {
+				head := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %06d\r\n\r\n", 0)
+				answer := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %06d\r\n\r\n", size-len(head)) + strings.Repeat("x", size-len(head)) + early
+				f := func(c net.Conn) {
+					readHead(c)
+					_, _ = io.WriteString(c, answer)
+					_, _ = io.Copy(io.Discard, c)
+				}
+				if kind == rota.KindHTTPS {
+					f = tlsServer(conf, f)
+				}
+				p, _ := running(t, Options{Roots: ca.roots}, serve(t, f), 1, rota.Check{Kind: kind, Timing: quick, Reuse: true, Host: "www.example.org"})
+				until(t, "ten answers", func() bool { return count(p, rota.Up)+count(p, rota.Down) >= 10 })
+				if n := count(p, rota.Down); n != 0 {
+					t.Errorf("%d probes took what was said before they asked", n)
+				}
+			})
+		}
+	}
+}
+
+// Who greets whoever comes, as SSH does, has not gone by that.
+func TestWatchOfWhoGreets(t *testing.T) {
+	greeted := make(chan struct{}, 1000)
+	at := serve(t, func(c net.Conn) {
+		time.Sleep(10 * time.Millisecond) // the probe has ended
+		_, _ = io.WriteString(c, "SSH-2.0-greeter\r\n")
+		greeted <- struct{}{}
+		_, _ = io.Copy(io.Discard, c)
+	})
+	p, ts := running(t, Options{}, at, 1, rota.Check{Kind: rota.KindTCP, Timing: rota.Timing{Interval: time.Hour, FastInterval: 10 * time.Millisecond}, Watch: true})
+	until(t, "up", func() bool { return opinion(p, ts[0]) == rota.Up })
+	<-greeted
+	time.Sleep(500 * time.Millisecond)
+	if n := count(p, rota.Up); n != 1 {
+		t.Errorf("%d probes in an interval of an hour", n)
 	}
 }

@@ -134,6 +134,10 @@ func (l *loop) hold(k *kept) error {
 		return err
 	}
 	h := &held{k: k, number: -1}
+	k.quiet = func() (yes bool) {
+		err := raw.Control(func(fd uintptr) { yes = quiet(int(fd)) })
+		return err == nil && yes
+	}
 	k.unwatch = func() {
 		l.order(order{call: func() {
 			if h.number >= 0 {
@@ -145,8 +149,7 @@ func (l *loop) hold(k *kept) error {
 	l.order(order{call: func() {
 		var failed error
 		err := raw.Control(func(fd uintptr) { // which it keeps from being closed meanwhile
-			h.fd = int(fd)
-			h.number, failed = l.watch(h.fd, h, unix.EPOLLIN|unix.EPOLLRDHUP)
+			h.number, failed = l.watch(int(fd), h, unix.EPOLLIN|unix.EPOLLRDHUP)
 		})
 		if err != nil || failed != nil {
 			k.over.Store(true)

@@ -1,11 +1,13 @@
 package probe
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -142,6 +144,34 @@ func TestWireFaults(t *testing.T) {
 			if got := verdict(tr); got != c.want {
 				t.Errorf("%v: %s, want %s", c.at, got, c.want)
 			}
+		}
+	}
+}
+
+// An ICMP socket that the loop cannot listen on sends nothing: targets would fall silent by our own doing.
+func TestEchoThatNobodyHears(t *testing.T) {
+	p := New(Options{})
+	e, err := newEngine(p, newPinger(p.log), make(chan finished, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.close()
+	null, err := os.Open(os.DevNull) // which epoll does not take
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	l, s := e.(*loop), &socket{waiting: map[uint64]waiting{}}
+	b := &batch{l: l, s: s, fd: int(null.Fd()), number: -1}
+	s.outbox = b
+	l.order(order{call: b.attach})
+	answers := make(chan result, 2)
+	for range 2 {
+		if _, err := s.send(waiting{addr: netip.MustParseAddr("127.0.0.1"), answer: answers}); err != nil {
+			t.Fatal(err)
+		}
+		if a := <-answers; !errors.Is(a.err, syscall.EPERM) {
+			t.Errorf("%+v, want the error of epoll", a)
 		}
 	}
 }

@@ -401,8 +401,9 @@ func (s *scheduler) finish(f finished) {
 	}
 	o := t.Observation
 	began := int64(t.Started.Sub(s.base))
-	void := o.Status == rota.Down && began < s.woke
-	if void {
+	// What a stop spoilt is no evidence, and the time of the stop is none of its age either.
+	void := began < s.woke && (o.Status == rota.Down || o.Status == rota.Unknown)
+	if void && o.Status == rota.Down {
 		o = rota.Observation{
 			Status: rota.Unknown, Class: rota.ClassResource, Reason: "this process was stopped during the probe", At: o.At, Took: o.Took,
 		}
@@ -411,7 +412,11 @@ func (s *scheduler) finish(f finished) {
 	s.p.mu.Lock()
 	s.p.stats.ended(t.Kind, o)
 	if !e.gone && !e.stale {
-		t.Streak = e.streak.Observe(o, e.q.check.Timing)
+		if t.Streak = e.streak; void {
+			t.Streak.Last = o
+		} else {
+			t.Streak = e.streak.Observe(o, e.q.check.Timing)
+		}
 		if e.past == nil {
 			e.past = s.p.history.past(e.id)
 		}

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"container/heap"
 	"context"
 	"fmt"
 	"net/netip"
@@ -394,6 +395,42 @@ func TestScheduleStopEndsProbes(t *testing.T) {
 			t.Errorf("Run took %v to stop", took)
 		}
 	})
+}
+
+// A stop that is longer than opinions last takes none away: what it spoilt is not counted, and what was known before it stands.
+func TestStopTakesNoOpinion(t *testing.T) {
+	for name, spoilt := range map[string]finding{
+		"failed":   down(rota.ClassTimeout, "connect: not done within 3s"),
+		"overrun":  unknown(rota.ClassResource, "this process was held up"),
+		"answered": up("status 200"),
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p := New(Options{})
+			p.probe = newWorld().probe
+			p.Set(targets(1))
+			s := newScheduler(p, nil)
+			s.apply()
+			probe := func(f finding, meanwhile func()) {
+				e := heap.Pop(&s.waiting).(*entry)
+				s.flying++
+				began := time.Now()
+				meanwhile()
+				s.finish(finished{e, &Trace{Target: e.id, Started: began, Observation: rota.Observation{
+					Status: f.status, Class: f.class, Reason: f.reason, At: time.Now(),
+				}}})
+			}
+			for range 3 {
+				probe(up("status 200"), func() { time.Sleep(time.Second) })
+			}
+			probe(spoilt, func() {
+				time.Sleep(10 * time.Minute)
+				s.noticeStop(s.now() - int64(9*time.Minute))
+			})
+			if e := s.order[0]; e.streak.Status != rota.Up || e.opinion.Status != rota.Up || e.streak.Failures != 0 {
+				t.Errorf("%s: %+v, %+v", name, e.opinion, e.streak)
+			}
+		})
+	}
 }
 
 // A second Run goes on with the targets of the first.

@@ -105,7 +105,7 @@ func (w *wire) event(mask uint32) {
 		w.t.wake()
 	}
 	if w.kept != nil {
-		w.kept.event(w.fd, mask)
+		w.kept.event(mask)
 	}
 }
 
@@ -113,27 +113,22 @@ func (w *wire) event(mask uint32) {
 const goodbye = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
 
 // event looks at what happened to a kept connection.
-func (k *kept) event(fd int, mask uint32) {
+func (k *kept) event(mask uint32) {
 	switch {
 	case mask&goodbye != 0:
 		k.ended()
-	case mask&unix.EPOLLIN != 0 && k.state.CompareAndSwap(keptIdle, keptUsed):
-		spoke := !quiet(fd) // else it is news of what the last probe has read
-		k.state.Store(keptIdle)
-		if spoke || k.over.Load() {
-			k.ended()
-		}
+	case mask&unix.EPOLLIN != 0: // also news of what the last probe has read
+		k.listen()
 	}
 }
 
 // held is the loop's watch over a kept connection of Go's own.
 type held struct {
 	k      *kept
-	fd     int
 	number int32
 }
 
-func (h *held) event(mask uint32) { h.k.event(h.fd, mask) }
+func (h *held) event(mask uint32) { h.k.event(mask) }
 
 func (t *task) take(c net.Conn) { c.(*wire).t = t }
 
@@ -145,6 +140,7 @@ func (w *wire) keep(k *kept) error {
 		return err
 	}
 	w.kept = k
+	k.quiet = func() bool { return w.empty || quiet(w.fd) }
 	k.over.Store(w.hung)
 	return nil
 }

@@ -489,7 +489,7 @@ func TestFaultsOfOurOwn(t *testing.T) {
 	r := &run{p: New(Options{}), q: q, addr: netip.MustParseAddr("127.0.0.1"), parent: t.Context(), trace: &Trace{}}
 	for errno, class := range map[syscall.Errno]rota.Class{
 		syscall.EMFILE: rota.ClassResource, syscall.ENFILE: rota.ClassResource, syscall.ENOBUFS: rota.ClassResource,
-		syscall.EADDRNOTAVAIL: rota.ClassResource, syscall.EACCES: rota.ClassPermission, syscall.EPERM: rota.ClassPermission,
+		syscall.EADDRNOTAVAIL: rota.ClassResource, syscall.ENOSPC: rota.ClassResource, syscall.EACCES: rota.ClassPermission, syscall.EPERM: rota.ClassPermission,
 		syscall.EAFNOSUPPORT: rota.ClassUnroutable, syscall.EINVAL: rota.ClassUnroutable,
 	} {
 		if f := r.fault(t.Context(), "connect", &net.OpError{Err: errno}); f.status != rota.Unknown || f.class != class {
