@@ -196,6 +196,7 @@ func (n *node) apiOptions(cfg *config.Config) (api.Options, error) {
 		Records:       n.records,
 		Reports:       n.heard,
 		Now:           n.raft.Now,
+		Say:           n.say,
 		VantageStats:  n.vantageStats,
 		Publishers:    n.publisherStatus,
 		Plan:          n.plan,
@@ -390,6 +391,9 @@ func (n *node) trouble(s cluster.Status) []string {
 	}
 	if text := n.waits.Load(); text != nil {
 		out = append(out, *text)
+	}
+	if _, text := n.said.Stats(); text != "" {
+		out = append(out, text)
 	}
 	if c := n.doubt.state(); c.Lost {
 		out = append(out, clockWords(c.Seen))

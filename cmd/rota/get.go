@@ -75,10 +75,10 @@ func resources() []resource {
 		listOf("checks", "/api/v1/checks", 6,
 			[]string{"ADDRESS", "CHECK", "KIND", "VERDICT", "SINCE", "LAST", "INTERVAL", "TIMEOUT", "SERVICES", "TARGET"},
 			checkRow, func(c api.CheckView) string { return string(c.Target) }).matching(),
-		listOf("vantages", "/api/v1/vantages", 9,
+		listOf("vantages", "/api/v1/vantages", 8,
 			[]string{
-				"VANTAGE", "SITE", "STATE", "KIND", "REPORT", "CHECKS", "AGAINST", "FAILING", "REASON",
-				"UP", "DOWN", "DRAINING", "UNKNOWN", "SEQ", "CLOCK", "BYTES", "REFUSED", "LAST REFUSAL", "FROM",
+				"VANTAGE", "SITE", "STATE", "KIND", "REPORT", "CHECKS", "AGAINST", "REASON",
+				"UP", "DOWN", "DRAINING", "UNKNOWN", "FAILING", "SEQ", "CLOCK", "BYTES", "REFUSED", "LAST REFUSAL", "FROM",
 			}, vantageRow, func(v api.VantageView) string { return v.Vantage }),
 		{name: "publishers", path: "/api/v1/publishers", table: publisherTable, names: publisherNames},
 		listOf("zones", "/api/v1/zones", 5,
@@ -206,10 +206,6 @@ func vantageRow(v api.VantageView, now time.Time) []string {
 	if v.Outlier {
 		against += " OUTLIER"
 	}
-	failing := fmt.Sprint(v.Failing)
-	if v.Noisy {
-		failing += " NOISY"
-	}
 	if v.Seq > 0 {
 		seq = fmt.Sprint(v.Seq)
 	}
@@ -221,12 +217,15 @@ func vantageRow(v api.VantageView, now time.Time) []string {
 		refused = append(refused, fmt.Sprintf("%s %d", kind, v.Refused[kind]))
 	}
 	reason := v.Reason
+	if v.Noisy {
+		reason = strings.TrimPrefix(fmt.Sprintf("%s; NOISY: %d of the targets that it holds up failed lately", reason, v.Failing), "; ")
+	}
 	if !v.Twice.IsZero() {
 		reason = strings.TrimPrefix(reason+"; ", "; ") + "TWO PROCESSES report under this name, last " + age(v.Twice, now) + " ago"
 	}
 	return []string{
-		v.Vantage, v.Site, loud(v.State), v.Kind, age(v.Report, now), fmt.Sprint(v.Checks), against, failing, reason,
-		fmt.Sprint(v.Up), fmt.Sprint(v.Down), fmt.Sprint(v.Draining), fmt.Sprint(v.Unknown), seq, clock, size, strings.Join(refused, ", "), v.LastRefusal, v.From,
+		v.Vantage, v.Site, loud(v.State), v.Kind, age(v.Report, now), fmt.Sprint(v.Checks), against, reason,
+		fmt.Sprint(v.Up), fmt.Sprint(v.Down), fmt.Sprint(v.Draining), fmt.Sprint(v.Unknown), fmt.Sprint(v.Failing), seq, clock, size, strings.Join(refused, ", "), v.LastRefusal, v.From,
 	}
 }
 

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/rota-dns/rota/internal/api"
 	"github.com/rota-dns/rota/internal/rota"
@@ -23,5 +25,21 @@ func TestSummary(t *testing.T) {
 		if got := summary(api.Record{Event: c.event}); got != c.want {
 			t.Errorf("%s: got %q, want %q", c.event.Kind, got, c.want)
 		}
+	}
+}
+
+// A table says which vantage is noisy, who says that it drains, and how much of a weight counts.
+func TestRowsOfWhatIsSaid(t *testing.T) {
+	now := time.Now()
+	noisy := strings.Join(vantageRow(api.VantageView{Vantage: "fra", State: "voting", Up: 9, Failing: 4, Noisy: true}, now), "|")
+	if !strings.Contains(noisy, "|NOISY: 4 of the targets that it holds up failed lately|") {
+		t.Error(noisy)
+	}
+	drains := strings.Join(endpointRow(api.EndpointView{Verdict: rota.Draining, Last: rota.Draining, Took: 12 * time.Millisecond, Weight: 3, Share: 10}, now), "|")
+	if !strings.Contains(drains, "|DRAINING|") || !strings.Contains(drains, "|3 (10 %)|") || !strings.Contains(drains, "|12ms|") {
+		t.Error(drains)
+	}
+	if w := statusWords(api.ServiceView{Status: "disabled"}); w != "DISABLED" {
+		t.Error(w)
 	}
 }

@@ -164,7 +164,7 @@ func (a *app) commands() []*cobra.Command {
 		a.importCommand(), a.releaseCommand(), a.refreshCommand(), a.freezeCommand(), a.thawCommand(),
 		a.propagationCommand(), a.drainCommand(),
 		a.overrideCommand("maint", "Take endpoints out while they are worked on", rota.ActionMaintenance),
-		a.forceCommand(), a.readyCommand(), a.registerCommand(), a.deregisterCommand(),
+		a.forceCommand(), a.readyCommand(), a.reportCommand(), a.registerCommand(), a.deregisterCommand(),
 		a.runCommand(), a.agentCommand(), a.demoCommand(), a.clusterCommand(),
 		a.checkCommand(), a.digCommand(), a.reloadCommand(), a.versionCommand(), a.openapiCommand(),
 		a.validateCommand(), a.providerCommand(), a.configCommand(), a.fmtCommand(), a.schemaCommand(),

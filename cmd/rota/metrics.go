@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/rota-dns/rota/internal/cluster"
 	"github.com/rota-dns/rota/internal/link"
 	"github.com/rota-dns/rota/internal/nameserver"
 	"github.com/rota-dns/rota/internal/probe"
@@ -119,6 +120,10 @@ func flag(b bool) float64 {
 }
 
 func (r rooms) cluster(m emitter) {
+	said, _ := r.n.said.Stats()
+	for _, kind := range cluster.SaidRefusals {
+		m.counter("rota_said_refused_total", "What was said of endpoints and refused, by kind.", said[kind], "result", kind)
+	}
 	s := r.n.raft.Status()
 	m.gauge("rota_raft_is_leader", "1 while this node leads.", flag(s.Leading))
 	m.gauge("rota_raft_term", "The term.", float64(s.Term))

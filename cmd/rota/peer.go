@@ -30,6 +30,7 @@ const (
 	fitPath     = "/v1/fit"     // GET: whether the node reaches the DNS
 	renewPath   = "/v1/renew"   // POST a certificate request: a new certificate
 
+	sayPath      = "/v1/say"      // POST a rota.Saying: what is said of an endpoint, on the leader
 	registerPath = "/v1/register" // POST an api.RegisterRequest: an agent's host is there
 )
 
@@ -55,6 +56,11 @@ var failures = []struct {
 	{"foreign", cluster.ErrForeign},
 	{"too-large", cluster.ErrTooLarge},
 	{"conflict", api.ErrConflict},
+	{"said-before", api.ErrSaidBefore},
+	{"said-often", api.ErrSaidOften},
+	{"no-endpoint", rota.ErrNoEndpoint},
+	{"no-saying", rota.ErrNoSaying},
+	{"not-yours", rota.ErrNotYours},
 	{"not-leader", cluster.ErrNotLeader},
 	{"no-leader", cluster.ErrNoLeader},
 	{"closed", cluster.ErrClosed},
@@ -285,6 +291,7 @@ func (n *node) serve() error {
 	mux.HandleFunc("POST "+appendPath, n.membersOnly(peerAsked(maxForwarded, n.appendFor)))
 	mux.HandleFunc("POST "+commandPath, n.membersOnly(peerAsked(maxAsked, n.commandFor)))
 	mux.HandleFunc("POST "+registerPath, n.registerFor)
+	mux.HandleFunc("POST "+sayPath, n.membersOnly(peerAsked(maxAsked, n.sayFor)))
 	mux.HandleFunc("POST "+joinPath, peerAsked(maxAsked, n.takeIn))
 	mux.HandleFunc("GET "+nodePath, peerAsked(maxAsked, n.describe))
 	mux.HandleFunc("GET "+fitPath, n.membersOnly(peerAsked(maxAsked, n.fitFor)))

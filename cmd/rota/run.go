@@ -132,6 +132,7 @@ type node struct {
 	doubt     *doubter         // why this vantage abstains
 	raft      *cluster.Node
 	inbox     *cluster.Inbox
+	said      *cluster.Said
 	prober    *probe.Prober
 	dns       *nameserver.Server // nil: answers no queries
 	outside   *fromOutside
@@ -253,7 +254,7 @@ func (n *node) open(cfg *config.Config) error {
 		return err
 	}
 	n.current.Store(&inForce{cfg: cfg, publishers: publishers, since: time.Now(), replaced: make(chan struct{})})
-	n.inbox = cluster.NewInbox(n.raft, nil)
+	n.inbox, n.said = cluster.NewInbox(n.raft, nil), cluster.NewSaid(n.raft)
 	if n.net != nil {
 		n.net.node.Store(n.raft)
 		if err := n.serve(); err != nil {
@@ -432,6 +433,7 @@ func (n *node) lead(ctx context.Context) error {
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return n.raft.Judge(ctx) })
+		g.Go(func() error { n.said.Run(ctx); return nil })
 		g.Go(func() error { return n.publish(ctx, term) })
 		g.Go(func() error { return n.keepVantages(ctx) })
 		g.Go(func() error { return n.watchFitness(ctx) })

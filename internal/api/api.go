@@ -53,6 +53,10 @@ type Options struct {
 	// Propagation asks every server for a name, and proves gone, when set, gone. It wraps ErrUnseen.
 	Propagation func(ctx context.Context, name rota.Name, gone string) ([]Propagation, error)
 
+	// Say brings to the leader what is said of an endpoint; nil: nobody hears it. It wraps ErrNoLeader, ErrSaidBefore, ErrSaidOften, or what
+	// rota.State.Said said.
+	Say func(ctx context.Context, x rota.Saying) error
+
 	Frozen func() *rota.Freeze                  // this node by itself; nil: it is not
 	Freeze func(f rota.Freeze, here bool) error // freezes this node, with nobody's help; with here not for the cluster's sake
 	Thaw   func(actor string) error             // ends that; nil error when it was not frozen
@@ -116,6 +120,9 @@ func New(o Options) (*Server, error) {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Say == nil {
+		o.Say = func(context.Context, rota.Saying) error { return ErrNoLeader }
 	}
 	if o.Now == nil {
 		o.Now = time.Now

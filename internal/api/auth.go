@@ -22,7 +22,7 @@ type Role uint8
 // The roles, weakest first; each may do what those before it may, but for RoleAgent's business, which is RoleOperator's too.
 const (
 	RoleNone      Role = iota
-	RoleAgent          // register the host that its token is named after, and nothing else
+	RoleAgent          // register the host that its token is named after, speak for endpoints that name it, and nothing else
 	RoleAnonymous      // over TCP without a token, where anonymous reads are allowed
 	RoleViewer         // read everything
 	RoleOperator       // override endpoints

@@ -182,6 +182,7 @@ func (s *Server) routes(a huma.API) {
 	}, s.reload)
 
 	s.registerRoutes(a)
+	s.sayRoutes(a)
 	s.witnessRoutes(a)
 	s.clusterRoutes(a)
 

@@ -229,10 +229,10 @@ func (v *view) health(e *rota.Endpoint, out *EndpointView) {
 		return
 	}
 	out.Verdict, out.Since = worst.Status, worst.Since
-	q, spec := v.Spec().Quorum, v.Spec()
 	votes := v.votes(worst.Target)
+	var q rota.Quorum
+	q, out.Votes.Of = v.Ballot(worst.Target)
 	out.Votes.For = q.Behind(votes, worst.Status)
-	out.Votes.Of = q.Voices(spec.Vantages)
 	out.Votes.Need, _ = q.Votes(out.Votes.Of)
 	for _, vote := range votes {
 		if vote.Status != worst.Status && (worst.Status != rota.Down || vote.Status != rota.Draining) {

@@ -110,8 +110,9 @@ func (j *judge) moved(s *rota.State, reports []*rota.Report, now time.Time) (tar
 	maxAge := cmp.Or(s.Spec().Quorum.MaxAge, rota.DefaultMaxAge)
 	next := make(map[string]heard, len(reports))
 	for _, r := range reports {
-		h := heard{r, now.Sub(r.At) <= maxAge}
-		if h.fresh {
+		own := r.Vantage == rota.OwnAgent // of which each opinion has an age of its own
+		h := heard{r, own || now.Sub(r.At) <= maxAge}
+		if h.fresh && !own {
 			wake = earlier(wake, r.At.Add(maxAge+1))
 		}
 		next[r.Vantage] = h

@@ -37,7 +37,7 @@ func (n *Node) hear(r *rota.Report) {
 func (n *Node) dispensable(rs []*rota.Report) int {
 	gone := -1
 	for i, r := range rs {
-		if n.given(r.Vantage) == nil && (gone < 0 || r.At.Before(rs[gone].At)) {
+		if r.Vantage != rota.OwnAgent && n.given(r.Vantage) == nil && (gone < 0 || r.At.Before(rs[gone].At)) {
 			gone = i
 		}
 	}

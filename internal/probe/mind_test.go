@@ -118,7 +118,8 @@ func TestScheduleLazy(t *testing.T) {
 			w.mu.Lock()
 			first := w.started[target.ID][slices.IndexFunc(w.started[target.ID], func(at time.Duration) bool { return at >= 20*time.Minute })]
 			w.mu.Unlock()
-			if first > 20*time.Minute+11*time.Second || !all(g, 1, 11) {
+			// From the first probe on it finds its place in the grid, which may come soon after.
+			if first > 20*time.Minute+11*time.Second || g[0] > 11 || !all(g[1:], 9, 11) {
 				t.Fatalf("something depends on it again: first %v after, then %v", first-20*time.Minute, g)
 			}
 		}

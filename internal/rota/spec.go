@@ -224,6 +224,9 @@ func compile(s Spec, hosts []*registered) (*compiled, error) {
 // voters reports what is wrong with who may vote. A vantage named twice would have two voices.
 func (s Spec) voters() []error {
 	var errs []error
+	if slices.ContainsFunc(s.Vantages, func(v Vantage) bool { return v.Name == OwnAgent }) {
+		errs = append(errs, fmt.Errorf("a vantage is named %s, which stands for endpoints' own agents", OwnAgent))
+	}
 	if len(s.Vantages) > 0 {
 		// Too few voices are no contradiction: a cluster grows node by node, and shrinks when one is lost.
 		if _, err := s.Quorum.Votes(s.Quorum.Voices(s.Vantages)); err != nil && !errors.Is(err, ErrFewVoices) {

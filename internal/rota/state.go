@@ -658,21 +658,14 @@ func texts(as []netip.Addr) []string {
 // vantages that are not configured are not heard. now is the receiver's clock. Its cost is least when targets are sorted.
 func (s *State) Judge(targets []TargetID, reports []*Report, now time.Time) []Verdict {
 	c := s.compiled()
-	voices := c.spec.Quorum.Voices(c.spec.Vantages)
-	if _, err := c.spec.Quorum.Votes(voices); err != nil {
-		return nil // nobody is configured to vote, or too few are
-	}
-	voters := s.voters(reports, now)
-	votes := make([]Vote, len(voters))
+	b := s.ballots(reports, now)
 	var changed []Verdict
 	for _, id := range targets {
 		if len(c.uses[id]) == 0 {
 			continue
 		}
-		for i := range voters {
-			votes[i] = voters[i].vote(id)
-		}
-		if v, ok := c.spec.Quorum.decide(s.Verdict(id), votes, voices, now); ok {
+		votes, q, voices := b.take(id)
+		if v, ok := q.decide(s.Verdict(id), votes, voices, now); ok {
 			v.Votes = slices.Clone(votes)
 			changed = append(changed, v)
 		}
@@ -680,30 +673,20 @@ func (s *State) Judge(targets []TargetID, reports []*Report, now time.Time) []Ve
 	return changed
 }
 
-// Votes returns what each configured vantage holds of a target, sorted by vantage.
+// Votes returns what each configured vantage holds of a target, sorted by vantage; of one that nobody asks, what OwnAgent says.
 func (s *State) Votes(id TargetID, reports []*Report, now time.Time) []Vote {
-	voters := s.voters(reports, now)
-	votes := make([]Vote, len(voters))
-	for i := range voters {
-		votes[i] = voters[i].vote(id)
-	}
+	votes, _, _ := s.ballots(reports, now).take(id)
 	return votes
 }
 
 // Heard reports whether enough vantages hold an opinion at now, whatever it is, of every target that decides about a service, and the state
 // has taken in what they call for: what it says of the service then rests on what is seen, and not only on what was remembered.
 func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
-	v, q := s.Service(n), s.compiled().spec.Quorum
+	v := s.Service(n)
 	if v == nil {
 		return false
 	}
-	voices := q.Voices(s.compiled().spec.Vantages)
-	need, err := q.Votes(voices)
-	if err != nil {
-		return false
-	}
-	voters := s.voters(reports, now)
-	votes := make([]Vote, len(voters))
+	b := s.ballots(reports, now)
 	for i := range v.Endpoints {
 		e := &v.Endpoints[i]
 		for _, u := range e.Checks {
@@ -711,10 +694,9 @@ func (s *State) Heard(n Name, reports []*Report, now time.Time) bool {
 				continue
 			}
 			id := e.Target(u).ID
-			for j := range voters {
-				votes[j] = voters[j].vote(id)
-			}
-			if q.Tally(votes, Up)+q.Behind(votes, Down) < need {
+			votes, q, voices := b.take(id)
+			need, err := q.Votes(voices)
+			if err != nil || q.Tally(votes, Up)+q.Behind(votes, Down) < need {
 				return false
 			}
 			if _, behind := q.decide(s.Verdict(id), votes, voices, now); behind {

@@ -186,6 +186,20 @@ func (s *State) voters(reports []*Report, now time.Time) []voter {
 	return out
 }
 
+// ballots returns who votes on what.
+func (s *State) ballots(reports []*Report, now time.Time) *ballots {
+	b := &ballots{vantages: s.voters(reports, now)}
+	b.quorum, b.voices = s.compiled().spec.Quorum, s.compiled().spec.Quorum.Voices(s.compiled().spec.Vantages)
+	agent := voter{Vantage: Vantage{Name: OwnAgent}, why: "nothing was said"}
+	for _, r := range reports {
+		if r != nil && r.Vantage == OwnAgent {
+			agent.opinions, agent.why = r.Opinions, ""
+		}
+	}
+	b.agent = []voter{agent}
+	return b
+}
+
 // opinion returns the voter's opinion of a target, or nil. Asked for one after the other in order, each costs one comparison.
 func (v *voter) opinion(id TargetID) *Opinion {
 	if v.next >= len(v.opinions) || v.opinions[v.next].Target != id {
@@ -206,7 +220,9 @@ func (v *voter) vote(id TargetID) Vote {
 	}
 	o := v.opinion(id)
 	if o == nil {
-		out.Reason = notProbed
+		if out.Reason = notProbed; v.Name == OwnAgent {
+			out.Reason = "nothing was said"
+		}
 		return out
 	}
 	if o.Status <= Draining {

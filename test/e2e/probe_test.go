@@ -309,17 +309,26 @@ func TestNoDescriptors(t *testing.T) {
 	c.until("what dies from then on leaves", c.without(c.endpoints[1]))
 }
 
-// P20: the process is stopped for longer than every timeout, with probes under way. Nothing changes when it goes on.
+// P20: the process is stopped for longer than every timeout, with probes under way: answers take half of a timeout and are lost
+// meanwhile, and one failure is enough for a verdict. Nothing changes when it goes on.
 func TestPaused(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, alone(shape{endpoints: 3, bind: true}))
+	c := startCluster(t, alone(shape{endpoints: 3, bind: true, pace: "interval: 4s, timeout: 4s, fast_interval: 2s, fall: 1, rise: 1, ok: 1"}))
 	n := c.nodes[0]
+	var ways []way
+	for _, e := range c.endpoints {
+		ways = append(ways, both(n.place, e.place)...)
+	}
+	c.set(func(f fault) fault { f.delay = 500 * time.Millisecond; return f }, ways...)
+	lost := func(cut bool) { c.set(func(f fault) fault { f.cut = cut; return f }, ways...) }
 	for round := range 3 {
 		before := c.applied()
 		c.byNode[n].excuse(true)
 		c.hold(c.all...)
 		n.signal(t, syscall.SIGSTOP)
+		lost(true)
 		time.Sleep(8 * time.Second)
+		lost(false)
 		n.signal(t, syscall.SIGCONT)
 		c.answersAgain(n)
 		time.Sleep(several)
