@@ -540,8 +540,23 @@ func (q *question) judge(a answer) finding {
 			return down(rota.ClassBody, "%v", err)
 		}
 	}
-	b := append(make([]byte, 0, 16), "status "...)
-	return finding{status: rota.Up, class: rota.ClassOK, reason: string(strconv.AppendInt(b, int64(a.status), 10))}
+	return finding{status: rota.Up, class: rota.ClassOK, reason: q.said(a.status)}
+}
+
+// said is the reason of a success: the same string for all targets that answer with the same status, as most do.
+func (q *question) said(status int) string {
+	last := q.lastSaid.Load()
+	if last == nil || last.status != status {
+		last = &said{status, "status " + strconv.Itoa(status)}
+		q.lastSaid.Store(last)
+	}
+	return last.text
+}
+
+// said is a status and its words.
+type said struct {
+	status int
+	text   string
 }
 
 func ranges(rs []rota.StatusRange) string {

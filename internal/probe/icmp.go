@@ -481,7 +481,12 @@ func (r *run) echo(ctx context.Context, count, enough int) finding {
 		return r.socketFault(ctx, err)
 	}
 	gap := max(min(time.Second, r.q.check.Timeout/time.Duration(2*count)), 1)
-	var log []byte
+	var start [64]byte // of the log; more takes memory
+	log := start[:0]
+	note := func(what string, after time.Duration, rest string) {
+		log = append(append(log, what...), " after "...)
+		log = append(append(append(log, after.Round(time.Microsecond).String()...), rest...), '\n')
+	}
 	answers := make(chan result, count) // shared by all requests: each is answered at most once
 	var numbers [rota.MaxCount]uint64
 	sent, got, failed, failure := 0, 0, 0, ""
@@ -505,11 +510,12 @@ func (r *run) echo(ctx context.Context, count, enough int) finding {
 		case bounded && a.at.After(deadline): // it was there to be looked at, but too late
 		case a.failure == "":
 			got++
-			log = append(log, "reply "+strconv.Itoa(got)+" after "+a.at.Sub(begun).Round(time.Microsecond).String()+"\n"...)
+			log = strconv.AppendInt(append(log, "reply "...), int64(got), 10)
+			note("", a.at.Sub(begun), "")
 		default:
 			failed++
 			failure = a.failure
-			log = append(log, "error after "+a.at.Sub(begun).Round(time.Microsecond).String()+": "+failure+"\n"...)
+			note("error", a.at.Sub(begun), ": "+failure)
 		}
 	}
 	for next := begun; got < enough && got+failed < count && unsent == nil; {

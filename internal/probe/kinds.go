@@ -57,6 +57,7 @@ type question struct {
 	unusable     error // why it can never be asked
 	worded       bool  // its HTTP request is the same for all addresses, but for the host
 	wordings     wordings
+	lastSaid     atomic.Pointer[said]
 
 	material atomic.Pointer[material] // of handshakes, as last read
 }

@@ -77,7 +77,7 @@ type Prober struct {
 	exec        func(context.Context, ExecCommand) (ExecResult, error)
 	probe       func(context.Context, *entry, *pinger) *Trace // tests of the schedule put it in the place of observe; nil otherwise
 
-	keepable int64 // connections that may outlive a probe, at most
+	keepable int64 // connections that may outlive a probe, at most: a quarter of the descriptors is for others
 
 	// Shared by pointer.
 	keeping atomic.Int64 // connections that outlive a probe
@@ -114,7 +114,7 @@ func New(o Options) *Prober {
 		userAgent: cmp.Or(o.UserAgent, "rota"), secret: newSecrets(o.Secret).get, exec: o.Exec,
 		set: make(chan struct{}, 1), changed: make(chan struct{}),
 		history: newHistory(o.History), stats: newTally(),
-		keepable: int64(descriptors() / 4),
+		keepable: int64(max(descriptors()/4*3-o.Concurrency, 0)),
 	}
 	p.report.Store(&rota.Report{Vantage: p.vantage, Opinions: []*rota.Opinion{}})
 	return p

@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -64,6 +65,8 @@ const (
 	pause = time.Second
 	// While probes are in flight it wakes at least this often, so that a stop is noticed.
 	heartbeat = time.Second
+	// After so many starts in a row the engine has its turn: what is answered at once then makes room, in the processor's cache too.
+	burst = 64
 	// Reports are at least this far apart, and a microsecond a target more, so that building them stays a small part of the work.
 	reportGap = 5 * time.Millisecond
 )
@@ -149,8 +152,11 @@ func (s *scheduler) run(ctx context.Context) {
 // step starts what is due, makes the report if it is time, and returns how long nothing else needs to be done.
 func (s *scheduler) step(ctx context.Context) time.Duration {
 	now := s.now()
-	for len(s.waiting) > 0 && s.waiting[0].due <= now && s.flying < s.p.concurrency {
+	for n := 1; len(s.waiting) > 0 && s.waiting[0].due <= now && s.flying < s.p.concurrency; n++ {
 		s.start(ctx, heap.Pop(&s.waiting).(*entry), now)
+		if n%burst == 0 {
+			runtime.Gosched() // with one processor, the engine goes on with these
+		}
 	}
 	wait := time.Hour
 	if s.flying > 0 {

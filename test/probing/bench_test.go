@@ -23,7 +23,7 @@ import (
 
 var full = flag.Bool("full", false, "measure with 10,000 and 100,000 targets, for minutes; else with few, to see that everything runs")
 
-var only = flag.String("only", "", "measure the rates of this alone: http, kept, tcp, icmp or https")
+var only = flag.String("only", "", "measure this alone: the rates of http, kept, tcp, icmp or https, or the load of many targets")
 
 // size is how much is measured.
 type size struct {
@@ -89,10 +89,16 @@ func BenchmarkBeside(b *testing.B) {
 	x.target = x.own(targetCore, "target")
 	var c counts
 	x.target.ask(x.id, &c)
-	x.rates()
-	if *only != "" {
+	switch *only {
+	case "":
+	case "load":
+		x.load()
+		return
+	default:
+		x.rates()
 		return
 	}
+	x.rates()
 	x.memory(x.load())
 	x.trouble()
 }
