@@ -765,6 +765,7 @@ func TestRedirectNeverLeavesTLS(t *testing.T) {
 func FuzzPlainAnswer(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 2\r\n\r\nok"), "server")
 	f.Add([]byte("HTTP/1.1 503\r\ncontent-length:2 \r\nrota-drain: 1\r\nRota-Drain:\t2\r\nconnection: Close\r\n\r\nokay"), "Rota-Drain")
+	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokay"), "X")
 	f.Add([]byte("HTTP/1.1 200 OK\r\nPragma: no-cache\r\nContent-Length: 0\r\n\r\n"), "Cache-Control")
 	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nokay"), "X")
 	f.Add([]byte("HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\nok"), "X")
