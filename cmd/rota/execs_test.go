@@ -21,6 +21,8 @@ import (
 func plugin(t *testing.T, dir, name, script string) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
+	syscall.ForkLock.RLock() // a child of another test would keep the file open for writing, and it could not be run (ETXTBSY)
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}

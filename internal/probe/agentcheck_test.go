@@ -55,9 +55,9 @@ func TestAgentCheck(t *testing.T) {
 		{"NUL", says("up\x00\n"), rota.Check{}, "unknown exporter: agent: its line has a NUL byte"},
 		{"endless", flood("", "down "), rota.Check{Send: "\r\n"}, fmt.Sprintf("unknown exporter: agent: no end of line in its first %d bytes", maxAgentLine)},
 		{"closes", func(net.Conn) {}, rota.Check{}, "unknown exporter: answer: closed by the target"},
-		{"silent", silent, rota.Check{Timing: short}, "unknown exporter: answer: not done within 150ms"},
-		{"silent is down", silent, rota.Check{Timing: short, OnError: rota.Down}, "down timeout: answer: not done within 150ms"},
-		{"drips", drip("", "u"), rota.Check{Send: "\r\n", Timing: short}, "unknown exporter: answer: not done within 150ms"},
+		{"silent", silent, rota.Check{Timing: short}, "unknown exporter: answer: not done within 500ms"},
+		{"silent is down", silent, rota.Check{Timing: short, OnError: rota.Down}, "down timeout: answer: not done within 500ms"},
+		{"drips", drip("", "u"), rota.Check{Send: "\r\n", Timing: short}, "unknown exporter: answer: not done within 500ms"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

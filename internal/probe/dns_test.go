@@ -103,7 +103,7 @@ func TestDNS(t *testing.T) {
 	cut := with(truncate)
 	whole := stream(func(c net.Conn, q []byte) { _, _ = c.Write(frame(replyTo(t, q, nil, records...))) })
 	ignored := func(why string) string {
-		return "down protocol: answer: none that fits within 150ms; 1 ignored, the last " + why
+		return "down protocol: answer: none that fits within 500ms; 1 ignored, the last " + why
 	}
 	for _, c := range []struct {
 		name   string
@@ -124,7 +124,7 @@ func TestDNS(t *testing.T) {
 		{"NXDOMAIN", with(rcode(dns.RcodeNameError)), nil, rota.Check{RCode: "NOERROR,REFUSED"}, "down dns: answered NXDOMAIN, want NOERROR or REFUSED"},
 		{"unknown code", with(rcode(14)), nil, rota.Check{}, "down dns: answered RCODE14, want NOERROR"},
 		{"other case", with(func(m *dns.Msg) { m.Question[0].Name = "WwW.eXample.ORG." }, records...), nil, rota.Check{}, "up ok: answered NOERROR, 2 records"},
-		{"silent", func([]byte, net.Addr, reply) {}, nil, rota.Check{Timing: short}, "down timeout: answer: not done within 150ms"},
+		{"silent", func([]byte, net.Addr, reply) {}, nil, rota.Check{Timing: short}, "down timeout: answer: not done within 500ms"},
 		{"other id", bad(func(b []byte) []byte { b[1]++; return b }), nil, rota.Check{Timing: short}, ignored("has another id")},
 		{"other name", with(func(m *dns.Msg) { m.Question[0].Name = "db.example.org." }), nil, rota.Check{Timing: short}, ignored("answers another question, with NOERROR")},
 		{"other type", with(func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeAAAA }), nil, rota.Check{Timing: short}, ignored("answers another question, with NOERROR")},
@@ -165,7 +165,7 @@ func TestDNS(t *testing.T) {
 				_, _ = c.WriteTo(replyTo(t, q, nil, records...), from)
 				c.Close()
 			}
-		}, nil, rota.Check{Timing: short}, "down timeout: answer: not done within 150ms"},
+		}, nil, rota.Check{Timing: short}, "down timeout: answer: not done within 500ms"},
 		{"truncated", cut, whole, rota.Check{Expect: `192\.0\.2\.2`}, "up ok: answered NOERROR, 2 records"},
 		{"truncated, no tcp", cut, nil, rota.Check{}, "down refused: connect: refused"},
 		{"tcp", func([]byte, net.Addr, reply) { t.Error("asked by udp") }, whole, rota.Check{Transport: "tcp"}, "up ok: answered NOERROR, 2 records"},
@@ -174,8 +174,8 @@ func TestDNS(t *testing.T) {
 		{"tcp truncated", good, stream(func(c net.Conn, q []byte) { _, _ = c.Write(frame(replyTo(t, q, truncate))) }), rota.Check{Transport: "tcp"}, "down protocol: answer: cut off (TC) although it came by TCP"},
 		{"tcp, other id", good, stream(func(c net.Conn, q []byte) { q[0]++; _, _ = c.Write(frame(replyTo(t, q, nil))) }), rota.Check{Transport: "tcp"}, "down protocol: answer: it has another id"},
 		{"tcp, nothing", good, stream(func(c net.Conn, _ []byte) { _, _ = c.Write(frame(nil)) }), rota.Check{Transport: "tcp"}, "down protocol: answer: it has 0 bytes"},
-		{"tcp, not dns", good, answers("HTTP/1.1 400 Bad Request\r\n\r\n"), rota.Check{Transport: "tcp", Timing: short}, "down timeout: answer: not done within 150ms"},
-		{"tcp silent", good, silent, rota.Check{Transport: "tcp", Timing: short}, "down timeout: answer: not done within 150ms"},
+		{"tcp, not dns", good, answers("HTTP/1.1 400 Bad Request\r\n\r\n"), rota.Check{Transport: "tcp", Timing: short}, "down timeout: answer: not done within 500ms"},
+		{"tcp silent", good, silent, rota.Check{Transport: "tcp", Timing: short}, "down timeout: answer: not done within 500ms"},
 		{"tcp drips", good, stream(func(c net.Conn, q []byte) {
 			for _, b := range frame(replyTo(t, q, nil, records...)) {
 				time.Sleep(10 * time.Millisecond)
@@ -183,7 +183,7 @@ func TestDNS(t *testing.T) {
 					return
 				}
 			}
-		}), rota.Check{Transport: "tcp", Timing: short}, "down timeout: answer: not done within 150ms"},
+		}), rota.Check{Transport: "tcp", Timing: short}, "down timeout: answer: not done within 500ms"},
 		{"tcp, many", good, stream(func(c net.Conn, q []byte) {
 			// 4,000 records whose names are pointers to the longest there is: 64 KiB that are megabytes when written out.
 			m := replyTo(t, q, nil)[:len(q)-11] // without the OPT
@@ -300,7 +300,7 @@ func TestDNSPeers(t *testing.T) {
 			}
 			s.Signal(syscall.SIGSTOP) // which takes a moment until it has reached every thread
 			stopped := dns("www.example.org.", func(c *rota.Check) { c.Timeout = hasty })
-			for deadline := time.Now().Add(patient); verdict(ask(t, Options{}, at, stopped)) != "down timeout: answer: not done within 150ms"; {
+			for deadline := time.Now().Add(patient); verdict(ask(t, Options{}, at, stopped)) != "down timeout: answer: not done within 500ms"; {
 				if time.Now().After(deadline) {
 					t.Fatal("a name server that is stopped is not seen as that")
 				}

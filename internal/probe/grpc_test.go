@@ -83,7 +83,7 @@ func TestGRPC(t *testing.T) {
 	expect(t, Options{}, grpcServer(t, func(*grpc.Server) {}), check(""), "down protocol: the server does not implement grpc.health.v1.Health: unknown service grpc.health.v1.Health")
 	hung := check("")
 	hung.Timing = rota.Timing{Timeout: hasty}
-	expect(t, Options{}, grpcServer(t, func(s *grpc.Server) { grpc_health_v1.RegisterHealthServer(s, hanging{}) }), hung, "down timeout: call: not done within 150ms")
+	expect(t, Options{}, grpcServer(t, func(s *grpc.Server) { grpc_health_v1.RegisterHealthServer(s, hanging{}) }), hung, "down timeout: call: not done within 500ms")
 	long := check(strings.Repeat("x", maxService+1))
 	expect(t, Options{}, at, long, "unknown : the check cannot be asked: service: want at most 255 bytes of text")
 }
@@ -306,8 +306,8 @@ func TestGRPCHostile(t *testing.T) {
 		{"junk", says(strings.Repeat("\x00\x00\x04\x00\x00\x00\x00\x00\x00abcd", 10)), rota.Check{}, "down protocol: call: connection error: PROTOCOL_ERROR"},
 		{"HTTP/1", answers("HTTP/1.1 400 Bad Request\r\n\r\n"), rota.Check{}, "down protocol: call: the target speaks HTTP/1, not HTTP/2"},
 		{"closes", func(net.Conn) {}, rota.Check{}, "down reset: "},
-		{"silent", silent, rota.Check{Timing: short}, "down timeout: call: not done within 150ms"},
-		{"silent after its head", h2(func(f *http2.Framer, block func(...string) []byte) { headers(f, block(ok...), false) }), rota.Check{Timing: short}, "down timeout: call: not done within 150ms"},
+		{"silent", silent, rota.Check{Timing: short}, "down timeout: call: not done within 500ms"},
+		{"silent after its head", h2(func(f *http2.Framer, block func(...string) []byte) { headers(f, block(ok...), false) }), rota.Check{Timing: short}, "down timeout: call: not done within 500ms"},
 		{"drips", func(c net.Conn) {
 			for i := 0; ; i++ {
 				if _, err := c.Write([]byte{"\x00\x00\x08\x06\x00\x00\x00\x00\x00 a ping "[i%17]}); err != nil {
@@ -315,7 +315,7 @@ func TestGRPCHostile(t *testing.T) {
 				}
 				time.Sleep(5 * time.Millisecond)
 			}
-		}, rota.Check{Timing: short}, "down timeout: call: not done within 150ms"},
+		}, rota.Check{Timing: short}, "down timeout: call: not done within 500ms"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -105,7 +105,7 @@ func TestHTTP2(t *testing.T) {
 			{"/big", rota.Check{Body: "y"}, `down body: body does not match "y"`},
 			{"/big", rota.Check{MaxBody: rota.LimitMaxBody}, "up ok: status 200"},
 			{"/endless", rota.Check{}, "up ok: status 200"},
-			{"/never", rota.Check{Timing: rota.Timing{Timeout: hasty}}, "down timeout: answer: not done within 150ms"},
+			{"/never", rota.Check{Timing: rota.Timing{Timeout: hasty}}, "down timeout: answer: not done within 500ms"},
 		} {
 			c.check.Kind, c.check.Path, c.check.HTTP2 = kind, c.path, true
 			if kind == rota.KindHTTPS {
@@ -230,7 +230,7 @@ func TestHTTP2Hostile(t *testing.T) {
 		}, rota.Check{Body: "^ok$"}, "up ok: status 200"},
 		{"closing after it", func(w *http2.Framer, _ io.Writer) { _ = w.WriteGoAway(1, 0, nil); head(w, true) }, rota.Check{}, "up ok: status 200"},
 		{"only settings", func(*http2.Framer, io.Writer) {}, rota.Check{}, "down protocol: answer: cut off in the head"},
-		{"silent", func(*http2.Framer, io.Writer) {}, rota.Check{Timing: short}, "down timeout: answer: not done within 150ms"},
+		{"silent", func(*http2.Framer, io.Writer) {}, rota.Check{Timing: short}, "down timeout: answer: not done within 500ms"},
 		{"settings flood", func(w *http2.Framer, _ io.Writer) { ever(func() error { return w.WriteSettings() }) }, rota.Check{}, "down protocol: answer: more than 256 frames that bring nothing"},
 		{"ping flood", func(w *http2.Framer, _ io.Writer) { ever(func() error { return w.WritePing(false, [8]byte{}) }) }, rota.Check{}, "down protocol: answer: more than 256 frames that bring nothing"},
 		{"window flood", func(w *http2.Framer, _ io.Writer) { ever(func() error { return w.WriteWindowUpdate(1, 1) }) }, rota.Check{}, "down protocol: answer: more than 256 frames that bring nothing"},
@@ -309,15 +309,15 @@ func TestHTTP2Hostile(t *testing.T) {
 			head(w, false)
 			ever(func() error { return w.WriteData(1, false, make([]byte, 10_000)) })
 		}, rota.Check{}, "up ok: status 200"},
-		{"drips settings", func(w *http2.Framer, _ io.Writer) { slowly(func() error { return w.WriteSettings() }) }, rota.Check{Timing: short}, "down timeout: answer: not done within 150ms"},
+		{"drips settings", func(w *http2.Framer, _ io.Writer) { slowly(func() error { return w.WriteSettings() }) }, rota.Check{Timing: short}, "down timeout: answer: not done within 500ms"},
 		{"drips a head", func(w *http2.Framer, raw io.Writer) {
 			_, _ = raw.Write([]byte{0, 0x40, 0, 1, 4, 0, 0, 0, 1})
 			slowly(func() error { _, err := raw.Write([]byte{0}); return err })
-		}, rota.Check{Timing: short}, "down timeout: answer: not done within 150ms"},
+		}, rota.Check{Timing: short}, "down timeout: answer: not done within 500ms"},
 		{"drips a body", func(w *http2.Framer, _ io.Writer) {
 			head(w, false)
 			slowly(func() error { return w.WriteData(1, false, []byte("x")) })
-		}, rota.Check{Timing: short}, "down timeout: body: not done within 150ms"},
+		}, rota.Check{Timing: short}, "down timeout: body: not done within 500ms"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

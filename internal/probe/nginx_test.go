@@ -110,7 +110,7 @@ http {
 	expect(t, o, at(plain), body, "up ok: status 200")
 	expect(t, o, at(plain), http("/500"), "down status: status 500, want 200-399")
 	expect(t, o, at(plain), http("/none"), "down status: status 404, want 200-399")
-	expect(t, o, at(plain), slow, "down timeout: body: not done within 150ms")
+	expect(t, o, at(plain), slow, "down timeout: body: not done within 500ms")
 	expect(t, o, at(good), named("www.example.org"), "up ok: status 200")
 	expect(t, o, at(good), named("db.example.org"), "down certificate: certificate is for www.example.org, 127.0.0.1, not db.example.org")
 	expect(t, o, at(old), named("www.example.org"), "down certificate: certificate expired "+now.Add(-24*time.Hour).UTC().Format(time.DateOnly))
@@ -118,7 +118,7 @@ http {
 	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, o, at(plain), stopped, "down timeout: answer: not done within 150ms")
+	expect(t, o, at(plain), stopped, "down timeout: answer: not done within 500ms")
 	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +195,7 @@ http {
 	expect(t, o, secure, stranger, "down status: status 401, want 200-399")
 	expect(t, o, secure, page("/drain"), "draining said: status 503 with Rota-Drain: 1")
 	expect(t, o, secure, page("/none"), "down status: status 404, want 200-399")
-	expect(t, o, secure, slow, "down timeout: body: not done within 150ms")
+	expect(t, o, secure, slow, "down timeout: body: not done within 500ms")
 	expect(t, o, secure, post, "down status: status 413, want 200-399")
 	if tr := expect(t, o, secure, big, "up ok: status 200"); tr.ReceivedSize != 1_100_000 {
 		t.Errorf("%d bytes came", tr.ReceivedSize)

@@ -96,7 +96,7 @@ func testNodeExporter(t *testing.T) {
 			t.Fatal("it answers although it was stopped")
 		}
 	}
-	expect(t, o, at, hung, "unknown exporter: exporter: answer: not done within 150ms")
+	expect(t, o, at, hung, "unknown exporter: exporter: answer: not done within 500ms")
 	n.Signal(syscall.SIGCONT)
 	hung.Timeout = patient
 	expect(t, o, at, hung, "up ok: the rule holds")

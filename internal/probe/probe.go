@@ -51,7 +51,7 @@ type ExecResult struct {
 
 // Defaults of Options.
 const (
-	DefaultConcurrency = 2048
+	DefaultConcurrency = 4096
 	DefaultHistory     = 8192
 )
 

@@ -205,6 +205,7 @@ func TestSoak(t *testing.T) {
 			}
 			f.goroutines = runtime.NumGoroutine() - int(flying.Load())
 			runtime.GC()
+			runtime.GC() // what pools hold lives through one
 			var m runtime.MemStats
 			runtime.ReadMemStats(&m)
 			f.heap = m.HeapAlloc

@@ -312,7 +312,7 @@ func TestOpenSSL(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, kind := range []rota.Kind{rota.KindHTTPS, rota.KindTLS} {
-			expect(t, Options{Roots: ca.roots}, at, rota.Check{Kind: kind, Host: "www.example.org", Timing: rota.Timing{Timeout: hasty}}, "down timeout: tls: not done within 150ms")
+			expect(t, Options{Roots: ca.roots}, at, rota.Check{Kind: kind, Host: "www.example.org", Timing: rota.Timing{Timeout: hasty}}, "down timeout: tls: not done within 500ms")
 		}
 	})
 }

@@ -122,7 +122,7 @@ func reset(c net.Conn) {
 
 const (
 	patient = 20 * time.Second // for probes that must not meet their deadline, on any machine
-	hasty   = 150 * time.Millisecond
+	hasty   = 500 * time.Millisecond
 )
 
 // probeBy probes a target once: as Prober.Once does, unless bothWays says otherwise.
@@ -210,7 +210,7 @@ func testHTTP(t *testing.T) {
 	z := gzip.NewWriter(&zipped)
 	_, _ = z.Write(bytes.Repeat([]byte("status: up\n"), 1<<20))
 	_ = z.Close()
-	late := func(phase string) string { return "down timeout: " + phase + ": not done within 150ms" }
+	late := func(phase string) string { return "down timeout: " + phase + ": not done within 500ms" }
 	for _, c := range []struct {
 		name   string
 		server func(net.Conn)
@@ -429,7 +429,7 @@ func testTCP(t *testing.T) {
 		{"send and expect", redis, rota.Check{Send: "PING\r\n", Expect: `\+PONG`}, "up ok: answer matches"},
 		{"send only", silent, rota.Check{Send: "x"}, "up ok: connected and sent"},
 		{"wrong banner", banner("554 no\r\n"), rota.Check{Expect: "^220 ", Timing: short}, "down body: expect: the answer does not match"},
-		{"silent", silent, rota.Check{Expect: "^220 ", Timing: short}, "down timeout: expect: not done within 150ms"},
+		{"silent", silent, rota.Check{Expect: "^220 ", Timing: short}, "down timeout: expect: not done within 500ms"},
 		{"closes", func(net.Conn) {}, rota.Check{Expect: "^220 "}, "down reset: expect: closed by the target"},
 		{"floods", flood("", "x"), rota.Check{Send: "\r\n", Expect: "y", MaxBody: 1 << 20}, "down body: expect: no match in the first 1048576 bytes"},
 		{"drips", drip("", "x"), rota.Check{Send: "\r\n", Expect: "y", Timing: short}, "down body: expect: the answer does not match"},
@@ -636,7 +636,7 @@ func testTLS(t *testing.T) {
 		{"self-signed", tlsServer(conf(self), ok), rota.Check{Host: host}, "down certificate: certificate is self-signed", ""},
 		{"self-signed, none", tlsServer(conf(self), ok), rota.Check{Host: host, Verify: rota.VerifyNone}, "up ok: status 200", "up ok: handshake, TLS 1.3"},
 		{"TLS 1.0", tlsServer(old10, ok), rota.Check{Host: host}, "down tls: tls: the target offers neither TLS 1.2 nor 1.3", ""},
-		{"stall", silent, rota.Check{Host: host, Timing: rota.Timing{Timeout: hasty}}, "down timeout: tls: not done within 150ms", ""},
+		{"stall", silent, rota.Check{Host: host, Timing: rota.Timing{Timeout: hasty}}, "down timeout: tls: not done within 500ms", ""},
 		{"plain", func(c net.Conn) {
 			_, _ = c.Read(make([]byte, 4096))
 			_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")

@@ -268,7 +268,7 @@ services:
 		eventually(t, "they are believed again", func() bool { return sockets() && believed() })
 	}
 	// At most DefaultConcurrency probes are in flight; what else the process holds open does not depend on the targets.
-	if most > 2048+100 {
+	if most > 4096+100 {
 		t.Errorf("%d descriptors were open at once", most)
 	}
 }
