@@ -180,15 +180,18 @@ func (a *answer) values(name string) []string {
 		return a.header.Values(name)
 	}
 	var values []string
-	for b := a.head; ; {
-		line, rest, _ := bytes.Cut(b, []byte("\r\n"))
-		if len(line) == 0 {
+	for b, rest := a.head, []byte(nil); ; b = rest {
+		var line []byte
+		if line, rest, _ = bytes.Cut(b, []byte("\r\n")); len(line) == 0 {
 			return values
 		}
 		if len(line) > len(name) && line[len(name)] == ':' && len(b) < len(a.head) && strings.EqualFold(string(line[:len(name)]), name) {
-			values = append(values, string(bytes.Trim(line[len(name)+1:], " \t")))
+			v := string(bytes.Trim(line[len(name)+1:], " \t"))
+			if strings.EqualFold(v, "close") && strings.EqualFold(name, "Connection") {
+				continue // net/http keeps that to itself
+			}
+			values = append(values, v)
 		}
-		b = rest
 	}
 }
 

@@ -772,6 +772,7 @@ func FuzzPlainAnswer(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), "X")
 	f.Add([]byte("HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\nok"), "X")
 	f.Add([]byte("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"), "connection")
+	f.Add([]byte("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"), "connection")
 	f.Fuzz(func(t *testing.T, b []byte, name string) {
 		const limit = 100
 		got, rest := plainAnswer(bytes.NewReader(b), "GET", limit, new(room), func() {})
