@@ -219,6 +219,10 @@ func (k *Said) Run(ctx context.Context) {
 			case <-ctx.Done():
 			case <-time.After(coalesce):
 				k.mu.Lock()
+				select {
+				case <-k.moved: // it is in what is shown now
+				default:
+				}
 				k.show()
 				k.mu.Unlock()
 			}
